@@ -1,0 +1,133 @@
+// Contract of every CPU kernel: raw pointers, sizes, strides, no allocation, no threads, no errors.
+// Callers (src/backend/cpu) split the index range [begin, end) over threads; no split changes a bit,
+// since each output element is computed whole by one call. `kernels/ref` is the scalar oracle of
+// the same contract, `kernels/cpu` the fast bodies, compiled once per instruction set.
+//
+// Numbers (docs/ARCHITECTURE.md, "Numbers"): activations are float32; each output of a matrix
+// product is one float32 accumulator in ascending k, whatever the number of rows, so that a row's bits
+// do not depend on its batch-mates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/include/dtype.h"
+#include "kernels/include/pack.h"
+
+namespace stagecoach {
+
+// y (rows, out) = x (rows, in) · Wᵀ [+ bias] [+ y]. W: (out, in) in kPanels16.
+struct MatmulArgs {
+  const float* x;
+  std::int64_t x_stride;  // elements between rows of x
+  const std::byte* weight;
+  DType weight_type;
+  const float* bias;  // (out) or null
+  float* y;
+  std::int64_t y_stride;
+  std::int64_t rows, in, out;
+  bool accumulate;  // y += instead of y =; the product (with bias) is complete before y is added
+};
+
+// LayerNorm: (x − mean) / sqrt(var + eps) · weight [+ bias], biased variance (Ba et al. 2016).
+// RMSNorm: x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019).
+enum class NormKind : std::uint8_t { kLayerNorm, kRmsNorm };
+struct NormArgs {
+  const float* x;       // (rows, cols)
+  const float* weight;  // (cols)
+  const float* bias;    // (cols) or null
+  float* y;             // (rows, cols)
+  std::int64_t rows, cols;
+  float epsilon;
+  NormKind kind;
+};
+
+// Rotary embedding, half-split style, in place: for head h and i < rotary_dim / 2,
+// (x[i], x[i + rotary_dim/2]) is rotated by angle position · inv_freq[i] (Su et al. 2021).
+// cos, sin: (rows, rotary_dim / 2), see rotary_table.
+struct RotaryArgs {
+  float* x;  // (rows, heads · head_dim), rows x_stride apart
+  std::int64_t x_stride;
+  const float* cos;
+  const float* sin;
+  std::int64_t rows, heads, head_dim, rotary_dim;
+};
+
+// Keys and values of one layer live in pages of kKvPageTokens positions, anchored at position 0:
+//   key page    (kv_heads, head_dim, kKvPageTokens): transposed, so scores vectorise over keys
+//   value page  (kv_heads, kKvPageTokens, head_dim)
+inline constexpr std::int64_t kKvPageTokens = 64;
+
+// A run of consecutive positions of one sequence inside a batch of rows.
+struct KvSpan {
+  std::int64_t row;       // first row in the batch
+  std::int64_t rows;      // number of rows
+  std::int64_t position;  // position of the first row in its sequence
+  float* const* key_pages;    // page p holds positions [64p, 64p + 64)
+  float* const* value_pages;
+};
+
+// Writes rows of k and v, both (rows, kv_heads · head_dim), into the pages of their spans.
+struct AppendKvArgs {
+  const float* k;
+  const float* v;
+  std::int64_t stride;  // elements between rows, of k and of v
+  const KvSpan* spans;
+  std::int64_t num_spans;
+  std::int64_t kv_heads, head_dim;
+};
+
+// Causal attention with grouped-query heads: query head h reads kv head h / (heads / kv_heads).
+// Online softmax (Milakov & Gimelshein 2018) over key blocks of one page, anchored at position 0: the
+// order of every sum depends on the position alone. out: (rows, heads · head_dim).
+struct AttentionArgs {
+  const float* q;
+  std::int64_t q_stride;
+  float* out;
+  std::int64_t out_stride;
+  const KvSpan* spans;
+  std::int64_t num_spans;
+  std::int64_t heads, kv_heads, head_dim;
+  float scale;
+};
+
+enum class Activation : std::uint8_t { kGeluTanh, kGeluErf, kRelu, kSilu };
+
+// y[i] = activation(x[i]) [· up[i]] over `count` elements; y may be x.
+struct ActivationArgs {
+  const float* x;
+  const float* up;  // gated MLPs; else null
+  float* y;
+  std::int64_t count;
+  Activation kind;
+};
+
+// One table per instruction set. [begin, end) counts what the comment says.
+struct KernelTable {
+  const char* isa;  // "avx512", "avx2", "scalar"
+  void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end);      // panels of 16 outputs
+  void (*norm)(const NormArgs&, std::int64_t begin, std::int64_t end);          // rows
+  void (*rotary)(const RotaryArgs&, std::int64_t begin, std::int64_t end);      // rows
+  void (*append_kv)(const AppendKvArgs&, std::int64_t begin, std::int64_t end); // kv heads
+  void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end);// query heads
+  void (*activation)(const ActivationArgs&, std::int64_t begin, std::int64_t end);  // elements
+};
+
+// The oracle: plain scalar C++, double accumulation, no blocking. Compared within tolerance.
+const KernelTable& reference_kernels();
+
+// Instruction sets that this build has and this processor can run, best first; "scalar" is last and
+// always there. `kernel_table` returns null for a name that is not among them.
+struct IsaList {
+  const char* names[8];
+  int count;
+};
+IsaList supported_isas();
+const KernelTable* kernel_table(const char* isa);
+
+// cos and sin of positions[r] · inv_freq[i], the product rounded to float32 as Hugging Face does.
+// cos, sin: (rows, half) float32.
+void rotary_table(const std::int64_t* positions, std::int64_t rows, const float* inv_freq,
+                  std::int64_t half, float* cos, float* sin);
+
+}  // namespace stagecoach

@@ -1,0 +1,85 @@
+// The device seam: CPU and CUDA meet here and nowhere else. Ops are asynchronous in principle (a CUDA
+// backend queues them on its stream): results may be read after download() or synchronize().
+//
+// Pointers are the device's own; sizes are in elements unless they say bytes. Contracts of the
+// mathematics stand in kernels/include/ops.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/tensor_view.h"
+#include "kernels/include/ops.h"
+
+namespace stagecoach {
+
+class Backend;
+
+// Device memory, owned. Aligned to 64 bytes at least, zeroed.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Backend* backend, std::byte* data, std::int64_t bytes) : backend_(backend), data_(data), bytes_(bytes) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer();
+
+  std::byte* data() const { return data_; }
+  float* f32() const { return reinterpret_cast<float*>(data_); }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  Backend* backend_ = nullptr;
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;  // "cpu"
+  virtual std::string isa() const = 0;   // "avx2": results are bit-identical between ranks of equal isa
+  virtual int threads() const = 0;
+
+  virtual Buffer allocate(std::int64_t bytes) = 0;
+  virtual void upload(std::byte* device, std::span<const std::byte> host) = 0;
+  virtual void download(std::span<std::byte> host, const std::byte* device) = 0;  // synchronises
+  virtual void synchronize() = 0;
+
+  // out (n, table.cols) = rows `ids` of a table in any layout; accumulate: out += .
+  // ids are host memory and in range (the caller checked).
+  virtual void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
+                           bool accumulate) = 0;
+  // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs.
+  virtual void matmul(const MatmulArgs& args) = 0;
+  virtual void norm(const NormArgs& args) = 0;
+  virtual void rotary(const RotaryArgs& args) = 0;
+  virtual void append_kv(const AppendKvArgs& args) = 0;
+  virtual void attention(const AttentionArgs& args) = 0;
+  virtual void activation(const ActivationArgs& args) = 0;
+  // cos, sin (rows, half) for host-side `positions`; see rotary_table.
+  virtual void rotary_table(std::span<const std::int64_t> positions, std::span<const float> inv_freq,
+                            float* cos, float* sin) = 0;
+
+ protected:
+  friend class Buffer;
+  virtual void free(std::byte* data, std::int64_t bytes) = 0;
+};
+
+inline Buffer::~Buffer() {
+  if (data_ != nullptr) backend_->free(data_, bytes_);
+}
+
+}  // namespace stagecoach

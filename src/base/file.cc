@@ -1,0 +1,153 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+Error system_error(const char* action, const fs::path& path, int code) {
+  const std::string problem = fmt::format("cannot {} {}: {}", action, path.string(), std::strerror(code));
+  switch (code) {
+    case ENOENT: case ENOTDIR: case EISDIR: case ELOOP: case ENAMETOOLONG:
+      return data_error(problem, "check the path");
+    case ENOSPC: case EDQUOT:
+      return resource_error(problem, "free some space there and run the same command again");
+    default:
+      return resource_error(problem);
+  }
+}
+
+void sync_folder(const fs::path& file) {
+  const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) throw system_error("open", folder, errno);
+  const int result = ::fsync(descriptor);
+  const int code = errno;
+  ::close(descriptor);
+  // Some network file systems cannot sync a folder; the rename is as durable there as it gets.
+  if (result != 0 && code != EINVAL && code != ENOTSUP) throw system_error("sync", folder, code);
+}
+
+}  // namespace
+
+File::File(fs::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      written_(other.written_) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
+  std::swap(written_, other.written_);
+  return *this;
+}
+
+File::~File() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+File File::open_read(const fs::path& path) {
+  // O_NONBLOCK: opening a FIFO that somebody left in a checkpoint must not hang.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) throw system_error("open", path, errno);
+  File file(path, descriptor);
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) throw system_error("stat", path, errno);
+  if (!S_ISREG(status.st_mode)) throw data_error(fmt::format("{} is not a regular file", path.string()));
+  return file;
+}
+
+File File::create(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor < 0) {
+    const Error cause = system_error("create", path, errno);
+    throw resource_error(cause.what(), cause.hint());
+  }
+  return {path, descriptor};
+}
+
+std::int64_t File::size() const {
+  struct stat status {};
+  if (::fstat(descriptor_, &status) != 0) throw system_error("stat", path_, errno);
+  return status.st_size;
+}
+
+void File::read_at(std::int64_t offset, std::span<std::byte> destination) const {
+  const std::size_t wanted = destination.size();
+  std::size_t done = 0;
+  while (done < wanted) {
+    const ssize_t n = ::pread(descriptor_, destination.data() + done, wanted - done,
+                              static_cast<off_t>(offset) + static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw system_error("read", path_, errno);
+    if (n == 0)
+      throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
+                                   path_.string(), wanted, offset, done));
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+void File::append(std::span<const std::byte> source) {
+  write_at(written_, source);
+  written_ += static_cast<std::int64_t>(source.size());
+}
+
+void File::write_at(std::int64_t offset, std::span<const std::byte> source) {
+  std::size_t done = 0;
+  while (done < source.size()) {
+    const ssize_t n = ::pwrite(descriptor_, source.data() + done, source.size() - done,
+                               static_cast<off_t>(offset) + static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw system_error("write", path_, errno);
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+void File::close_synced() {
+  if (::fsync(descriptor_) != 0) throw system_error("sync", path_, errno);
+  if (::close(std::exchange(descriptor_, -1)) != 0) throw system_error("close", path_, errno);
+}
+
+std::string read_text_file(const fs::path& path, std::int64_t max_bytes) {
+  const File file = File::open_read(path);
+  const std::int64_t size = file.size();
+  if (size > max_bytes)
+    throw data_error(fmt::format("{} has {} bytes, expected at most {}", path.string(), size, max_bytes));
+  std::string text(static_cast<std::size_t>(size), '\0');
+  file.read_at(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+void write_file_atomically(const fs::path& path, std::string_view content) {
+  fs::path temporary = path;
+  temporary += ".tmp";
+  try {
+    File file = File::create(temporary);
+    file.append(as_bytes(content));
+    file.close_synced();
+    rename_synced(temporary, path);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove(temporary, ignored);
+    throw;
+  }
+}
+
+void rename_synced(const fs::path& from, const fs::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) throw system_error("rename to", to, errno);
+  sync_folder(to);
+}
+
+}  // namespace stagecoach
