@@ -27,10 +27,16 @@ Error system_error(const char* action, const fs::path& path, int code) {
   }
 }
 
+// Of a path that we write: whatever the reason, it is the output that fails, never somebody's data.
+Error output_error(const char* action, const fs::path& path, int code) {
+  const Error cause = system_error(action, path, code);
+  return resource_error(cause.what(), cause.hint());
+}
+
 void sync_folder(const fs::path& file) {
   const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
   const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) throw system_error("open", folder, errno);
+  if (descriptor < 0) throw output_error("open", folder, errno);
   const int result = ::fsync(descriptor);
   const int code = errno;
   ::close(descriptor);
@@ -71,10 +77,7 @@ File File::open_read(const fs::path& path) {
 
 File File::create(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor < 0) {
-    const Error cause = system_error("create", path, errno);
-    throw resource_error(cause.what(), cause.hint());
-  }
+  if (descriptor < 0) throw output_error("create", path, errno);
   return {path, descriptor};
 }
 
@@ -146,7 +149,7 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
 }
 
 void rename_synced(const fs::path& from, const fs::path& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) throw system_error("rename to", to, errno);
+  if (::rename(from.c_str(), to.c_str()) != 0) throw output_error("rename to", to, errno);
   sync_folder(to);
 }
 

@@ -11,6 +11,14 @@
 namespace stagecoach {
 namespace {
 
+// At most `limit` bytes, cut between characters: values from a hostile file must not flood an error.
+std::string shorten(std::string text, std::size_t limit) {
+  if (text.size() <= limit) return text;
+  std::size_t end = limit - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0u) == 0x80u) --end;
+  return text.substr(0, end) + "...";
+}
+
 // nlohmann's DOM parser keeps the last of two equal keys; this handler builds the same DOM and refuses.
 class StrictHandler : public nlohmann::json_sax<Json> {
  public:
@@ -31,7 +39,7 @@ class StrictHandler : public nlohmann::json_sax<Json> {
   bool end_array() override { return close(); }
   bool key(std::string& name) override {
     if (stack_.back()->contains(name))
-      throw data_error(fmt::format("{}: the key \"{}\" stands twice in one object", source_, name));
+      throw data_error(fmt::format("{}: the key \"{}\" stands twice in one object", source_, shorten(name, 60)));
     key_ = name;
     return true;
   }
@@ -39,7 +47,7 @@ class StrictHandler : public nlohmann::json_sax<Json> {
     // nlohmann's message is "[json.exception.…] parse error at line L, column C: …"
     std::string text = e.what();
     if (const auto cut = text.find("] "); cut != std::string::npos) text.erase(0, cut + 2);
-    throw data_error(fmt::format("{} is not valid JSON (byte {}): {}", source_, position, text));
+    throw data_error(fmt::format("{} is not valid JSON (byte {}): {}", source_, position, shorten(text, 200)));
   }
 
  private:
@@ -81,8 +89,7 @@ class StrictHandler : public nlohmann::json_sax<Json> {
 };
 
 Error wrong_type(const std::string& where, const char* key, const char* expected, const Json& found) {
-  std::string text = found.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
+  const std::string text = shorten(found.dump(-1, ' ', false, Json::error_handler_t::replace), 60);
   return data_error(fmt::format("{}: \"{}\" should be {}, found {}", where, key, expected, text));
 }
 
@@ -172,7 +179,7 @@ std::string JsonObject::string_or(const char* key, const std::string& fallback) 
 void JsonObject::only(std::initializer_list<std::string_view> known) const {
   for (const auto& [key, value] : json_->items()) {
     if (std::find(known.begin(), known.end(), key) == known.end())
-      throw data_error(fmt::format("{}: unknown key \"{}\"", where_, key));
+      throw data_error(fmt::format("{}: unknown key \"{}\"", where_, shorten(key, 60)));
   }
 }
 

@@ -13,18 +13,22 @@
 namespace stagecoach {
 
 struct ImportOptions {
-  std::optional<DType> weights;             // default: the source's own type
+  std::optional<DType> weights = {};        // default: the source's own type
   std::int64_t layer_begin = 0;             // half-open; end -1: all
   std::int64_t layer_end = -1;
   std::int64_t distinct_layers = 0;         // 0: every layer has its own slab
   int threads = 1;
-  std::string name, version = "1";          // name empty: the source's
-  std::map<std::string, std::string> metadata;
+  std::string name = {}, version = "1";     // name empty: the source's
+  std::map<std::string, std::string> metadata = {};
   // bytes done and in total; called often, from the calling thread.
-  std::function<void(std::int64_t done, std::int64_t total)> progress;
-  std::function<bool()> interrupted;        // polled between chunks; true stops with kInterrupted
+  std::function<void(std::int64_t done, std::int64_t total)> progress = {};
+  std::function<bool()> interrupted = {};   // polled between chunks; true stops with kInterrupted
 };
 
+// Layers [begin, end) with the embedding if begin is 0 and the head if end is the last; a head that is tied
+// brings the embedding it multiplies with, wherever begin is. With distinct_layers = K, layer l uses
+// the slab of layer l % K. Bad settings and an existing store are usage_errors; after a data_error
+// nothing is left; after anything else (full disk, Ctrl-C) the same call resumes.
 Manifest import_store(WeightSource& source, const std::filesystem::path& store,
                       const ImportOptions& options);
 

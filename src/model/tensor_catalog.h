@@ -40,7 +40,7 @@ struct TensorSpec {
   DType type;  // weights type for matrices, f32 for vectors
 
   std::int64_t bytes() const { return layout_bytes(layout, type, rows, cols); }
-  bool is_vector() const { return rows == 1; }
+  bool is_vector() const { return layout == Layout::kRows && rows == 1; }
 };
 
 // The tensors of one slab, parts in order, in the order in which they are stored. A tied head's matrix
@@ -48,13 +48,19 @@ struct TensorSpec {
 // head can multiply with it. An untied embedding is only gathered and stays row-major.
 std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType weights);
 
-// "token_embedding", "q_proj.weight", "down_proj.bias" …
+// Views of the tensors of a part that is in memory, by role (absent: a null view).
+struct PartTensors {
+  TensorView views[kTensorRoles];
+  const TensorView& operator[](TensorRole role) const { return views[static_cast<int>(role)]; }
+};
+
+// "token_embedding.weight", "q_proj.weight", "down_proj.bias" …
 std::string_view role_name(TensorRole role);
 std::optional<TensorRole> parse_role(std::string_view name);
 std::string_view part_name(PartKind part);  // "embedding", "attention", "mlp", "head"
 std::optional<PartKind> parse_part(std::string_view name);
 
-// The name a user types: "layers.3.q_proj.weight", "token_embedding", "final_norm.weight".
+// The name a user types: "layers.3.q_proj.weight", "token_embedding.weight", "final_norm.weight".
 std::string tensor_name(TensorRole role, std::int64_t layer);
 
 // Bytes of all tensors of a slab (without header and alignment): what a rank holds in memory.

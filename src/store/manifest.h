@@ -14,6 +14,8 @@ namespace stagecoach {
 
 inline constexpr std::int64_t kStoreVersion = 1;
 inline constexpr std::int64_t kSlabAlignment = 4096;
+inline constexpr const char* kManifestFile = "manifest.json";
+inline constexpr const char* kJournalFile = "import.journal";  // there: an import is not finished
 
 struct TensorEntry {
   TensorSpec spec;
@@ -59,10 +61,14 @@ struct Manifest {
 };
 
 Json to_json(const Manifest& manifest);
-// Throws data_error on anything that does not add up: unknown version (says "newer"), names that leave
-// the folder, extents that overlap or leave the file, tensors that differ from the catalog of the spec.
+// The file's content: one tensor a line, so that people can read and compare manifests.
+std::string manifest_text(const Manifest& manifest);
+// Throws data_error on anything that does not add up: unknown version (says "newer"), names that
+// leave the folder, extents that overlap or leave the file, tensors that differ from the catalog of
+// the spec.
 Manifest manifest_from_json(const Json& json, const std::string& where);
 
+// Throws data_error when `store` holds no complete store, saying what is there instead.
 Manifest read_manifest(const std::filesystem::path& store);
 
 }  // namespace stagecoach

@@ -13,8 +13,17 @@ namespace stagecoach {
 using TokenId = std::int32_t;
 
 struct EncodeOptions {
-  bool add_special_tokens = true;  // BOS and EOS as the tokenizer adds them; false: --no-bos
+  bool add_special_tokens = true;      // BOS and EOS as the tokenizer adds them; false: --no-bos
   bool recognise_added_tokens = true;  // false: the text is plain text throughout (chat contents)
+};
+
+// Decodes id by id; what is appended, all together, is what decode_bytes makes of all the ids.
+class IncrementalDecoder {
+ public:
+  virtual ~IncrementalDecoder() = default;
+  // Appends the bytes that no later id can change. Amortised cost: the length of the token.
+  virtual void push(TokenId id, std::string& bytes) = 0;
+  virtual void finish(std::string& bytes) = 0;
 };
 
 class Tokenizer {
@@ -22,18 +31,22 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // `text` is valid UTF-8 (check with is_valid_utf8 first: invalid text is a data_error).
-  virtual std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options = {}) const = 0;
+  virtual std::vector<TokenId> encode(std::string_view text,
+                                      const EncodeOptions& options = {}) const = 0;
 
-  // Raw bytes of the ids, concatenated by the tokenizer's decoder; may end inside a UTF-8 character.
-  // Ids beyond the vocabulary decode to nothing. Special tokens are skipped if asked.
-  virtual std::string decode_bytes(const std::vector<TokenId>& ids, bool skip_special = true) const = 0;
+  // Raw bytes of the ids, concatenated by the tokenizer's decoder; may end inside a UTF-8
+  // character. Ids beyond the vocabulary decode to nothing. Special tokens are skipped if asked.
+  std::string decode_bytes(const std::vector<TokenId>& ids, bool skip_special = true) const;
+  // The decoder refers to the tokenizer, which must outlive it.
+  virtual std::unique_ptr<IncrementalDecoder> start_decoding(bool skip_special = true) const = 0;
 
   virtual std::int64_t vocab_size() const = 0;  // largest id + 1
 };
 
-// From a directory that holds tokenizer.json, or vocab.json + merges.txt, with tokenizer_config.json
-// and friends if present; or stagecoach's own byte tokenizer. Throws data_error naming the
-// component that is not supported. Returns null when the directory holds no tokenizer files.
+// From a directory that holds tokenizer.json, or vocab.json + merges.txt, with
+// tokenizer_config.json and friends if present; or stagecoach's own byte tokenizer. Throws
+// data_error naming the component that is not supported. Returns null when the directory holds no
+// tokenizer files.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory);
 
 // id = byte, no BOS: for random models. Its serialised form is byte_tokenizer_json().
@@ -43,23 +56,37 @@ std::string byte_tokenizer_json();
 const std::vector<std::string>& tokenizer_file_names();
 
 bool is_valid_utf8(std::string_view text);
-// Broken sequences become U+FFFD, as Python's errors="replace" does (one per maximal invalid prefix).
+// Broken sequences become U+FFFD, as Python's errors="replace" does (one per maximal invalid
+// prefix).
 std::string replace_invalid_utf8(std::string_view bytes);
 
-// decode(prompt + ids) − decode(prompt), chunk by chunk, never inside a character.
+// Repairs a stream of bytes: what is appended is valid UTF-8 and never ends
+// inside a character. All of it, with finish, is replace_invalid_utf8 of all the bytes.
+class Utf8Repairer {
+ public:
+  void push(std::string_view bytes, std::string& repaired);
+  void finish(std::string& repaired);
+
+ private:
+  std::string incomplete_;  // at most three bytes, a prefix of some valid character
+};
+
+// decode(prompt + ids) without as many characters as decode(prompt) has, chunk by chunk, each valid
+// UTF-8; broken bytes are U+FFFD. A prompt that ends inside a character counts that as one.
 class StreamingDetokenizer {
  public:
-  StreamingDetokenizer(const Tokenizer& tokenizer, std::vector<TokenId> prompt);
+  StreamingDetokenizer(const Tokenizer& tokenizer, const std::vector<TokenId>& prompt);
   // Text that is certain now, given one more id; may be empty.
   std::string push(TokenId id);
   // What is left, with broken UTF-8 replaced.
   std::string finish();
 
  private:
-  const Tokenizer& tokenizer_;
-  std::vector<TokenId> ids_;      // the window that decoding needs for context
-  std::size_t window_begin_ = 0;
-  std::string pending_;
+  std::string take_new(std::string text);
+
+  std::unique_ptr<IncrementalDecoder> decoder_;
+  Utf8Repairer repairer_;
+  std::size_t prompt_characters_ = 0;  // that are still to be left out
 };
 
 }  // namespace stagecoach

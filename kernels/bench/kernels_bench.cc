@@ -1,0 +1,264 @@
+// kernels_bench [ISA]: every kernel of one instruction set (default: the best here), on one core:
+// checked against the oracle on fresh random data, then timed, with its share of this core's
+// measured limits.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "kernels/bench/probes.h"
+#include "kernels/include/ops.h"
+
+namespace stagecoach {
+namespace {
+
+using Floats = std::vector<float>;
+
+struct Limits {
+  double flops, read;
+};
+
+class Bench {
+ public:
+  explicit Bench(const KernelTable& kernels)
+      : kernels_(kernels), generator_(std::random_device{}()) {
+    limits_ = {probe_flops(kernels.isa), probe_read_bandwidth(std::size_t{256} << 20)};
+    std::printf("%s on one core: %.1f GFLOP/s, reads %.1f GB/s\n\n", kernels.isa,
+                limits_.flops * 1e-9, limits_.read * 1e-9);
+    std::printf("%-34s %10s %9s %7s %8s %7s %10s\n", "kernel", "ms", "GFLOP/s", "of peak", "GB/s",
+                "of read", "max error");
+  }
+
+  void run() {
+    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (const std::int64_t rows : {1, 2, 4, 8, 16}) matmul(type, rows, 4096, 8192);
+      matmul(type, 512, 2048, 2048);
+    }
+    norm(NormKind::kLayerNorm);
+    norm(NormKind::kRmsNorm);
+    rotary();
+    attention(512, 512);
+    attention(1, 2048);
+    activation("gelu tanh", Activation::kGeluTanh);
+    activation("gelu erf", Activation::kGeluErf);
+    activation("silu", Activation::kSilu);
+  }
+
+  bool all_agreed() const { return agreed_; }
+
+ private:
+  struct Work {
+    double flops, bytes;
+  };
+
+  Floats random(std::int64_t count) {
+    // Uniform: drawing a billion normals would take longer than the kernels.
+    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+    Floats values(static_cast<std::size_t>(count));
+    for (float& value : values) value = uniform(generator_);
+    return values;
+  }
+
+  // Largest |actual − expected| relative to the norm of `expected` per element.
+  double error(const Floats& actual, const Floats& expected, double tolerance) {
+    double worst = 0, square = 0;
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      worst = std::max(worst,
+                       std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i])));
+      square += static_cast<double>(expected[i]) * static_cast<double>(expected[i]);
+    }
+    worst /= std::sqrt(square / static_cast<double>(actual.size()));
+    if (!(worst <= tolerance)) agreed_ = false;
+    return worst;
+  }
+
+  template <typename Run>
+  void report(const std::string& name, Work work, double max_error, Run&& run) {
+    const double seconds = median_seconds(7, run);
+    const double flops = work.flops / seconds, rate = work.bytes / seconds;
+    std::printf("%-34s %10.3f %9.1f %6.0f%% %8.1f %6.0f%% %10.1e\n", name.c_str(), seconds * 1e3,
+                flops * 1e-9, 100 * flops / limits_.flops, rate * 1e-9, 100 * rate / limits_.read,
+                max_error);
+    std::fflush(stdout);
+  }
+
+  void matmul(DType type, std::int64_t rows, std::int64_t in, std::int64_t out) {
+    const Floats x = random(rows * in);
+    Floats y(static_cast<std::size_t>(rows * out)), expected = y;
+    // One random panel block, repeated: values do not change the speed, generating them does.
+    const Floats block = random(kPanelRows * in);
+    const std::int64_t panels = out / kPanelRows;
+    const std::int64_t panel_bytes = layout_bytes(Layout::kPanels16, type, kPanelRows, in);
+    std::vector<std::byte> weight(static_cast<std::size_t>(panels * panel_bytes));
+    for (std::int64_t p = 0; p < panels; ++p)
+      pack_rows(Layout::kPanels16, type, block.data(), kPanelRows, in,
+                weight.data() + p * panel_bytes);
+    MatmulArgs args = {.x = x.data(),
+                       .x_stride = in,
+                       .weight = weight.data(),
+                       .weight_type = type,
+                       .bias = nullptr,
+                       .y = expected.data(),
+                       .y_stride = out,
+                       .rows = rows,
+                       .in = in,
+                       .out = out,
+                       .accumulate = false};
+    // The oracle takes seconds on the whole: check the first, a middle and the last panel.
+    const std::int64_t checked[] = {0, panels / 2, panels - 1};
+    for (const std::int64_t p : checked) {
+      args.y = expected.data();
+      reference_kernels().matmul(args, p, p + 1);
+      args.y = y.data();
+      kernels_.matmul(args, p, p + 1);
+    }
+    const double max_error = error(y, expected, 64 * 0x1p-24 * std::sqrt(static_cast<double>(in)));
+    const char* names[] = {"f32", "f16", "bf16"};
+    report("matmul " + std::string(names[static_cast<int>(type)]) + " " + std::to_string(rows) +
+               " x " + std::to_string(in) + " x " + std::to_string(out),
+           {2.0 * static_cast<double>(rows * in * out), static_cast<double>(panels * panel_bytes)},
+           max_error, [&] { kernels_.matmul(args, 0, panels); });
+  }
+
+  void norm(NormKind kind) {
+    const std::int64_t rows = 512, cols = 4096;
+    const Floats x = random(rows * cols), weight = random(cols), bias = random(cols);
+    Floats y(x.size()), expected(x.size());
+    NormArgs args = {.x = x.data(),
+                     .weight = weight.data(),
+                     .bias = kind == NormKind::kLayerNorm ? bias.data() : nullptr,
+                     .y = expected.data(),
+                     .rows = rows,
+                     .cols = cols,
+                     .epsilon = 1e-5f,
+                     .kind = kind};
+    reference_kernels().norm(args, 0, rows);
+    args.y = y.data();
+    kernels_.norm(args, 0, rows);
+    report(kind == NormKind::kLayerNorm ? "layer norm 512 x 4096" : "rms norm 512 x 4096",
+           {8.0 * static_cast<double>(rows * cols), 8.0 * static_cast<double>(rows * cols)},
+           error(y, expected, 1e-5), [&] { kernels_.norm(args, 0, rows); });
+  }
+
+  void rotary() {
+    const std::int64_t rows = 512, heads = 32, head_dim = 128, half = head_dim / 2;
+    Floats x = random(rows * heads * head_dim), expected = x;
+    const Floats inv_freq = random(half);
+    std::vector<std::int64_t> positions;
+    for (std::int64_t r = 0; r < rows; ++r) positions.push_back(r);
+    Floats cos(static_cast<std::size_t>(rows * half)), sin = cos;
+    rotary_table(positions.data(), rows, inv_freq.data(), half, cos.data(), sin.data());
+    RotaryArgs args = {.x = expected.data(),
+                       .x_stride = heads * head_dim,
+                       .cos = cos.data(),
+                       .sin = sin.data(),
+                       .rows = rows,
+                       .heads = heads,
+                       .head_dim = head_dim,
+                       .rotary_dim = head_dim};
+    reference_kernels().rotary(args, 0, rows);
+    args.x = x.data();
+    kernels_.rotary(args, 0, rows);
+    const double elements = static_cast<double>(rows * heads * head_dim);
+    report("rotary 512 x 32 x 128", {3 * elements, 8 * elements}, error(x, expected, 1e-5),
+           [&] { kernels_.rotary(args, 0, rows); });
+  }
+
+  // `rows` new tokens at the end of `context` positions; one kv head per query head.
+  void attention(std::int64_t rows, std::int64_t context) {
+    const std::int64_t heads = 16, head_dim = 128, width = heads * head_dim;
+    const Floats q = random(rows * width), k = random(context * width), v = random(context * width);
+    Floats out(q.size()), expected(q.size());
+    std::vector<Floats> pages;
+    std::vector<float*> key_pages, value_pages;
+    const std::int64_t num_pages = (context + kKvPageTokens - 1) / kKvPageTokens;
+    for (std::int64_t p = 0; p < 2 * num_pages; ++p) pages.emplace_back(width * kKvPageTokens);
+    for (std::int64_t p = 0; p < num_pages; ++p) {
+      key_pages.push_back(pages[static_cast<std::size_t>(2 * p)].data());
+      value_pages.push_back(pages[static_cast<std::size_t>(2 * p + 1)].data());
+    }
+    const KvSpan all = {.row = 0,
+                        .rows = context,
+                        .position = 0,
+                        .key_pages = key_pages.data(),
+                        .value_pages = value_pages.data()};
+    const AppendKvArgs append = {.k = k.data(),
+                                 .v = v.data(),
+                                 .stride = width,
+                                 .spans = &all,
+                                 .num_spans = 1,
+                                 .kv_heads = heads,
+                                 .head_dim = head_dim};
+    KvSpan span = all;
+    span.rows = rows;
+    span.position = context - rows;
+    AttentionArgs args = {.q = q.data(),
+                          .q_stride = width,
+                          .out = expected.data(),
+                          .out_stride = width,
+                          .spans = &span,
+                          .num_spans = 1,
+                          .heads = heads,
+                          .kv_heads = heads,
+                          .head_dim = head_dim,
+                          .scale = 0.088f};
+    reference_kernels().append_kv(append, 0, heads);
+    reference_kernels().attention(args, 0, heads);
+    args.out = out.data();
+    kernels_.append_kv(append, 0, heads);
+    kernels_.attention(args, 0, heads);
+    const double max_error = error(out, expected, 1e-4);
+    const std::string shape =
+        std::to_string(rows) + " of " + std::to_string(context) + " x 16 x 128";
+    const double kv_bytes = 8.0 * static_cast<double>(context * width);
+    if (rows == context)
+      report("append kv " + shape, {0, 2 * kv_bytes}, 0,
+             [&] { kernels_.append_kv(append, 0, heads); });
+    double keys = 0;
+    for (std::int64_t r = 0; r < rows; ++r) keys += static_cast<double>(span.position + r + 1);
+    report("attention " + shape, {4.0 * keys * static_cast<double>(width), kv_bytes}, max_error,
+           [&] { kernels_.attention(args, 0, heads); });
+  }
+
+  void activation(const std::string& name, Activation kind) {
+    const std::int64_t count = 4 << 20;
+    const Floats x = random(count);
+    Floats y(x.size()), expected(x.size());
+    ActivationArgs args = {
+        .x = x.data(), .up = nullptr, .y = expected.data(), .count = count, .kind = kind};
+    reference_kernels().activation(args, 0, count);
+    args.y = y.data();
+    kernels_.activation(args, 0, count);
+    report(name + " 4 Mi", {20.0 * static_cast<double>(count), 8.0 * static_cast<double>(count)},
+           error(y, expected, 1e-6), [&] { kernels_.activation(args, 0, count); });
+  }
+
+  const KernelTable& kernels_;
+  std::mt19937 generator_;
+  Limits limits_;
+  bool agreed_ = true;
+};
+
+int run_bench(const char* isa) {
+  const KernelTable* kernels = kernel_table(isa);
+  if (kernels == nullptr) {
+    std::fprintf(stderr, "instruction set '%s' does not run here; these do:", isa);
+    const IsaList isas = supported_isas();
+    for (int i = 0; i < isas.count; ++i) std::fprintf(stderr, " %s", isas.names[i]);
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
+  Bench bench(*kernels);
+  bench.run();
+  if (bench.all_agreed()) return 0;
+  std::fprintf(stderr, "a kernel disagrees with its oracle\n");
+  return 1;
+}
+
+}  // namespace
+}  // namespace stagecoach
+
+int main(int argc, char** argv) {
+  return stagecoach::run_bench(argc > 1 ? argv[1] : stagecoach::supported_isas().names[0]);
+}

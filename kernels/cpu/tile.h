@@ -1,0 +1,95 @@
+// The inner kernel that matrix products and attention share:
+//
+//   c (R, P · 16) [+]= a (R, k) · b (k, P · 16)
+//
+// Each element of c is one accumulator in ascending k. It may be stored and loaded between calls
+// for successive ranges of k, which changes no bit, and R is only how many rows share a load of b:
+// so neither blocking nor batch changes a result.
+#pragma once
+
+#include "kernels/cpu/vec.h"
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+constexpr int kPanel = 16;
+constexpr int kPanelVecs = kPanel / kLanes;
+
+// Weight types: what an element is and how kLanes of them become float32.
+struct AsF32 {
+  using Element = float;
+  static Vec load_vec(const float* p) { return load(p); }
+};
+struct AsF16 {
+  using Element = std::uint16_t;
+  static Vec load_vec(const std::uint16_t* p) { return load_f16(p); }
+};
+struct AsBF16 {
+  using Element = std::uint16_t;
+  static Vec load_vec(const std::uint16_t* p) { return load_bf16(p); }
+};
+
+template <typename Type>
+struct Tile {
+  const float* a;
+  std::int64_t a_stride;  // between rows
+  const typename Type::Element* b;
+  std::int64_t b_step;   // between successive k
+  std::int64_t b_panel;  // between panels
+  std::int64_t k;
+  float* c;
+  std::int64_t c_stride;  // between rows; panels are 16 apart
+  bool load_c;            // continue a sum; else start from zero
+};
+
+template <typename Type, int R, int P>
+inline void run_tile(const Tile<Type>& t) {
+  Vec sum[R][P * kPanelVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < P * kPanelVecs; ++v)
+      sum[r][v] = t.load_c ? load(t.c + r * t.c_stride + v * kLanes) : Vec{};
+
+  const float* a = t.a;
+  const typename Type::Element* b = t.b;
+  for (std::int64_t i = 0; i < t.k; ++i, ++a, b += t.b_step) {
+    Vec weight[P * kPanelVecs];
+#pragma GCC unroll 16
+    for (int v = 0; v < P * kPanelVecs; ++v)
+      weight[v] = Type::load_vec(b + v / kPanelVecs * t.b_panel + v % kPanelVecs * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec x = broadcast(a[r * t.a_stride]);
+#pragma GCC unroll 16
+      for (int v = 0; v < P * kPanelVecs; ++v) sum[r][v] = multiply_add(x, weight[v], sum[r][v]);
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < P * kPanelVecs; ++v) store(t.c + r * t.c_stride + v * kLanes, sum[r][v]);
+}
+
+// `rows` rows in tiles of nearly equal height: a tile of one or two rows at the end would wait for
+// the latency of its few chains. visit(first, count) runs a tile.
+template <typename Visit>
+inline void for_each_tile(std::int64_t rows, Visit visit) {
+  std::int64_t row = 0;
+  for (std::int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+    const std::int64_t count = (rows - row + tiles - 1) / tiles;
+    visit(row, count);
+    row += count;
+  }
+}
+
+// Any number of rows up to Max, each with its own instantiation.
+template <typename Type, int P, int Max>
+inline void run_tile_rows(const Tile<Type>& t, std::int64_t rows) {
+  if (rows == Max) return run_tile<Type, Max, P>(t);
+  if constexpr (Max > 1) run_tile_rows<Type, P, Max - 1>(t, rows);
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA

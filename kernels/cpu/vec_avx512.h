@@ -1,0 +1,38 @@
+// Sixteen float lanes: AVX-512 F, BW, VL, DQ. See vec_avx2.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+constexpr int kLanes = 16;
+using Vec = float __attribute__((vector_size(64)));
+using IntVec = std::int32_t __attribute__((vector_size(64)));
+
+// 12 × 2 accumulators and 2 weights of 32 registers. One panel alone would need a broadcast load
+// for every multiply-add, and two loads a cycle are all there are.
+constexpr int kTileRows = 12;
+constexpr int kTilePanels = 2;
+
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps(a, b, c);
+}
+
+inline Vec load_f16(const std::uint16_t* p) {
+  // The unmasked form starts from a register left undefined on purpose, which GCC 12 warns about.
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff,
+                                    _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline Vec load_bf16(const std::uint16_t* p) {
+  using Narrow = std::uint16_t __attribute__((vector_size(32)));
+  Narrow half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return (Vec)(__builtin_convertvector(half, IntVec) << 16);
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA

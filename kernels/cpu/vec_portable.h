@@ -1,0 +1,45 @@
+// STAGECOACH_LANES float lanes in the compiler's own vector types, for any processor. Four are the
+// scalar table (SSE2 on x86-64, NEON on arm64); eight and sixteen run the tilings of AVX2 and
+// AVX-512 where those instructions are missing, so that every tiling is tested on every machine.
+#pragma once
+
+#include <cstdint>
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+constexpr int kLanes = STAGECOACH_LANES;
+using Vec = float __attribute__((vector_size(4 * kLanes)));
+using IntVec = std::int32_t __attribute__((vector_size(4 * kLanes)));
+
+constexpr int kTileRows = kLanes == 4 ? 3 : kLanes == 8 ? 6 : 12;
+constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
+
+// Two roundings: the baseline has no fused multiply-add, and emulating one would cost tenfold.
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+
+inline IntVec load_u16(const std::uint16_t* p) {
+  using Narrow = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+  Narrow narrow;
+  __builtin_memcpy(&narrow, p, sizeof narrow);
+  return __builtin_convertvector(narrow, IntVec);
+}
+
+inline Vec load_f16(const std::uint16_t* p) {
+  const IntVec half = load_u16(p);
+  const IntVec magnitude = half & 0x7fff;
+  // The half's exponent and mantissa as a float32 are 2⁻¹¹² times its value, subnormals included.
+  const Vec scaled = (Vec)(magnitude << 13) * 0x1p112f;
+  const IntVec special = (magnitude << 13) | 0x7f800000;
+  const IntVec bits = magnitude >= 0x7c00 ? special : (IntVec)scaled;
+  return (Vec)(bits | ((half & 0x8000) << 16));
+}
+
+inline Vec load_bf16(const std::uint16_t* p) {
+  return (Vec)(load_u16(p) << 16);
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA

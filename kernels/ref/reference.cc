@@ -1,0 +1,144 @@
+// The oracle: what each op means, in double precision and the order of the formula. Slow on
+// purpose.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/include/ops.h"
+
+namespace stagecoach {
+namespace {
+
+void matmul(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t columns_end = std::min(end * kPanelRows, args.out);
+  std::vector<float> weights(static_cast<std::size_t>(args.in));
+  for (std::int64_t n = begin * kPanelRows; n < columns_end; ++n) {
+    unpack_rows(Layout::kPanels16, args.weight_type, args.weight, args.in, n, 1, weights.data());
+    for (std::int64_t row = 0; row < args.rows; ++row) {
+      double sum = 0.0;
+      for (std::int64_t k = 0; k < args.in; ++k)
+        sum += static_cast<double>(args.x[row * args.x_stride + k]) *
+               static_cast<double>(weights[static_cast<std::size_t>(k)]);
+      if (args.bias != nullptr) sum += static_cast<double>(args.bias[n]);
+      float& y = args.y[row * args.y_stride + n];
+      y = static_cast<float>(args.accumulate ? sum + static_cast<double>(y) : sum);
+    }
+  }
+}
+
+void norm(const NormArgs& args, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const float* x = args.x + row * args.cols;
+    const double count = static_cast<double>(args.cols);
+    double mean = 0.0;
+    if (args.kind == NormKind::kLayerNorm) {
+      for (std::int64_t i = 0; i < args.cols; ++i) mean += x[i];
+      mean /= count;
+    }
+    double variance = 0.0;
+    for (std::int64_t i = 0; i < args.cols; ++i) variance += (x[i] - mean) * (x[i] - mean);
+    const double scale = 1.0 / std::sqrt(variance / count + static_cast<double>(args.epsilon));
+    for (std::int64_t i = 0; i < args.cols; ++i) {
+      const double bias = args.bias != nullptr ? static_cast<double>(args.bias[i]) : 0.0;
+      args.y[row * args.cols + i] =
+          static_cast<float>((x[i] - mean) * scale * static_cast<double>(args.weight[i]) + bias);
+    }
+  }
+}
+
+void rotary(const RotaryArgs& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t half = args.rotary_dim / 2;
+  for (std::int64_t row = begin; row < end; ++row)
+    for (std::int64_t head = 0; head < args.heads; ++head)
+      for (std::int64_t i = 0; i < half; ++i) {
+        float& first = args.x[row * args.x_stride + head * args.head_dim + i];
+        float& second = args.x[row * args.x_stride + head * args.head_dim + half + i];
+        const double a = first, b = second;
+        const double c = args.cos[row * half + i], s = args.sin[row * half + i];
+        first = static_cast<float>(a * c - b * s);
+        second = static_cast<float>(b * c + a * s);
+      }
+}
+
+void append_kv(const AppendKvArgs& args, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t s = 0; s < args.num_spans; ++s)
+    for (std::int64_t r = 0; r < args.spans[s].rows; ++r) {
+      const KvSpan& span = args.spans[s];
+      const std::int64_t page = (span.position + r) / kKvPageTokens;
+      const std::int64_t slot = (span.position + r) % kKvPageTokens;
+      for (std::int64_t head = begin; head < end; ++head)
+        for (std::int64_t d = 0; d < args.head_dim; ++d) {
+          const std::int64_t source = (span.row + r) * args.stride + head * args.head_dim + d;
+          span.key_pages[page][(head * args.head_dim + d) * kKvPageTokens + slot] = args.k[source];
+          span.value_pages[page][(head * kKvPageTokens + slot) * args.head_dim + d] =
+              args.v[source];
+        }
+    }
+}
+
+void attend_row(const AttentionArgs& args, const KvSpan& span, std::int64_t r, std::int64_t head) {
+  const std::int64_t kv_head = head / (args.heads / args.kv_heads);
+  const std::int64_t keys = span.position + r + 1;
+  const float* q = args.q + (span.row + r) * args.q_stride + head * args.head_dim;
+  std::vector<double> weights(static_cast<std::size_t>(keys));
+  for (std::int64_t key = 0; key < keys; ++key) {
+    const float* page =
+        span.key_pages[key / kKvPageTokens] + kv_head * args.head_dim * kKvPageTokens;
+    double score = 0.0;
+    for (std::int64_t d = 0; d < args.head_dim; ++d)
+      score += static_cast<double>(q[d]) *
+               static_cast<double>(page[d * kKvPageTokens + key % kKvPageTokens]);
+    weights[static_cast<std::size_t>(key)] = score * static_cast<double>(args.scale);
+  }
+  const double max = *std::max_element(weights.begin(), weights.end());
+  double sum = 0.0;
+  for (double& weight : weights) sum += weight = std::exp(weight - max);
+  for (std::int64_t d = 0; d < args.head_dim; ++d) {
+    double value = 0.0;
+    for (std::int64_t key = 0; key < keys; ++key) {
+      const float* page =
+          span.value_pages[key / kKvPageTokens] + kv_head * kKvPageTokens * args.head_dim;
+      value += weights[static_cast<std::size_t>(key)] *
+               static_cast<double>(page[key % kKvPageTokens * args.head_dim + d]);
+    }
+    args.out[(span.row + r) * args.out_stride + head * args.head_dim + d] =
+        static_cast<float>(value / sum);
+  }
+}
+
+void attention(const AttentionArgs& args, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t s = 0; s < args.num_spans; ++s)
+    for (std::int64_t r = 0; r < args.spans[s].rows; ++r)
+      for (std::int64_t head = begin; head < end; ++head) attend_row(args, args.spans[s], r, head);
+}
+
+double activate(Activation kind, double x) {
+  switch (kind) {
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kGeluErf:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+  }
+  __builtin_unreachable();
+}
+
+void activation(const ActivationArgs& args, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    const double up = args.up != nullptr ? static_cast<double>(args.up[i]) : 1.0;
+    args.y[i] = static_cast<float>(activate(args.kind, static_cast<double>(args.x[i])) * up);
+  }
+}
+
+}  // namespace
+
+const KernelTable& reference_kernels() {
+  static constexpr KernelTable kTable = {"reference", matmul,    norm,      rotary,
+                                         append_kv,   attention, activation};
+  return kTable;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,31 @@
+// One subcommand: its flags and what it does.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+
+namespace stagecoach {
+
+// Adds a subcommand; `run` is called after flags, environment and job file have been read, and its
+// result is the exit code. Each command lives in its own file.
+using CommandRunner = std::function<int()>;
+struct Command {
+  CLI::App* app = nullptr;
+  CommandRunner run;
+};
+
+Command import_command(CLI::App& parent);
+Command create_command(CLI::App& parent);
+Command list_command(CLI::App& parent);
+Command inspect_command(CLI::App& parent);
+Command verify_command(CLI::App& parent);
+Command tokenize_command(CLI::App& parent);
+Command generate_command(CLI::App& parent);
+Command score_command(CLI::App& parent);
+Command time_command(CLI::App& parent);
+
+// The whole program: parses, runs, prints one message for an error. Returns the exit code.
+int run_stagecoach(int argc, char** argv);
+
+}  // namespace stagecoach

@@ -1,0 +1,152 @@
+#include <cstdio>
+#include <memory>
+
+#include "app/command.h"
+#include "app/generation.h"
+#include "app/output.h"
+#include "app/run_job.h"
+#include "app/text_input.h"
+#include "base/error.h"
+#include "pipeline/text_batches.h"
+
+namespace stagecoach {
+namespace {
+
+struct GenerateFlags {
+  RunSettings run;
+  std::string prompt, prompts_file, prompt_ids;
+  std::vector<std::string> stops;
+  std::int64_t max_new_tokens = 128;
+  std::int64_t max_sequences = 32;
+  bool ignore_eos = false, no_bos = false;
+  SamplingParams sampling;
+};
+
+void add_flags(CLI::App& app, GenerateFlags& f) {
+  add_run_flags(app, f.run);
+  app.add_option("--prompt", f.prompt, "Text to go on from")->type_name("TEXT");
+  app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")->type_name("FILE");
+  app.add_option("--prompt-ids", f.prompt_ids, "Token ids to go on from, separated by blanks")->type_name("IDS");
+  app.add_flag("--no-bos", f.no_bos, "Without the tokens that the tokenizer adds");
+  app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")->capture_default_str()->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+  app.add_option("--min-new-tokens", f.sampling.min_new_tokens, "No end of text before this many tokens")->capture_default_str();
+  app.add_flag("--ignore-eos", f.ignore_eos, "Go on after an end-of-text token");
+  app.add_option("--stop", f.stops, "End before this text (repeatable)")->type_name("TEXT")->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_flag("--greedy", f.sampling.greedy, "Always the most probable token");
+  app.add_option("--temperature", f.sampling.temperature, "Divides the logits")->capture_default_str();
+  app.add_option("--top-k", f.sampling.top_k, "Only the k most probable tokens; 0: off")->capture_default_str();
+  app.add_option("--top-p", f.sampling.top_p, "Only the most probable tokens that reach this probability; 1: off")->capture_default_str();
+  app.add_option("--min-p", f.sampling.min_p, "Only tokens at least this probable beside the most probable; 0: off")->capture_default_str();
+  app.add_option("--repetition-penalty", f.sampling.repetition_penalty, "Weakens tokens already there; 1: off")->capture_default_str();
+  app.add_option("--seed", f.sampling.seed, "Seed of the sampler")->capture_default_str();
+  app.add_option("--max-sequences", f.max_sequences, "Prompts in the pipeline at once, at most")->capture_default_str()->check(CLI::Range(1, 65536));
+}
+
+// Rank 0's side of the job: prompts in, text out, in prompt order.
+class GenerateJob {
+ public:
+  GenerateJob(const CLI::App& app, GenerateFlags& flags) : app_(app), flags_(flags) {}
+
+  void prepare(const LayerStore& store) {
+    const ModelSpec& spec = store.manifest().spec;
+    flags_.sampling.eos_token_ids = spec.eos_token_ids;
+    flags_.sampling.validate();
+    for (const std::string& stop : flags_.stops)
+      if (stop.empty()) throw usage_error("--stop takes a text that is not empty");
+    tokenizer_ = store_tokenizer(store.root());
+    if (tokenizer_ == nullptr && !flags_.stops.empty()) require_tokenizer(store.root());
+    const GenerationRules rules{flags_.stops, spec.eos_token_ids, flags_.ignore_eos};
+    if (app_.count("--prompt-ids") > 0) {
+      std::vector<TokenId> ids = parse_ids(flags_.prompt_ids, "--prompt-ids");
+      check_tokens(ids, spec, "--prompt-ids");
+      std::optional<std::string> text;
+      if (tokenizer_ != nullptr) text = replace_invalid_utf8(tokenizer_->decode_bytes(ids, false));
+      generations_.emplace_back(text, std::move(ids), tokenizer_.get(), rules);
+      return;
+    }
+    if (tokenizer_ == nullptr) tokenizer_ = require_tokenizer(store.root());
+    const bool from_file = app_.count("--prompts") > 0;
+    const std::vector<std::string> prompts = from_file ? read_prompts(flags_.prompts_file) : std::vector{flags_.prompt};
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      const std::string what = from_file ? fmt::format("prompt {} of {}", i + 1, flags_.prompts_file) : "the prompt";
+      if (!is_valid_utf8(prompts[i])) throw data_error(what + " is not valid UTF-8");
+      std::vector<TokenId> ids = tokenizer_->encode(prompts[i], {.add_special_tokens = !flags_.no_bos});
+      check_tokens(ids, spec, what);
+      generations_.emplace_back(prompts[i], std::move(ids), tokenizer_.get(), rules);
+    }
+  }
+
+  std::unique_ptr<BatchSource> make_source(const JobView& view) {
+    std::vector<TextRequest> requests;
+    for (std::size_t i = 0; i < generations_.size(); ++i)
+      requests.push_back({.sequence = static_cast<SequenceId>(i), .tokens = generations_[i].prompt_ids(), .score = false,
+                          .max_new_tokens = flags_.max_new_tokens, .sampling = flags_.sampling});
+    const TextEvents events{
+        .admitted = [this](SequenceId id) { generations_[static_cast<std::size_t>(id)].admit(); },
+        .token = [this](SequenceId id, TokenId token) { return take(generations_[static_cast<std::size_t>(id)], token); },
+        .log_probs = {},
+        .finished = [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
+    begin_ns_ = now_ns();
+    return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences)},
+                                         view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
+  }
+
+  void finish(const std::vector<RankTimeline>& ranks) const {
+    if (flags_.run.quiet) return;
+    std::size_t tokens = 0;
+    for (const Generation& generation : generations_) tokens += generation.ids().size();
+    std::fprintf(stderr, "Took %.3f s to generate %zu tokens (%.4g tokens/s)\n", seconds_, tokens, static_cast<double>(tokens) / seconds_);
+    std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
+  }
+
+ private:
+  bool streams() const { return generations_.size() == 1 && !flags_.run.json; }
+
+  bool take(Generation& generation, TokenId token) {
+    const std::string text = generation.push(token);
+    if (streams()) print(text);
+    return !generation.ended();
+  }
+
+  void finish_sequence(Generation& generation) {
+    const std::string rest = generation.finish();
+    if (streams()) print(rest + "\n");
+    seconds_ = seconds_since(begin_ns_);
+    // In prompt order: one that ends early waits for those before it.
+    for (; !streams() && printed_ < generations_.size() && generations_[printed_].finished(); ++printed_) {
+      const Generation& next = generations_[printed_];
+      if (flags_.run.json) {
+        print_json_line(next.to_json());
+      } else {
+        print(fmt::format("=== {}: {}\n{}\n\n", printed_ + 1, *next.prompt(), next.text()));
+      }
+    }
+  }
+
+  const CLI::App& app_;
+  GenerateFlags& flags_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::vector<Generation> generations_;
+  std::size_t printed_ = 0;
+  std::int64_t begin_ns_ = 0;
+  double seconds_ = 0;
+};
+
+}  // namespace
+
+Command generate_command(CLI::App& parent) {
+  auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* app = parent.add_subcommand("generate", "Go on from prompts (under mpirun: over several machines)");
+  add_flags(*app, *flags);
+  return {app, [app, flags] {
+    require_flag(*app, "--store");
+    require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
+    GenerateJob job(*app, *flags);
+    return run_job(flags->run, {.layers = {},
+                                .prepare = [&](const LayerStore& store) { job.prepare(store); },
+                                .make_source = [&](const JobView& view) { return job.make_source(view); },
+                                .finish = [&](const JobView&, const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
+  }};
+}
+
+}  // namespace stagecoach

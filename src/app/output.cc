@@ -1,0 +1,62 @@
+#include "app/output.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "base/byte_size.h"
+#include "base/clock.h"
+#include "base/error.h"
+
+namespace stagecoach {
+
+void print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    throw resource_error(fmt::format("cannot write to stdout: {}", std::strerror(errno)));
+}
+
+void print_json_line(const Json& json) {
+  print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Progress::Progress(std::string what, bool enabled)
+    : what_(std::move(what)), enabled_(enabled), terminal_(::isatty(STDERR_FILENO) == 1), begin_ns_(now_ns()) {}
+
+Progress::~Progress() {
+  if (drawn_ && terminal_) std::fputc('\n', stderr);
+}
+
+void Progress::update(std::int64_t done, std::int64_t total) {
+  if (!enabled_) return;
+  if (begin_done_ < 0) begin_done_ = done;
+  const std::int64_t now = now_ns();
+  const std::int64_t interval = terminal_ ? 100'000'000 : 3'000'000'000;
+  if (now - (drawn_ ? last_ns_ : begin_ns_) < interval && !(drawn_ && terminal_ && done == total)) return;
+  last_ns_ = now;
+  draw(done, total);
+}
+
+void Progress::draw(std::int64_t done, std::int64_t total) {
+  drawn_ = true;
+  const double seconds = seconds_since(begin_ns_);
+  const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
+  const double rate = static_cast<double>(done - begin_done_) / seconds;
+  const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
+  const std::string numbers = fmt::format("{:3.0f} %  {} of {}  {}/s  ETA {:.0f} s", fraction * 100, format_bytes(done),
+                                          format_bytes(total), format_bytes(static_cast<std::int64_t>(rate)), left);
+  if (terminal_) {
+    constexpr int kWidth = 24;
+    const auto filled = static_cast<std::size_t>(fraction * kWidth);
+    std::fprintf(stderr, "\r%s [%s%s] %s\033[K", what_.c_str(), std::string(filled, '#').c_str(),
+                 std::string(kWidth - filled, '.').c_str(), numbers.c_str());
+  } else {
+    std::fprintf(stderr, "%s %s\n", what_.c_str(), numbers.c_str());
+  }
+  std::fflush(stderr);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,37 @@
+// Results on stdout, and progress on stderr.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/json.h"
+
+namespace stagecoach {
+
+// Writes to stdout and flushes, so that streamed text appears at once. Throws resource_error when
+// stdout cannot take it.
+void print(std::string_view text);
+void print_json_line(const Json& json);
+
+// A bar when stderr is a terminal, a line every few seconds when it is not (under mpirun it never
+// is). Counts in bytes.
+class Progress {
+ public:
+  // Silent when `enabled` is false.
+  Progress(std::string what, bool enabled);
+  ~Progress();
+  void update(std::int64_t done, std::int64_t total);
+
+ private:
+  void draw(std::int64_t done, std::int64_t total);
+  std::string what_;
+  bool enabled_;
+  bool terminal_;
+  bool drawn_ = false;
+  std::int64_t begin_ns_;
+  std::int64_t begin_done_ = -1;  // of the first update: a resumed import has not just done those
+  std::int64_t last_ns_ = 0;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,221 @@
+#include "app/run_job.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "app/signals.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/registry.h"
+#include "base/byte_size.h"
+#include "base/dtype_names.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/version.h"
+#include "pipeline/agreement.h"
+#include "pipeline/clock_sync.h"
+#include "pipeline/peer_watch.h"
+#include "stager/resident_source.h"
+#include "transport/loopback/loopback_transport.h"
+#include "transport/mpi_module.h"
+
+namespace stagecoach {
+namespace {
+
+std::unique_ptr<Transport> open_transport() {
+  if (launched_size() > 1) return open_mpi_transport();
+  return std::move(make_loopback(1).front());
+}
+
+// The ranks of this host share its cores.
+int default_threads() {
+  const char* local = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+  const int ranks_here = local != nullptr ? std::max(1, std::atoi(local)) : launched_size();
+  return std::max(1, allowed_cpus() / ranks_here);
+}
+
+BackendRegistry device_registry() {
+  BackendRegistry registry;
+  registry.add("cpu", make_cpu_backend);
+  return registry;
+}
+
+void print_error(const Transport& transport, const Error& error) {
+  const std::string who = transport.size() == 1 ? "" : fmt::format("rank {} on {}: ", transport.rank(), transport.host(transport.rank()));
+  std::fprintf(stderr, "stagecoach: %s%s\n", who.c_str(), error.what());
+  if (!error.hint().empty()) std::fprintf(stderr, "  try: %s\n", error.hint().c_str());
+}
+
+// One rank's part of a job, in the order in which things happen.
+class JobRun {
+ public:
+  JobRun(const RunSettings& settings, const JobKind& kind, Transport& transport)
+      : settings_(settings), kind_(kind), transport_(transport) {}
+
+  void open() {
+    store_.emplace(settings_.store);
+    const Manifest& manifest = store_->manifest();
+    const std::int64_t layers = manifest.spec.num_hidden_layers;
+    const auto [begin, end] = kind_.layers.empty() ? std::pair<std::int64_t, std::int64_t>{0, layers}
+                                                   : parse_layer_range(kind_.layers, layers);
+    make_plan(begin, end);
+    const int rank = transport_.rank();
+    slice_.layers = plan_.layers_of(rank);
+    slice_.embedding = begin == 0 && rank == plan_.windows.front().rank;
+    slice_.head = end == layers && rank == plan_.last_rank();
+    backend_ = device_registry().create(settings_.device == "auto" ? "cpu" : settings_.device,
+                                        {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
+    isa_ = backend_->isa();
+    if (rank == 0) {
+      if (!settings_.report.empty()) write_report(settings_.report, {});  // before hours of work, not after
+      kind_.prepare(*store_);
+    }
+  }
+
+  void load() {
+    source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_);
+    runner_.emplace(spec(), *backend_, *source_, timeline_, settings_.micro_batch);
+    spdlog::debug("{}: {} of weights, {} threads, {}", plan_.describe(transport_.rank()), format_bytes(source_->bytes()),
+                  backend_->threads(), isa_);
+  }
+
+  RankStatus status() const {
+    const Manifest& manifest = store_->manifest();
+    RankStatus status;
+    status.version = STAGECOACH_VERSION;
+    status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {}", plan_hash(plan_), settings_.wire, settings_.kv, settings_.micro_batch)));
+    status.model_hash = xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
+    const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
+    for (int slab : manifest.layer_slab) status.slab_checksums.push_back(checksum(slab));
+    status.slab_checksums.push_back(checksum(manifest.embedding_slab));
+    status.slab_checksums.push_back(checksum(manifest.head_slab));
+    status.isa = isa_;
+    status.device = backend_->name();
+    return status;
+  }
+
+  void run() {
+    const RankContext context{.spec = spec(), .plan = plan_, .runner = *runner_, .transport = transport_, .timeline = timeline_,
+                              .wire = settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32,
+                              .has_head = plan_.layer_end() == spec().num_hidden_layers,
+                              .interrupted = &interrupt_requested, .observe_logits = nullptr};
+    const std::vector<ClockOffset> clocks_before = measure_clocks(transport_);
+    if (transport_.rank() == 0) {
+      batches_ = kind_.make_source(view());
+      run_rank_zero(context, *batches_);
+    } else {
+      run_other_rank(context);
+    }
+    const std::vector<ClockOffset> clocks_after = measure_clocks(transport_);
+    ranks_ = gather_timelines(transport_, timeline_, clocks_before, clocks_after);
+  }
+
+  void finish() {
+    if (transport_.rank() != 0) return;
+    if (!settings_.report.empty()) write_report(settings_.report, ranks_);
+    kind_.finish(view(), ranks_);
+  }
+
+  std::string describe(int rank) const { return plan_.windows.empty() ? "" : " (" + plan_.describe(rank) + ")"; }
+
+ private:
+  const ModelSpec& spec() const { return store_->manifest().spec; }
+  JobView view() const { return {*store_, plan_, settings_.micro_batch, isa_}; }
+
+  void make_plan(std::int64_t begin, std::int64_t end) {
+    const ModelSpec& s = spec();
+    const DType weights = store_->manifest().weights;
+    if (!settings_.windows.empty()) {
+      plan_ = explicit_plan(settings_.windows, begin, end, transport_.size());
+      return;
+    }
+    PlanCosts costs{.layer_bytes = slab_weight_bytes(s, SlabKind::kLayer, weights)};
+    const std::int64_t embedding = slab_weight_bytes(s, SlabKind::kEmbedding, weights);
+    if (begin == 0) costs.embedding_bytes = embedding;
+    if (end == s.num_hidden_layers) costs.head_bytes = slab_weight_bytes(s, SlabKind::kHead, weights) + (s.tied_head ? embedding : 0);
+    plan_ = balanced_plan(costs, begin, end, transport_.size(), settings_.rounds);
+  }
+
+  const RunSettings& settings_;
+  const JobKind& kind_;
+  Transport& transport_;
+  std::optional<LayerStore> store_;
+  StagePlan plan_;
+  ResidentSlice slice_;
+  std::unique_ptr<Backend> backend_;
+  std::string isa_;
+  Timeline timeline_;
+  std::optional<ResidentSource> source_;
+  std::optional<StageRunner> runner_;
+  std::unique_ptr<BatchSource> batches_;
+  std::vector<RankTimeline> ranks_;  // rank 0, after run()
+};
+
+// One step that may fail on some ranks, and its agreement. The error of any rank becomes that of all.
+template <typename Step>
+void step_together(Transport& transport, JobRun& job, const Step& step) {
+  RankStatus status;
+  try {
+    step();
+    status = job.status();
+  } catch (const Error& error) {
+    status = failed_status(error);
+  } catch (const std::bad_alloc&) {
+    status = failed_status(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
+  }
+  std::vector<std::string> warnings;
+  agree(transport, status, &warnings);
+  for (const std::string& warning : warnings) spdlog::warn("{}", warning);
+}
+
+void run_together(Transport& transport, JobRun& job) {
+  step_together(transport, job, [&] { job.open(); });
+  step_together(transport, job, [&] { job.load(); });
+  job.run();
+  // Others wait while rank 0 writes results: a rank that left early would count as lost.
+  step_together(transport, job, [&] { job.finish(); });
+}
+
+}  // namespace
+
+int run_job(const RunSettings& settings, const JobKind& kind) {
+  if (settings.store.empty()) throw usage_error("no store was given", "--store STORE");
+  const std::unique_ptr<Transport> transport = open_transport();
+  const int rank = transport->rank();
+  setup_logging(settings.verbose ? Verbosity::kVerbose : settings.quiet || rank > 0 ? Verbosity::kQuiet : Verbosity::kNormal,
+                transport->size() > 1 ? fmt::format("rank {} on {}", rank, transport->host(rank)) : "");
+
+  JobRun job(settings, kind, *transport);
+  const auto lost = [&](int peer, double seconds, bool reporter) {
+    if (reporter) {
+      print_error(*transport, Error(ErrorKind::kPeerLost,
+                                    fmt::format("rank {} on {}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is down",
+                                                peer, transport->host(peer), job.describe(peer), seconds),
+                                    "check that host, then run the same command again"));
+    } else {
+      std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
+    }
+    transport->abort(static_cast<int>(ErrorKind::kPeerLost));
+  };
+  PeerWatchOptions watch_options;
+  watch_options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
+  auto watch = std::make_unique<PeerWatch>(*transport, watch_options, lost);
+  try {
+    run_together(*transport, job);
+  } catch (const AgreedError&) {
+    // Every rank knows, so that this is an orderly end.
+    watch.reset();
+    transport->finalize();
+    throw;
+  } catch (const Error& error) {
+    if (transport->size() == 1) throw;
+    if (error.kind() != ErrorKind::kInterrupted || rank == 0) print_error(*transport, error);
+    transport->abort(error.exit_code());
+  }
+  watch.reset();
+  transport->finalize();
+  return 0;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,42 @@
+// A run of a model on the ranks of a job: the composition root of generate, score and time. Everything
+// that differs between those three is in the JobKind.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "app/settings.h"
+#include "pipeline/rank_loop.h"
+#include "timeline/report.h"
+
+namespace stagecoach {
+
+// What rank 0 knows when it makes its work.
+struct JobView {
+  const LayerStore& store;
+  const StagePlan& plan;
+  std::int64_t micro_batch = 0;
+  const std::string& isa;
+};
+
+struct JobKind {
+  // Layers to run, A:B; empty: all.
+  std::string layers;
+  // Rank 0, before weights are read: reads prompts, checks them, opens outputs. Usage and data errors
+  // thrown here end the job everywhere with one message.
+  std::function<void(const LayerStore&)> prepare;
+  // Rank 0: the work. Called when all ranks are ready.
+  std::function<std::unique_ptr<BatchSource>(const JobView&)> make_source;
+  // Rank 0: results, when the ring is empty. `ranks` has everybody's timeline.
+  std::function<void(const JobView&, const std::vector<RankTimeline>& ranks)> finish;
+};
+
+// Runs this process's part of the job. Returns 0; errors are thrown (AgreedError when rank 0 has reported
+// them) or, once ranks depend on one another, end all of them.
+int run_job(const RunSettings& settings, const JobKind& kind);
+
+}  // namespace stagecoach

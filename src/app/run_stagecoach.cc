@@ -1,0 +1,70 @@
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "app/command.h"
+#include "app/settings.h"
+#include "app/signals.h"
+#include "base/error.h"
+#include "base/version.h"
+#include "pipeline/agreement.h"
+#include "transport/mpi_module.h"
+
+namespace stagecoach {
+namespace {
+
+// Every rank parses the same words; only rank 0 complains about them.
+bool speaks() { return launched_rank() == 0; }
+
+int report(const Error& error) {
+  const auto* agreed = dynamic_cast<const AgreedError*>(&error);
+  if (agreed != nullptr ? agreed->report() : speaks()) {
+    std::fprintf(stderr, "stagecoach: %s\n", error.what());
+    if (!error.hint().empty()) std::fprintf(stderr, "  try: %s\n", error.hint().c_str());
+  }
+  return error.exit_code();
+}
+
+int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {  // --help, --version
+    return speaks() ? app.exit(success) : 0;
+  } catch (const CLI::ParseError& error) {
+    std::string name = "stagecoach";
+    for (const Command& command : commands)
+      if (command.app->parsed()) name += " " + command.app->get_name();
+    throw usage_error(error.what(), name + " --help");
+  }
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    apply_environment_and_job(*command.app);
+    return command.run();
+  }
+  throw usage_error("no command was given", "stagecoach --help");
+}
+
+}  // namespace
+
+int run_stagecoach(int argc, char** argv) {
+  try {
+    install_signal_handlers();
+    CLI::App app("Stagecoach runs transformers that fit on none of your PCs, on several of them.", "stagecoach");
+    app.set_version_flag("--version", std::string("stagecoach ") + STAGECOACH_VERSION);
+    app.require_subcommand(0, 1);
+    app.footer("Several machines: mpirun --oversubscribe --bind-to none -np N stagecoach generate|score|time …\n"
+               "Exit codes: 0 done, 1 internal error, 2 usage, 3 bad data, 4 not enough resources, 5 peer lost, 130 interrupted.");
+    const std::vector<Command> commands{import_command(app),   create_command(app),   list_command(app),
+                                        inspect_command(app),  verify_command(app),   tokenize_command(app),
+                                        generate_command(app), score_command(app),    time_command(app)};
+    return parse_and_run(app, commands, argc, argv);
+  } catch (const Error& error) {
+    return report(error);
+  } catch (const std::bad_alloc&) {
+    return report(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
+  } catch (const std::exception& error) {
+    return report(Error(ErrorKind::kInternal, std::string("internal error: ") + error.what(), "please report this, with the command"));
+  }
+}
+
+}  // namespace stagecoach

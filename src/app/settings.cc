@@ -1,0 +1,152 @@
+#include "app/settings.h"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+std::string key_of(const CLI::Option& option) {
+  std::string key = option.get_lnames().front();
+  std::replace(key.begin(), key.end(), '-', '_');
+  return key;
+}
+
+std::string environment_name(const CLI::Option& option) {
+  std::string name = "STAGECOACH_" + key_of(option);
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return name;
+}
+
+bool settable(const CLI::Option& option) {
+  if (option.get_lnames().empty()) return false;
+  const std::string& name = option.get_lnames().front();
+  return name != "help" && name != "version" && name != "job";
+}
+
+// "jobs/a.toml:3:7: " in front of a problem.
+Error job_error(const std::string& file, const toml::source_region& region, const std::string& problem) {
+  return usage_error(fmt::format("{}:{}:{}: {}", file, region.begin.line, region.begin.column, problem));
+}
+
+std::string scalar_text(const std::string& file, const toml::node& node) {
+  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* integer = node.as_integer()) return std::to_string(integer->get());
+  if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
+  if (const auto* boolean = node.as_boolean()) return boolean->get() ? "true" : "false";
+  throw job_error(file, node.source(), "expected a string, a number, true or false");
+}
+
+void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
+  try {
+    // A flag without a value takes true or false here; false is the same as leaving it out.
+    if (option.get_items_expected_max() == 0) {
+      if (values.front() == "false" || values.front() == "0") return;
+      if (values.front() != "true" && values.front() != "1")
+        throw usage_error(fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
+    }
+    for (const std::string& value : values) option.add_result(value);
+    option.run_callback();
+  } catch (const CLI::Error& error) {
+    throw usage_error(fmt::format("{}: {}", origin, error.what()));
+  }
+}
+
+toml::table parse_job(const std::string& file) {
+  try {
+    return toml::parse_file(file);
+  } catch (const toml::parse_error& error) {
+    throw job_error(file, error.source(), std::string(error.description()));
+  }
+}
+
+void apply_job(CLI::App& command, const std::string& file) {
+  toml::table job = parse_job(file);
+  for (const auto& [key, node] : job) {
+    if (key.str() != "run") throw job_error(file, node.source(), fmt::format("unknown table or key '{}'; a job has [run]", key.str()));
+  }
+  const toml::table* run = job["run"].as_table();
+  if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file));
+  for (const auto& [key, node] : *run) {
+    CLI::Option* target = nullptr;
+    for (CLI::Option* option : command.get_options())
+      if (settable(*option) && key_of(*option) == key.str()) target = option;
+    if (target == nullptr)
+      throw job_error(file, node.source(), fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
+    if (target->count() > 0) continue;
+    std::vector<std::string> values;
+    if (const auto* list = node.as_array()) {
+      for (const auto& item : *list) values.push_back(scalar_text(file, item));
+    } else {
+      values.push_back(scalar_text(file, node));
+    }
+    const auto& begin = node.source().begin;
+    if (!values.empty()) set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
+  }
+}
+
+}  // namespace
+
+VerifyMode RunSettings::verify_mode() const {
+  return verify == "off" ? VerifyMode::kOff : verify == "always" ? VerifyMode::kAlways : VerifyMode::kFirst;
+}
+
+void add_run_flags(CLI::App& command, RunSettings& s) {
+  command.add_option("--store", s.store, "Store directory, on every host at this path")->type_name("STORE");
+  command.add_option("--job", "Job file: [run] holds any of these settings")->type_name("FILE.toml");
+  command.add_option("--threads", s.threads, "Compute threads per rank (default: allowed cores / ranks on this host)")->check(CLI::Range(1, 4096));
+  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")->capture_default_str()->check(CLI::Range(1, 65536));
+  command.add_option("--windows", s.windows, "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")->type_name("A:B,...");
+  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order")->capture_default_str()->check(CLI::Range(1, 1024));
+  command.add_option("--device", s.device, "Device to compute on")->capture_default_str()->check(CLI::IsMember({"auto", "cpu"}));
+  command.add_option("--verify", s.verify, "When to check weights against their checksums")->capture_default_str()->check(CLI::IsMember({"always", "first", "off"}));
+  command.add_option("--wire", s.wire, "Type of hidden states between ranks")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  command.add_option("--kv", s.kv, "Type of the KV cache")->capture_default_str()->check(CLI::IsMember({"f32"}));
+  command.add_option("--activations", s.activations, "Type of activations in matrix products")->capture_default_str()->check(CLI::IsMember({"auto", "f32"}));
+  command.add_option("--report", s.report, "Write layers.csv and trace.json there")->type_name("DIR");
+  command.add_option("--peer-timeout", s.peer_timeout, "Seconds of silence after which a rank counts as lost")->capture_default_str()->check(CLI::Range(1.0, 86400.0));
+  command.add_flag("--json", s.json, "Results as JSON, one object a line");
+  command.add_flag("--quiet", s.quiet, "Warnings and errors only on stderr");
+  command.add_flag("--verbose", s.verbose, "Say more on stderr, from every rank");
+}
+
+void apply_environment_and_job(CLI::App& command) {
+  for (CLI::Option* option : command.get_options()) {
+    if (!settable(*option) || option->count() > 0) continue;
+    const std::string name = environment_name(*option);
+    if (const char* value = std::getenv(name.c_str())) set(*option, {value}, name);
+  }
+  if (const CLI::Option* job = command.get_option_no_throw("--job")) {
+    const char* from_environment = std::getenv("STAGECOACH_JOB");
+    if (job->count() > 0) {
+      apply_job(command, job->as<std::string>());
+    } else if (from_environment != nullptr) {
+      apply_job(command, from_environment);
+    }
+  }
+}
+
+void require_exactly_one(const CLI::App& command, std::initializer_list<const char*> flags) {
+  std::string all;
+  int given = 0;
+  for (const char* flag : flags) {
+    given += command.count(flag) > 0 ? 1 : 0;
+    all += (all.empty() ? "" : ", ") + std::string(flag);
+  }
+  if (given != 1)
+    throw usage_error(fmt::format("stagecoach {} takes exactly one of {}; found {}", command.get_name(), all, given),
+                      fmt::format("stagecoach {} --help", command.get_name()));
+}
+
+void require_flag(const CLI::App& command, const char* flag) {
+  if (command.count(flag) == 0)
+    throw usage_error(fmt::format("stagecoach {} needs {}", command.get_name(), flag),
+                      fmt::format("stagecoach {} --help", command.get_name()));
+}
+
+}  // namespace stagecoach

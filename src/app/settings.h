@@ -1,0 +1,48 @@
+// Flags, environment and job file as one: flag, then STAGECOACH_ variable, then [run] of --job, then
+// default. Every long flag of a command is a key of the job file with _ for -.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "store/layer_store.h"
+
+namespace stagecoach {
+
+// The flags that every run of a model has (docs/cli.md).
+struct RunSettings {
+  std::string store;
+  int threads = 0;                     // 0: allowed cores ÷ ranks on this host
+  std::int64_t micro_batch = 256;      // tokens
+  std::string windows;                 // "0:5,5:12": empty: balanced by bytes
+  int rounds = 1;
+  std::string device = "auto";
+  std::string verify = "first";
+  std::string wire = "f32";
+  std::string kv = "f32";
+  std::string activations = "auto";
+  std::string report;                  // directory
+  double peer_timeout = 8;             // seconds of silence
+  bool json = false, quiet = false, verbose = false;
+
+  VerifyMode verify_mode() const;
+};
+
+// Adds the flags of RunSettings, --job included.
+void add_run_flags(CLI::App& command, RunSettings& settings);
+
+// Fills in what the command line left open, from environment and job file. Throws usage_error with file,
+// line and column for an unknown key or a value of the wrong type.
+void apply_environment_and_job(CLI::App& command);
+
+// "--prompt" and friends: throws usage_error unless exactly one of the named flags was given.
+void require_exactly_one(const CLI::App& command, std::initializer_list<const char*> flags);
+// Throws usage_error naming the flag unless it has a value.
+void require_flag(const CLI::App& command, const char* flag);
+
+}  // namespace stagecoach

@@ -1,0 +1,171 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/cpu_memory.h"
+#include "backend/cpu/thread_pool.h"
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kCacheLineFloats = 16;
+// Elements below which an elementwise op is not worth waking a thread.
+constexpr std::int64_t kMinElements = 16 * 1024;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const KernelTable& kernels, int threads) : kernels_(kernels), pool_(threads) {}
+
+  std::string name() const override { return "cpu"; }
+  std::string isa() const override { return kernels_.isa; }
+  int threads() const override { return pool_.threads(); }
+
+  Buffer allocate(std::int64_t bytes) override {
+    return Buffer(this, allocate_zeroed(bytes), bytes);
+  }
+  void upload(std::byte* device, std::span<const std::byte> host) override {
+    if (!host.empty()) std::memcpy(device, host.data(), host.size());
+  }
+  void download(std::span<std::byte> host, const std::byte* device) override {
+    if (!host.empty()) std::memcpy(host.data(), device, host.size());
+  }
+  void synchronize() override {}
+
+  void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
+                   bool accumulate) override;
+  void matmul(const MatmulArgs& args) override;
+
+  void norm(const NormArgs& args) override {
+    pool_.parallel_for(
+        args.rows, rows_per_chunk(args.rows, args.cols),
+        [&](std::int64_t begin, std::int64_t end) { kernels_.norm(args, begin, end); });
+  }
+  void rotary(const RotaryArgs& args) override {
+    pool_.parallel_for(
+        args.rows, rows_per_chunk(args.rows, args.heads * args.rotary_dim),
+        [&](std::int64_t begin, std::int64_t end) { kernels_.rotary(args, begin, end); });
+  }
+  void append_kv(const AppendKvArgs& args) override {
+    std::int64_t rows = 0;
+    for (std::int64_t s = 0; s < args.num_spans; ++s) rows += args.spans[s].rows;
+    pool_.parallel_for(
+        args.kv_heads, rows_per_chunk(args.kv_heads, rows * args.head_dim),
+        [&](std::int64_t begin, std::int64_t end) { kernels_.append_kv(args, begin, end); });
+  }
+  void attention(const AttentionArgs& args) override;
+  void activation(const ActivationArgs& args) override {
+    // Chunks end on cache lines, so that no two threads write one.
+    const std::int64_t lines = divide_up(args.count, kCacheLineFloats);
+    pool_.parallel_for(lines, rows_per_chunk(lines, kCacheLineFloats),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         kernels_.activation(args, begin * kCacheLineFloats,
+                                             std::min(end * kCacheLineFloats, args.count));
+                       });
+  }
+  void rotary_table(std::span<const std::int64_t> positions, std::span<const float> inv_freq,
+                    float* cos, float* sin) override {
+    stagecoach::rotary_table(positions.data(), static_cast<std::int64_t>(positions.size()),
+                             inv_freq.data(), static_cast<std::int64_t>(inv_freq.size()), cos, sin);
+  }
+
+ protected:
+  void free(std::byte* data, std::int64_t bytes) override { free_zeroed(data, bytes); }
+
+ private:
+  // About four chunks a thread, so that a thread that was descheduled holds up little; never so
+  // small that handing a chunk out costs more than computing it.
+  std::int64_t rows_per_chunk(std::int64_t rows, std::int64_t elements_per_row) const {
+    const std::int64_t even = divide_up(rows, 4 * static_cast<std::int64_t>(threads()));
+    const std::int64_t worthwhile =
+        divide_up(kMinElements, std::max<std::int64_t>(elements_per_row, 1));
+    return std::max<std::int64_t>({even, worthwhile, 1});
+  }
+
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+};
+
+void CpuBackend::gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
+                             bool accumulate) {
+  const auto count = static_cast<std::int64_t>(ids.size());
+  const std::int64_t cols = table.cols;
+  pool_.parallel_for(count, rows_per_chunk(count, cols), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> row(accumulate ? static_cast<std::size_t>(cols) : 0);
+    for (std::int64_t i = begin; i < end; ++i) {
+      float* const target = out + i * cols;
+      unpack_rows(table.layout, table.type, table.data, cols, ids[static_cast<std::size_t>(i)], 1,
+                  accumulate ? row.data() : target);
+      if (!accumulate) continue;
+      for (std::int64_t k = 0; k < cols; ++k) target[k] += row[static_cast<std::size_t>(k)];
+    }
+  });
+}
+
+void CpuBackend::matmul(const MatmulArgs& args) {
+  // Groups of panels as large as the kernel's blocking likes. Where there are too few of them for
+  // the threads, rows are split too; they are independent.
+  constexpr std::int64_t kGroup = 8;
+  constexpr std::int64_t kRowBlock = 96;
+  const std::int64_t panels = divide_up(args.out, kPanelRows);
+  const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
+  const std::int64_t groups = divide_up(panels, kGroup);
+  const std::int64_t row_blocks =
+      groups >= wanted ? 1 : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, groups));
+  const std::int64_t rows = divide_up(divide_up(args.rows, row_blocks), kRowBlock) * kRowBlock;
+  pool_.parallel_for(groups * row_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t first = i / groups * rows;
+      if (first >= args.rows) continue;
+      MatmulArgs part = args;
+      part.x += first * args.x_stride;
+      part.y += first * args.y_stride;
+      part.rows = std::min(rows, args.rows - first);
+      const std::int64_t panel = i % groups * kGroup;
+      kernels_.matmul(part, panel, std::min(panel + kGroup, panels));
+    }
+  });
+}
+
+void CpuBackend::attention(const AttentionArgs& args) {
+  pool_.parallel_for(args.heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    kernels_.attention(args, begin, end);
+  });
+}
+
+const KernelTable& choose_kernels(const BackendOptions& options) {
+  const IsaList isas = supported_isas();
+  std::string wanted = options.isa, source = "--isa";
+  if (wanted.empty()) {
+    const char* variable = std::getenv("STAGECOACH_ISA");
+    if (variable == nullptr || *variable == '\0') return *kernel_table(isas.names[0]);
+    wanted = variable;
+    source = "STAGECOACH_ISA";
+  }
+  if (const KernelTable* table = kernel_table(wanted.c_str())) return *table;
+  std::string known;
+  for (int i = 0; i < isas.count; ++i) known += (i == 0 ? "" : ", ") + std::string(isas.names[i]);
+  throw usage_error(
+      fmt::format("{} asks for instruction set '{}'; this processor and build have: {}", source,
+                  wanted, known),
+      fmt::format("use one of them, or leave it out for {}", isas.names[0]));
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
+  if (options.threads < 1)
+    throw usage_error(fmt::format("a CPU backend needs at least 1 thread, not {}", options.threads),
+                      fmt::format("this process may use {}", allowed_cpus()));
+  return std::make_unique<CpuBackend>(choose_kernels(options), options.threads);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,91 @@
+#include "backend/cpu/thread_pool.h"
+
+#include <algorithm>
+
+namespace stagecoach {
+namespace {
+
+// About 20 to 50 µs: the gap between two ops of a pass, well below what waking a thread costs.
+constexpr int kSpins = 1000;
+
+void pause_spin() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    posted_.fetch_add(1, std::memory_order_release);
+  }
+  job_posted_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run_chunks(Job& job) {
+  try {
+    while (true) {
+      const std::int64_t begin = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
+      if (begin >= job.count) return;
+      job.function(job.context, begin, std::min(begin + job.chunk, job.count));
+    }
+  } catch (...) {
+    job.next.store(job.count, std::memory_order_relaxed);
+    const std::lock_guard lock(job.error_mutex);
+    if (!job.error) job.error = std::current_exception();
+  }
+}
+
+void ThreadPool::run(Job& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    job_ = &job;
+    posted_.fetch_add(1, std::memory_order_release);
+  }
+  job_posted_.notify_all();
+  run_chunks(job);
+  // No chunk is left: workers that have not come yet need not, those inside must leave before `job`
+  // dies.
+  {
+    const std::lock_guard lock(mutex_);
+    job_ = nullptr;
+  }
+  for (int i = 0; i < kSpins && inside_.load(std::memory_order_acquire) > 0; ++i) pause_spin();
+  std::unique_lock lock(mutex_);
+  job_left_.wait(lock, [this] { return inside_.load(std::memory_order_relaxed) == 0; });
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+void ThreadPool::spin_for_job(std::uint64_t seen) const {
+  for (int i = 0; i < kSpins && posted_.load(std::memory_order_acquire) == seen; ++i) pause_spin();
+}
+
+void ThreadPool::worker_loop() {
+  std::uint64_t seen = 0;
+  while (true) {
+    spin_for_job(seen);
+    std::unique_lock lock(mutex_);
+    job_posted_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
+    seen = posted_.load(std::memory_order_relaxed);
+    if (stop_) return;
+    Job* const job = job_;
+    if (job == nullptr) continue;
+    inside_.fetch_add(1, std::memory_order_relaxed);
+    lock.unlock();
+    run_chunks(*job);
+    lock.lock();
+    if (inside_.fetch_sub(1, std::memory_order_release) == 1) job_left_.notify_one();
+  }
+}
+
+}  // namespace stagecoach

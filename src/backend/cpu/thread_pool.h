@@ -1,0 +1,76 @@
+// Threads that share the index range of one op at a time.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace stagecoach {
+
+// Idle workers spin for some microseconds, since a forward pass asks for the next op at once, then
+// sleep: several ranks may share a host, and Open MPI's own thread needs a core.
+//
+// parallel_for is for one caller at a time. Which thread runs which chunk is not determined, so
+// chunks must not depend on each other.
+class ThreadPool {
+ public:
+  // `threads` in all, the caller of parallel_for being one; 1 starts none.
+  explicit ThreadPool(int threads);
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool();
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // body(begin, end) over [0, count) in chunks of `chunk`. Returns when all are done; rethrows the
+  // first exception, after which chunks not yet begun are left out.
+  template <typename Body>
+  void parallel_for(std::int64_t count, std::int64_t chunk, Body&& body) {
+    if (count <= 0) return;
+    if (workers_.empty() || count <= chunk) {
+      body(std::int64_t{0}, count);
+      return;
+    }
+    Job job(
+        count, chunk,
+        [](void* context, std::int64_t begin, std::int64_t end) {
+          (*static_cast<std::remove_reference_t<Body>*>(context))(begin, end);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
+    run(job);
+  }
+
+ private:
+  struct Job {
+    using Function = void (*)(void* context, std::int64_t begin, std::int64_t end);
+    Job(std::int64_t count_in, std::int64_t chunk_in, Function function_in, void* context_in)
+        : count(count_in), chunk(chunk_in), function(function_in), context(context_in) {}
+    const std::int64_t count, chunk;
+    const Function function;
+    void* const context;
+    std::atomic<std::int64_t> next{0};
+    std::mutex error_mutex;
+    std::exception_ptr error;
+  };
+
+  void run(Job& job);
+  static void run_chunks(Job& job);
+  void worker_loop();
+  void spin_for_job(std::uint64_t seen) const;
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable job_posted_;
+  std::condition_variable job_left_;
+  // Written under mutex_; read without it only while spinning.
+  std::atomic<std::uint64_t> posted_{0};  // jobs so far
+  std::atomic<int> inside_{0};            // workers that hold job_
+  Job* job_ = nullptr;                    // null once its caller stops taking helpers
+  bool stop_ = false;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,175 @@
+#include "checkpoint/family.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "checkpoint/embedded_configs.h"
+#include "checkpoint/safetensors.h"
+
+namespace stagecoach {
+namespace {
+
+// What resolve_config computes itself.
+const std::set<std::string> kComputedFields = {"family", "architecture", "rotary_inv_freq",
+                                               "attention_scale"};
+
+std::vector<std::string> strings_at(const JsonObject& object, const char* key) {
+  std::vector<std::string> strings;
+  for (const Json& item : object.array(key)) strings.push_back(item.get<std::string>());
+  return strings;
+}
+
+// Either a fixed value, or {"keys", "old_keys", "default"}.
+ConfigValue parse_value(const Json& json, const std::string& where) {
+  if (!json.is_object()) return {.keys = {}, .old_keys = {}, .fallback = json};
+  const JsonObject object(json, where);
+  object.only({"keys", "old_keys", "default"});
+  return {.keys = object.has("keys") ? strings_at(object, "keys") : std::vector<std::string>{},
+          .old_keys =
+              object.has("old_keys") ? strings_at(object, "old_keys") : std::vector<std::string>{},
+          .fallback = object.at("default")};
+}
+
+std::map<std::string, ConfigValue> parse_spec(const JsonObject& object) {
+  std::map<std::string, ConfigValue> spec;
+  const Json fields = to_json(ModelSpec{});
+  for (const auto& [field, value] : object.json().items()) {
+    if (!fields.contains(field) || kComputedFields.contains(field))
+      throw data_error(fmt::format("{}: unknown axis \"{}\"", object.where(), field));
+    spec.emplace(field, parse_value(value, fmt::format("{}: \"{}\"", object.where(), field)));
+  }
+  for (const auto& [field, value] : fields.items())
+    if (!kComputedFields.contains(field)) object.at(field.c_str());
+  return spec;
+}
+
+bool is_bias(TensorRole role) {
+  return role_name(role).ends_with(".bias");
+}
+
+TensorPattern parse_pattern(const Json& json, const std::string& where) {
+  const JsonObject object(json, where);
+  object.only({"source", "roles", "transposed", "interleaved_rotary"});
+  TensorPattern pattern{.source = object.string("source"),
+                        .roles = {},
+                        .transposed = object.boolean_or("transposed", false),
+                        .interleaved_rotary = object.boolean_or("interleaved_rotary", false)};
+  for (const std::string& name : strings_at(object, "roles")) {
+    const auto role = parse_role(name);
+    if (!role) throw data_error(fmt::format("{}: unknown role \"{}\"", where, name));
+    if (pattern.transposed && is_bias(*role))
+      throw data_error(fmt::format("{}: a vector cannot be transposed", where));
+    pattern.roles.push_back(*role);
+  }
+  if (pattern.roles.empty()) throw data_error(fmt::format("{}: no roles", where));
+  return pattern;
+}
+
+Family parse_checked(const Json& json, const std::string& where) {
+  const JsonObject object(json, where);
+  object.only({"name", "architectures", "model_types", "spec", "rotary", "accepted", "ignored",
+               "prefixes", "tensors", "dropped"});
+  Family family{.name = object.string("name"),
+                .architectures = strings_at(object, "architectures"),
+                .model_types = strings_at(object, "model_types"),
+                .spec = parse_spec(object.object("spec")),
+                .rotary = std::nullopt,
+                .accepted = {},
+                .ignored = strings_at(object, "ignored"),
+                .prefixes = strings_at(object, "prefixes"),
+                .tensors = {},
+                .dropped = strings_at(object, "dropped")};
+  if (object.has("rotary")) {
+    const JsonObject rotary = object.object("rotary");
+    rotary.only({"theta", "scaling"});
+    family.rotary = {.theta = parse_value(rotary.at("theta"), where + ": theta"),
+                     .scaling = rotary.boolean("scaling")};
+  }
+  for (const auto& [key, values] : object.object("accepted").json().items())
+    family.accepted.emplace(key, values.get<std::vector<Json>>());
+  for (const Json& pattern : object.array("tensors"))
+    family.tensors.push_back(parse_pattern(pattern, fmt::format("{}: \"tensors\"", where)));
+  if (family.prefixes.empty()) throw data_error(fmt::format("{}: no prefixes", where));
+  return family;
+}
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+Error unsupported(const JsonObject& config, const std::string& found) {
+  std::string known;
+  for (const Family& family : families())
+    for (const std::string& name : family.architectures)
+      known += (known.empty() ? "" : ", ") + name;
+  return data_error(
+      fmt::format("{}: {} is not supported; this build imports {}", config.where(), found, known));
+}
+
+// The first of "architectures", or nothing where the key is missing or empty.
+std::optional<std::string> architecture_of(const JsonObject& config) {
+  if (!config.has("architectures")) return std::nullopt;
+  const Json& list = config.array("architectures");
+  if (list.empty()) return std::nullopt;
+  if (!list[0].is_string())
+    throw data_error(fmt::format("{}: \"architectures\" should hold names, found {}",
+                                 config.where(), list[0].type_name()));
+  return list[0].get<std::string>();
+}
+
+}  // namespace
+
+Family parse_family(const Json& json, const std::string& where) {
+  try {
+    return parse_checked(json, where);
+  } catch (const Error& error) {
+    throw Error(ErrorKind::kInternal, error.what());
+  } catch (const Json::exception& error) {
+    throw Error(ErrorKind::kInternal, fmt::format("{}: {}", where, error.what()));
+  }
+}
+
+const std::vector<Family>& families() {
+  static const std::vector<Family> all = [] {
+    std::vector<Family> parsed;
+    for (const auto& [name, text] : embedded_models())
+      parsed.push_back(parse_family(parse_json(text, std::string(name)), std::string(name)));
+    return parsed;
+  }();
+  return all;
+}
+
+const Family& find_family(const JsonObject& config) {
+  const auto architecture = architecture_of(config);
+  const std::string model_type = config.string_or("model_type", "");
+  if (!architecture && model_type.empty())
+    throw unsupported(config, "a config with neither \"architectures\" nor \"model_type\"");
+  for (const Family& family : families()) {
+    const bool type_fits = contains(family.model_types, model_type);
+    if (!architecture && type_fits) return family;
+    if (!architecture || !contains(family.architectures, *architecture)) continue;
+    // Hugging Face picks the code by model_type: one that contradicts the class changes the
+    // mathematics.
+    if (!model_type.empty() && !type_fits)
+      throw unsupported(config, fmt::format("architecture {} with model_type {}",
+                                            quote_name(*architecture), quote_name(model_type)));
+    return family;
+  }
+  throw unsupported(config, architecture ? fmt::format("architecture {}", quote_name(*architecture))
+                                         : fmt::format("model_type {}", quote_name(model_type)));
+}
+
+std::string expand_pattern(const std::string& pattern, const std::string& prefix,
+                           std::int64_t layer) {
+  std::string name = pattern;
+  const auto fill = [&name](std::string_view placeholder, const std::string& value) {
+    if (const auto at = name.find(placeholder); at != std::string::npos)
+      name.replace(at, placeholder.size(), value);
+  };
+  fill("{prefix}", prefix);
+  fill("{layer}", std::to_string(layer));
+  return name;
+}
+
+}  // namespace stagecoach

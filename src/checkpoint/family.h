@@ -1,0 +1,68 @@
+// Family descriptions (configs/models/*.json, compiled in): how one family's config.json and tensor
+// names map onto ModelSpec's axes and the catalog's roles. A new family is a new file there, not
+// code here.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "model/tensor_catalog.h"
+
+namespace stagecoach {
+
+// Where a value stands in config.json.
+struct ConfigValue {
+  std::vector<std::string> keys;      // spellings; those that are present must agree
+  std::vector<std::string> old_keys;  // asked only when none of `keys` is present
+  // When no key is present, since Hugging Face writes only what differs from its defaults. For
+  // sizes a number or an expression over other sizes: "head_dim", "4 * hidden_size", "hidden_size /
+  // n".
+  Json fallback;
+};
+
+// One tensor of the checkpoint and what it holds.
+struct TensorPattern {
+  std::string source;               // name with {prefix} and {layer}
+  std::vector<TensorRole> roles;    // stacked along the output rows, in this order
+  bool transposed = false;          // stored (in, out), as GPT-2's Conv1D does
+  bool interleaved_rotary = false;  // rotary pairs are neighbours: permuted to half-split on import
+
+  bool per_layer() const { return source.find("{layer}") != std::string::npos; }
+};
+
+struct RotarySettings {
+  ConfigValue theta;
+  bool scaling = false;  // reads rope_scaling and rope_parameters
+};
+
+struct Family {
+  std::string name;
+  std::vector<std::string> architectures, model_types;
+  std::map<std::string, ConfigValue> spec;  // by ModelSpec's field name
+  std::optional<RotarySettings> rotary;     // present if the positions are
+  // Keys that would change results: the values with which this build computes the right thing.
+  std::map<std::string, std::vector<Json>> accepted;
+  std::vector<std::string> ignored;  // keys that change nothing in inference
+  std::vector<std::string> prefixes;
+  std::vector<TensorPattern> tensors;
+  std::vector<std::string> dropped;  // buffers, not weights
+};
+
+// Throws kInternal for anything unknown or missing: descriptions are ours.
+Family parse_family(const Json& json, const std::string& where);
+
+// All that are compiled in.
+const std::vector<Family>& families();
+
+// By architectures[0], or by model_type where a config names no architecture. Throws data_error
+// naming what was found and listing what works.
+const Family& find_family(const JsonObject& config);
+
+// `pattern` with its placeholders filled in.
+std::string expand_pattern(const std::string& pattern, const std::string& prefix,
+                           std::int64_t layer);
+
+}  // namespace stagecoach

@@ -1,0 +1,139 @@
+#include "engine/forward_block.h"
+
+namespace stagecoach {
+namespace {
+
+NormKind norm_kind(const ModelSpec& spec) {
+  return spec.norm == NormAxis::kLayerNorm ? NormKind::kLayerNorm : NormKind::kRmsNorm;
+}
+
+Activation activation_kind(const ModelSpec& spec) {
+  switch (spec.activation) {
+    case ActivationKind::kGeluTanh: return Activation::kGeluTanh;
+    case ActivationKind::kGeluErf: return Activation::kGeluErf;
+    case ActivationKind::kRelu: return Activation::kRelu;
+    case ActivationKind::kSilu: return Activation::kSilu;
+  }
+  return Activation::kRelu;
+}
+
+// The ops below with everything filled in that is the same all through the block: rows and strides.
+class RowOps {
+ public:
+  RowOps(const BlockContext& context, std::int64_t rows)
+      : spec_(context.spec), backend_(context.backend), rows_(rows) {}
+
+  void norm(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
+    backend_.norm({.x = x.f32(), .weight = weight.f32(), .bias = bias.f32(), .y = y.f32(), .rows = rows_,
+                   .cols = spec_.hidden_size, .epsilon = spec_.norm_epsilon, .kind = norm_kind(spec_)});
+  }
+
+  void linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
+    matmul(x, weight, bias, y, false);
+  }
+  void add_linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
+    matmul(x, weight, bias, y, true);
+  }
+
+  void rotary(const Buffer& x, std::int64_t heads, const Workspace& ws) {
+    backend_.rotary({.x = x.f32(), .x_stride = heads * spec_.head_dim, .cos = ws.cos.f32(), .sin = ws.sin.f32(),
+                     .rows = rows_, .heads = heads, .head_dim = spec_.head_dim, .rotary_dim = spec_.rotary_dim});
+  }
+
+  void append_kv(const Buffer& k, const Buffer& v, std::span<const KvSpan> spans) {
+    backend_.append_kv({.k = k.f32(), .v = v.f32(), .stride = spec_.key_value_size(), .spans = spans.data(),
+                        .num_spans = static_cast<std::int64_t>(spans.size()), .kv_heads = spec_.num_key_value_heads,
+                        .head_dim = spec_.head_dim});
+  }
+
+  void attention(const Buffer& q, std::span<const KvSpan> spans, const Buffer& out) {
+    backend_.attention({.q = q.f32(), .q_stride = spec_.query_size(), .out = out.f32(),
+                        .out_stride = spec_.query_size(), .spans = spans.data(),
+                        .num_spans = static_cast<std::int64_t>(spans.size()), .heads = spec_.num_attention_heads,
+                        .kv_heads = spec_.num_key_value_heads, .head_dim = spec_.head_dim,
+                        .scale = spec_.attention_scale});
+  }
+
+  // y = activation(x) [⊙ up]
+  void activation(const Buffer& x, const float* up, const Buffer& y) {
+    backend_.activation({.x = x.f32(), .up = up, .y = y.f32(), .count = rows_ * spec_.intermediate_size,
+                         .kind = activation_kind(spec_)});
+  }
+
+ private:
+  void matmul(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y, bool accumulate) {
+    backend_.matmul({.x = x.f32(), .x_stride = weight.cols, .weight = weight.data, .weight_type = weight.type,
+                     .bias = bias.f32(), .y = y.f32(), .y_stride = weight.rows, .rows = rows_, .in = weight.cols,
+                     .out = weight.rows, .accumulate = accumulate});
+  }
+
+  const ModelSpec& spec_;
+  Backend& backend_;
+  std::int64_t rows_;
+};
+
+LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part, const BatchLabel& label) {
+  ScopedSpan span(c.timeline, {.kind = SpanKind::kWeightWait, .phase = label.phase,
+                               .layer = static_cast<std::int32_t>(layer), .micro_batch = label.micro_batch,
+                               .pass = label.pass});
+  return c.weights.lease(layer, part);
+}
+
+// Σ over rows of the number of keys that a row attends to.
+std::int64_t context_sum(std::span<const TokenRun> runs) {
+  std::int64_t sum = 0;
+  for (const TokenRun& run : runs) sum += run.count() * run.position + run.count() * (run.count() + 1) / 2;
+  return sum;
+}
+
+}  // namespace
+
+void forward_block(const BlockContext& c, std::int64_t layer, std::span<const TokenRun> runs,
+                   const BatchLabel& label) {
+  using enum TensorRole;
+  const ModelSpec& spec = c.spec;
+  Workspace& ws = c.workspace;
+  const std::int64_t rows = total_rows(runs);
+  RowOps ops(c, rows);
+  Span template_span{.phase = label.phase, .layer = static_cast<std::int32_t>(layer),
+                     .micro_batch = label.micro_batch, .pass = label.pass, .tokens = rows};
+
+  {
+    const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label);
+    template_span.kind = SpanKind::kAttention;
+    template_span.bytes = w.bytes();
+    template_span.flops = attention_part_flops(spec, rows, context_sum(runs));
+    ScopedSpan timed(c.timeline, template_span);
+
+    ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
+    ops.linear(ws.normed, w[kQuery], w[kQueryBias], ws.query);
+    ops.linear(ws.normed, w[kKey], w[kKeyBias], ws.key);
+    ops.linear(ws.normed, w[kValue], w[kValueBias], ws.value);
+    if (spec.position == PositionKind::kRotary) {
+      ops.rotary(ws.query, spec.num_attention_heads, ws);
+      ops.rotary(ws.key, spec.num_key_value_heads, ws);
+    }
+    const std::vector<KvSpan> spans = c.kv.view(layer, runs);
+    ops.append_kv(ws.key, ws.value, spans);
+    ops.attention(ws.query, spans, ws.attended);
+    ops.add_linear(ws.attended, w[kAttentionOutput], w[kAttentionOutputBias], ws.hidden);
+  }
+  {
+    const LayerLease w = timed_lease(c, layer, PartKind::kMlp, label);
+    template_span.kind = SpanKind::kMlp;
+    template_span.bytes = w.bytes();
+    template_span.flops = mlp_part_flops(spec, rows);
+    ScopedSpan timed(c.timeline, template_span);
+
+    // A parallel block's MLP reads the same normed x as its attention did; it is still in ws.normed.
+    if (spec.residual == ResidualForm::kSequential) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
+    const bool gated = spec.mlp == MlpKind::kGated;
+    const Buffer& inner = gated ? ws.gate : ws.up;
+    ops.linear(ws.normed, w[kUp], w[kUpBias], ws.up);
+    if (gated) ops.linear(ws.normed, w[kGate], w[kGateBias], ws.gate);
+    ops.activation(inner, gated ? ws.up.f32() : nullptr, inner);
+    ops.add_linear(inner, w[kDown], w[kDownBias], ws.hidden);
+  }
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,32 @@
+// One transformer block, for every family and every backend.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "backend/backend.h"
+#include "engine/batch.h"
+#include "engine/kv_cache.h"
+#include "engine/layer_source.h"
+#include "engine/workspace.h"
+#include "model/model_spec.h"
+#include "timeline/timeline.h"
+
+namespace stagecoach {
+
+struct BlockContext {
+  const ModelSpec& spec;
+  Backend& backend;
+  LayerSource& weights;
+  KvCache& kv;
+  Workspace& workspace;
+  Timeline& timeline;
+};
+
+// workspace.hidden (rows, hidden_size) → the same buffer, after layer `layer`. Rows are those of
+// `runs`; their keys and values are appended to the cache, which must have room (KvCache::reserve).
+// For rotary models workspace.cos and .sin hold the rows' angles.
+void forward_block(const BlockContext& context, std::int64_t layer, std::span<const TokenRun> runs,
+                   const BatchLabel& label);
+
+}  // namespace stagecoach

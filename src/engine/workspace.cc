@@ -1,0 +1,30 @@
+#include "engine/workspace.h"
+
+namespace stagecoach {
+
+Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_rows_in) : max_rows(max_rows_in) {
+  const auto floats = [&](std::int64_t width) {
+    return backend.allocate(max_rows * width * static_cast<std::int64_t>(sizeof(float)));
+  };
+  hidden = floats(spec.hidden_size);
+  normed = floats(spec.hidden_size);
+  query = floats(spec.query_size());
+  key = floats(spec.key_value_size());
+  value = floats(spec.key_value_size());
+  attended = floats(spec.query_size());
+  up = floats(spec.intermediate_size);
+  if (spec.mlp == MlpKind::kGated) gate = floats(spec.intermediate_size);
+  if (spec.position == PositionKind::kRotary) {
+    cos = floats(spec.rotary_dim / 2);
+    sin = floats(spec.rotary_dim / 2);
+  }
+}
+
+std::int64_t Workspace::bytes() const {
+  std::int64_t sum = 0;
+  for (const Buffer* buffer : {&hidden, &normed, &query, &key, &value, &attended, &up, &gate, &cos, &sin})
+    sum += buffer->bytes();
+  return sum;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "model/model_spec.h"
+
+namespace stagecoach {
+
+// Scratch activations of one rank, float32, allocated once from spec × largest micro-batch.
+struct Workspace {
+  Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_rows);
+
+  std::int64_t max_rows;
+  Buffer hidden;    // (max_rows, hidden_size): the residual stream
+  Buffer normed;    // (max_rows, hidden_size)
+  Buffer query;     // (max_rows, num_attention_heads · head_dim)
+  Buffer key;       // (max_rows, num_key_value_heads · head_dim)
+  Buffer value;     // (max_rows, num_key_value_heads · head_dim)
+  Buffer attended;  // (max_rows, num_attention_heads · head_dim)
+  Buffer up;        // (max_rows, intermediate_size)
+  Buffer gate;      // (max_rows, intermediate_size), gated MLPs only
+  Buffer cos, sin;  // (max_rows, rotary_dim / 2), rotary models only
+
+  std::int64_t bytes() const;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,108 @@
+#include "pipeline/agreement.h"
+
+#include <algorithm>
+
+#include "base/archive.h"
+#include "pipeline/control_channel.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::uint32_t kStatus = archive_magic("STAT");
+constexpr std::uint32_t kVerdict = archive_magic("VRDT");
+
+struct Verdict {
+  int code = 0;
+  std::string problem, hint;
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(code, problem, hint);
+  }
+};
+
+std::string who(const Transport& transport, int rank) {
+  return transport.size() == 1 ? std::string() : fmt::format("rank {} on {}: ", rank, transport.host(rank));
+}
+
+std::string slab_label(std::size_t index, std::size_t count) {
+  if (index + 2 == count) return "the embedding";
+  if (index + 1 == count) return "the head";
+  return fmt::format("layer {}", index);
+}
+
+// The first difference between rank 0 and rank `r`, as a verdict.
+std::optional<Verdict> difference(const Transport& transport, const RankStatus& ours, const RankStatus& theirs, int r) {
+  const auto data = [&](const std::string& problem, const std::string& hint) {
+    return Verdict{static_cast<int>(ErrorKind::kData), who(transport, r) + problem, hint};
+  };
+  if (theirs.version != ours.version)
+    return data(fmt::format("runs Stagecoach {}, rank 0 on {} runs {}", theirs.version, transport.host(0), ours.version),
+                "install the same version on all hosts");
+  if (theirs.model_hash != ours.model_hash)
+    return data(fmt::format("its store holds another model than the one on {}", transport.host(0)),
+                "import the same checkpoint with the same --weights on all hosts");
+  if (theirs.plan_hash != ours.plan_hash)
+    return data(fmt::format("its plan or flags differ from those of rank 0 on {}", transport.host(0)),
+                "give all ranks the same flags, job file and STAGECOACH_ environment");
+  const std::size_t slabs = std::min(ours.slab_checksums.size(), theirs.slab_checksums.size());
+  for (std::size_t i = 0; i < slabs; ++i) {
+    const std::uint64_t a = ours.slab_checksums[i], b = theirs.slab_checksums[i];
+    if (a != 0 && b != 0 && a != b)
+      return data(fmt::format("its store has other weights for {} than the one on {}", slab_label(i, slabs), transport.host(0)),
+                  "import the same checkpoint on all hosts");
+  }
+  return std::nullopt;
+}
+
+Verdict judge(const Transport& transport, std::vector<RankStatus>& all, std::vector<std::string>* warnings) {
+  for (int r = 0; r < transport.size(); ++r) {
+    const RankStatus& status = all[static_cast<std::size_t>(r)];
+    // An error that rank 0 has too is everybody's (a wrong flag, a store on a shared disk): no host named.
+    const bool shared = r == 0;
+    if (status.error_code != 0) return {status.error_code, (shared ? "" : who(transport, r)) + status.error, status.hint};
+  }
+  for (int r = 1; r < transport.size(); ++r)
+    if (auto verdict = difference(transport, all[0], all[static_cast<std::size_t>(r)], r)) return *verdict;
+  if (warnings != nullptr) {
+    for (int r = 1; r < transport.size(); ++r) {
+      const RankStatus& theirs = all[static_cast<std::size_t>(r)];
+      if (theirs.isa == all[0].isa && theirs.device == all[0].device) continue;
+      warnings->push_back(fmt::format("{}computes on {} ({}), rank 0 on {} ({}): results depend on how layers are split",
+                                      who(transport, r), theirs.device, theirs.isa, all[0].device, all[0].isa));
+      break;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void agree(Transport& transport, const RankStatus& status, std::vector<std::string>* warnings) {
+  Verdict verdict;
+  if (transport.rank() == 0) {
+    std::vector<RankStatus> all(static_cast<std::size_t>(transport.size()));
+    all[0] = status;
+    for (int missing = transport.size() - 1; missing > 0; --missing) {
+      const Message message = receive_control(transport);
+      all.at(static_cast<std::size_t>(message.source)) = from_archive<RankStatus>(kStatus, message.payload, "rank status");
+    }
+    verdict = judge(transport, all, warnings);
+    for (int r = 1; r < transport.size(); ++r) transport.send(r, Channel::kControl, to_archive(kVerdict, verdict));
+  } else {
+    transport.send(0, Channel::kControl, to_archive(kStatus, status));
+    verdict = from_archive<Verdict>(kVerdict, receive_control(transport).payload, "verdict");
+  }
+  if (verdict.code != 0)
+    throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint, transport.rank() == 0);
+}
+
+RankStatus failed_status(const Error& error) {
+  RankStatus status;
+  status.error_code = error.exit_code();
+  status.error = error.what();
+  status.hint = error.hint();
+  return status;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,19 @@
+// Collective exchanges at the ends of a job: clock offsets, and everybody's timeline to rank 0.
+#pragma once
+
+#include <vector>
+
+#include "timeline/report.h"
+#include "timeline/timeline.h"
+#include "transport/transport.h"
+
+namespace stagecoach {
+
+// Ping-pongs from rank 0 to every rank. On rank 0: one offset per rank (its own is zero); elsewhere empty.
+std::vector<ClockOffset> measure_clocks(Transport& transport);
+
+// On rank 0: all ranks' spans, with their clocks mapped by the two measurements; elsewhere empty.
+std::vector<RankTimeline> gather_timelines(Transport& transport, Timeline& timeline,
+                                           const std::vector<ClockOffset>& begin, const std::vector<ClockOffset>& end);
+
+}  // namespace stagecoach

@@ -1,0 +1,100 @@
+#include "pipeline/micro_batch.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/archive.h"
+#include "base/error.h"
+#include "kernels/include/dtype.h"
+
+namespace stagecoach {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the wire format is written for little-endian machines");
+
+constexpr std::uint32_t kMagic = archive_magic("SCMB");
+constexpr std::uint32_t kDescription = archive_magic("MBDS");
+constexpr std::uint32_t kResult = archive_magic("RSLT");
+constexpr std::uint32_t kVersion = 1;
+
+struct Header {
+  std::uint32_t magic = kMagic;
+  std::uint32_t version = kVersion;
+  std::uint32_t description_bytes = 0;
+  WireType wire = WireType::kF32;
+  std::int64_t rows = 0;
+  std::int64_t width = 0;
+};
+static_assert(sizeof(Header) == 32);
+
+constexpr std::size_t hidden_offset(std::size_t description_bytes) {
+  return (sizeof(Header) + description_bytes + 63) / 64 * 64;
+}
+
+}  // namespace
+
+std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden, std::int64_t width,
+                                          WireType wire) {
+  const std::vector<std::byte> description = to_archive(kDescription, batch);
+  const Header header{.description_bytes = static_cast<std::uint32_t>(description.size()),
+                      .wire = wire,
+                      .rows = total_rows(batch.runs),
+                      .width = width};
+  STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == header.rows * width);
+  const std::size_t offset = hidden_offset(description.size());
+  const std::size_t element = wire == WireType::kF32 ? 4 : 2;
+  std::vector<std::byte> bytes(offset + hidden.size() * element);
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  std::memcpy(bytes.data() + sizeof(header), description.data(), description.size());
+  if (wire == WireType::kF32) {
+    if (!hidden.empty()) std::memcpy(bytes.data() + offset, hidden.data(), hidden.size_bytes());
+  } else {
+    for (std::size_t i = 0; i < hidden.size(); ++i) {
+      const std::uint16_t value = f32_to_bf16(hidden[i]);
+      std::memcpy(bytes.data() + offset + 2 * i, &value, 2);
+    }
+  }
+  return bytes;
+}
+
+MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width, std::vector<float>& hidden) {
+  Header header;
+  if (bytes.size() < sizeof(header)) throw data_error("micro-batch: shorter than its header");
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  if (header.magic != kMagic || header.version != kVersion)
+    throw data_error(fmt::format("micro-batch: expected version {}, found {}", kVersion, header.version),
+                     "all ranks must run the same Stagecoach");
+  if (header.description_bytes > bytes.size() - sizeof(header)) throw data_error("micro-batch: description is cut off");
+  auto batch = from_archive<MicroBatch>(kDescription, bytes.subspan(sizeof(header), header.description_bytes), "micro-batch");
+  const std::size_t offset = hidden_offset(header.description_bytes);
+  const std::size_t element = header.wire == WireType::kF32 ? 4 : 2;
+  if (header.rows != total_rows(batch.runs) || header.width != width ||
+      (header.wire != WireType::kF32 && header.wire != WireType::kBF16) ||
+      bytes.size() != offset + static_cast<std::size_t>(header.rows * header.width) * element)
+    throw data_error(fmt::format("micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
+                                 total_rows(batch.runs), width, header.rows, header.width, bytes.size()));
+  hidden.resize(static_cast<std::size_t>(header.rows * header.width));
+  if (header.wire == WireType::kF32) {
+    if (!hidden.empty()) std::memcpy(hidden.data(), bytes.data() + offset, hidden.size() * sizeof(float));
+  } else {
+    for (std::size_t i = 0; i < hidden.size(); ++i) {
+      std::uint16_t value = 0;
+      std::memcpy(&value, bytes.data() + offset + 2 * i, 2);
+      hidden[i] = bf16_to_f32(value);
+    }
+  }
+  return batch;
+}
+
+std::vector<std::byte> encode_result(const BatchResult& result) { return to_archive(kResult, result); }
+
+BatchResult decode_result(std::span<const std::byte> bytes) { return from_archive<BatchResult>(kResult, bytes, "result"); }
+
+bool is_micro_batch(std::span<const std::byte> bytes) {
+  std::uint32_t magic = 0;
+  if (bytes.size() >= sizeof(magic)) std::memcpy(&magic, bytes.data(), sizeof(magic));
+  return magic == kMagic;
+}
+
+}  // namespace stagecoach

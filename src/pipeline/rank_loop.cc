@@ -1,0 +1,173 @@
+#include "pipeline/rank_loop.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{100};  // how often a waiting rank looks at `interrupted`
+
+class Worker {
+ public:
+  explicit Worker(const RankContext& context) : c_(context) {
+    for (std::size_t w = 0; w < c_.plan.windows.size(); ++w)
+      if (c_.plan.windows[w].rank == c_.transport.rank()) last_window_ = static_cast<std::int32_t>(w);
+    for (const auto& [begin, end] : c_.plan.layers_of(c_.transport.rank())) c_.runner.kv().add_layers(begin, end);
+  }
+
+  // A micro-batch that enters the ring here.
+  void enter(MicroBatch batch, BatchSource& source) {
+    const std::int64_t rows = total_rows(batch.runs);
+    hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
+    if (rows > 0) {
+      if (source.fill_hidden(batch, hidden_)) {
+        c_.runner.set_hidden(hidden_);
+      } else {
+        c_.runner.embed(batch.runs, batch.label);
+      }
+    }
+    compute(std::move(batch));
+  }
+
+  // A micro-batch that another rank (or this one, a round earlier) has sent.
+  void receive(std::span<const std::byte> payload) {
+    MicroBatch batch = decode_micro_batch(payload, c_.spec.hidden_size, hidden_);
+    if (batch.window <= 0 || batch.window >= static_cast<std::int32_t>(c_.plan.windows.size()) ||
+        c_.plan.windows[static_cast<std::size_t>(batch.window)].rank != c_.transport.rank())
+      throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window, c_.transport.rank()));
+    if (!hidden_.empty()) c_.runner.set_hidden(hidden_);
+    compute(std::move(batch));
+  }
+
+  bool finished() const { return finished_; }
+
+ private:
+  void compute(MicroBatch batch) {
+    if (batch.window == first_window()) apply(batch.controls);
+    const Window& window = c_.plan.windows[static_cast<std::size_t>(batch.window)];
+    if (!batch.runs.empty()) c_.runner.run_layers(window.begin, window.end, batch.runs, batch.label);
+    finished_ = batch.last && batch.window == last_window_;
+    if (batch.window + 1 < static_cast<std::int32_t>(c_.plan.windows.size())) {
+      pass_on(std::move(batch));
+    } else if (!batch.last) {
+      answer(batch);
+    }
+  }
+
+  std::int32_t first_window() const { return c_.transport.rank(); }
+
+  void apply(const std::vector<Control>& controls) {
+    const bool samples = c_.transport.rank() == c_.plan.last_rank();
+    for (const Control& control : controls) {
+      if (control.kind == Control::Kind::kDrop) {
+        c_.runner.kv().drop(control.sequence);
+        sampler_.drop(control.sequence);
+      } else if (samples) {
+        sampler_.admit(control.sequence, control.sampling, control.prompt_length);
+      }
+    }
+  }
+
+  void pass_on(MicroBatch batch) {
+    ++batch.window;
+    const std::int64_t rows = total_rows(batch.runs);
+    Span span{.kind = SpanKind::kSend, .phase = batch.label.phase, .micro_batch = batch.label.micro_batch,
+              .pass = batch.label.pass, .tokens = rows};
+    span.begin_ns = now_ns();
+    hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
+    if (rows > 0) c_.runner.get_hidden(hidden_);
+    std::vector<std::byte> payload = encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
+    span.bytes = static_cast<std::int64_t>(payload.size());
+    const int to = c_.plan.windows[static_cast<std::size_t>(batch.window)].rank;
+    c_.transport.send(to, Channel::kData, std::move(payload));
+    span.end_ns = now_ns();
+    if (rows > 0) c_.timeline.record(span);
+  }
+
+  // The last window's rank: logits, samples, probabilities.
+  void answer(const MicroBatch& batch) {
+    BatchResult result;
+    result.micro_batch = batch.label.micro_batch;
+    for (const TokenRun& run : batch.runs) {
+      sampler_.observe(run.sequence, run.ids);
+      if (!run.targets.empty()) result.log_probs.push_back({run.sequence, run.position, {}});
+    }
+    if (c_.has_head) {
+      c_.runner.run_head(batch.runs, batch.label, [&](const TokenRun& run, std::int64_t row, std::span<float> logits) {
+        use_logits(run, row, logits, batch.label, result);
+      });
+    }
+    c_.transport.send(0, Channel::kData, encode_result(result));
+  }
+
+  void use_logits(const TokenRun& run, std::int64_t row, std::span<float> logits, const BatchLabel& label, BatchResult& result) {
+    if (c_.observe_logits) c_.observe_logits(run.sequence, run.position + row, logits);
+    ScopedSpan timed(c_.timeline, {.kind = SpanKind::kSample, .phase = label.phase, .micro_batch = label.micro_batch,
+                                   .pass = label.pass, .tokens = 1});
+    if (!run.targets.empty() && run.targets[static_cast<std::size_t>(row)] >= 0) {
+      for (BatchResult::LogProbs& values : result.log_probs)
+        if (values.sequence == run.sequence && values.position == run.position)
+          values.values.push_back(log_probability(logits, run.targets[static_cast<std::size_t>(row)]));
+    }
+    if (run.sample && row + 1 == run.count()) {
+      const TokenId id = sampler_.sample(run.sequence, run.position + run.count(), logits);
+      result.tokens.push_back({run.sequence, id});
+    }
+  }
+
+  const RankContext& c_;
+  Sampler sampler_;
+  std::vector<float> hidden_;  // host copy on its way in or out
+  std::int32_t last_window_ = 0;
+  bool finished_ = false;
+};
+
+void stop_if_interrupted(const RankContext& c) {
+  if (c.interrupted != nullptr && c.interrupted->load()) throw Error(ErrorKind::kInterrupted, "interrupted");
+}
+
+// The next message, noting the time spent waiting for it.
+Message wait_for_message(const RankContext& c) {
+  ScopedSpan timed(c.timeline, {.kind = SpanKind::kIdle});
+  while (true) {
+    stop_if_interrupted(c);
+    if (auto message = c.transport.receive(Channel::kData, Clock::now() + kPoll)) return *std::move(message);
+  }
+}
+
+}  // namespace
+
+void run_rank_zero(const RankContext& c, BatchSource& source) {
+  Worker worker(c);
+  const auto handle = [&](const Message& message) {
+    if (is_micro_batch(message.payload)) {
+      worker.receive(message.payload);
+    } else {
+      source.returned(decode_result(message.payload));
+    }
+  };
+  while (!source.done()) {
+    stop_if_interrupted(c);
+    // What is under way goes before what is new: it empties the ring.
+    if (auto message = c.transport.receive(Channel::kData, Clock::now())) {
+      handle(*message);
+    } else if (auto batch = source.next()) {
+      worker.enter(*std::move(batch), source);
+    } else {
+      handle(wait_for_message(c));
+    }
+  }
+  MicroBatch goodbye;
+  goodbye.last = true;
+  worker.enter(std::move(goodbye), source);
+  while (!worker.finished()) handle(wait_for_message(c));
+}
+
+void run_other_rank(const RankContext& c) {
+  Worker worker(c);
+  while (!worker.finished()) worker.receive(wait_for_message(c).payload);
+}
+
+}  // namespace stagecoach

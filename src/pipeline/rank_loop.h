@@ -1,0 +1,51 @@
+// What a rank does all day: receive a micro-batch, run its window, pass it on. Rank 0 also feeds the
+// ring from a BatchSource and takes the results.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "engine/stage_runner.h"
+#include "pipeline/micro_batch.h"
+#include "plan/stage_plan.h"
+#include "timeline/timeline.h"
+#include "transport/transport.h"
+
+namespace stagecoach {
+
+// What enters the ring. Lives on rank 0.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  // A micro-batch that may enter now; nullopt: wait for a result first.
+  virtual std::optional<MicroBatch> next() = 0;
+  virtual void returned(const BatchResult& result) = 0;
+  virtual bool done() const = 0;  // nothing will come any more and nothing is under way
+  // The hidden state of a micro-batch that does not start at the embedding, (rows, hidden_size).
+  // Default: token ids are embedded.
+  virtual bool fill_hidden(const MicroBatch&, std::span<float>) { return false; }
+};
+
+struct RankContext {
+  const ModelSpec& spec;
+  const StagePlan& plan;
+  StageRunner& runner;
+  Transport& transport;
+  Timeline& timeline;
+  WireType wire = WireType::kF32;
+  bool has_head = true;  // false: the plan ends before the last layer (time --layers)
+  // Set by a signal handler: stop with kInterrupted at the next micro-batch.
+  const std::atomic<bool>* interrupted = nullptr;
+  // Sees every row of logits on the rank that computes them (tests).
+  std::function<void(SequenceId, std::int64_t position, std::span<const float>)> observe_logits;
+};
+
+// Runs until the source is done (rank 0) or rank 0 says so (the others).
+void run_rank_zero(const RankContext& context, BatchSource& source);
+void run_other_rank(const RankContext& context);
+
+}  // namespace stagecoach

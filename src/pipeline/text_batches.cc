@@ -1,0 +1,85 @@
+#include "pipeline/text_batches.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace stagecoach {
+
+TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context, std::vector<TextRequest> requests,
+                         TextEvents events)
+    : scheduler_(limits), context_(context), events_(std::move(events)) {
+  for (TextRequest& request : requests) {
+    const SequenceId id = request.sequence;
+    const std::size_t length = request.tokens.size();
+    STAGECOACH_CHECK(length > 0 && static_cast<std::int64_t>(length) <= context);
+    scheduler_.submit(id, static_cast<std::int64_t>(length), !request.score);
+    sequences_[id] = {std::move(request), length};
+  }
+}
+
+TokenRun TextBatches::make_run(const ScheduledRun& scheduled) const {
+  const TextRequest& request = sequences_.at(scheduled.sequence).request;
+  const auto begin = request.tokens.begin() + scheduled.position;
+  TokenRun run{.sequence = scheduled.sequence, .position = scheduled.position,
+               .ids = {begin, begin + scheduled.count}, .targets = {}, .sample = false};
+  if (request.score) {
+    run.targets.assign(static_cast<std::size_t>(scheduled.count), -1);
+    for (std::int64_t i = 0; i < scheduled.count; ++i) {
+      const auto next = static_cast<std::size_t>(scheduled.position + i + 1);
+      if (next < request.tokens.size()) run.targets[static_cast<std::size_t>(i)] = request.tokens[next];
+    }
+  } else {
+    run.sample = scheduled.last_of_prompt;
+  }
+  return run;
+}
+
+std::optional<MicroBatch> TextBatches::next() {
+  auto scheduled = scheduler_.next();
+  if (!scheduled) return std::nullopt;
+  MicroBatch batch;
+  batch.label = {.micro_batch = scheduled->number, .pass = 0, .phase = scheduled->decode ? Phase::kDecode : Phase::kPrefill};
+  batch.controls = std::exchange(drops_, {});
+  for (SequenceId id : scheduled->admitted) {
+    const Sequence& sequence = sequences_.at(id);
+    batch.controls.push_back({.kind = Control::Kind::kAdmit, .sequence = id,
+                              .prompt_length = static_cast<std::int64_t>(sequence.prompt_length),
+                              .sampling = sequence.request.sampling});
+    if (events_.admitted) events_.admitted(id);
+  }
+  for (const ScheduledRun& run : scheduled->runs) {
+    batch.runs.push_back(make_run(run));
+    const Sequence& sequence = sequences_.at(run.sequence);
+    if (sequence.request.score && run.last_of_prompt) score_ends_[scheduled->number].push_back(run.sequence);
+    // A decode step's pass is the number of tokens drawn before it: medians are over steps.
+    if (scheduled->decode) batch.label.pass = run.position - static_cast<std::int64_t>(sequence.prompt_length) + 1;
+  }
+  return batch;
+}
+
+void TextBatches::finish(SequenceId id) {
+  scheduler_.finish(id);
+  drops_.push_back({.kind = Control::Kind::kDrop, .sequence = id, .prompt_length = 0, .sampling = {}});
+  sequences_.erase(id);
+  if (events_.finished) events_.finished(id);
+}
+
+void TextBatches::returned(const BatchResult& result) {
+  for (const BatchResult::LogProbs& values : result.log_probs)
+    if (events_.log_probs) events_.log_probs(values.sequence, values.position, values.values);
+  for (const auto& [id, token] : result.tokens) {
+    Sequence& sequence = sequences_.at(id);
+    sequence.request.tokens.push_back(token);
+    const std::size_t drawn = sequence.request.tokens.size() - sequence.prompt_length;
+    const bool wanted = events_.token(id, token);
+    const bool room = static_cast<std::int64_t>(sequence.request.tokens.size()) <= context_ &&
+                      static_cast<std::int64_t>(drawn) < sequence.request.max_new_tokens;
+    if (!wanted || !room) finish(id);
+  }
+  scheduler_.returned(result.micro_batch);
+  if (const auto ended = score_ends_.extract(result.micro_batch))
+    for (SequenceId id : ended.mapped()) finish(id);
+}
+
+}  // namespace stagecoach

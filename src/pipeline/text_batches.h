@@ -1,0 +1,59 @@
+// Prompts and texts as micro-batches: the BatchSource of generate and score.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "pipeline/rank_loop.h"
+#include "plan/scheduler.h"
+
+namespace stagecoach {
+
+struct TextRequest {
+  SequenceId sequence = 0;
+  std::vector<TokenId> tokens;      // prompt, or the text to score; not empty
+  bool score = false;               // log-probabilities of the text itself; nothing is drawn
+  std::int64_t max_new_tokens = 0;  // generate: at least 1
+  SamplingParams sampling;
+};
+
+struct TextEvents {
+  std::function<void(SequenceId)> admitted;
+  // A token was drawn; false ends the sequence.
+  std::function<bool(SequenceId, TokenId)> token;
+  // ln P of the tokens at positions `position` + 1, + 2, … of a scored text.
+  std::function<void(SequenceId, std::int64_t position, std::span<const double>)> log_probs;
+  std::function<void(SequenceId)> finished;  // after its last token, or its last log-probability
+};
+
+class TextBatches : public BatchSource {
+ public:
+  // Tokens beyond `context` positions are never fed: a sequence that fills it ends.
+  TextBatches(const SchedulerLimits& limits, std::int64_t context, std::vector<TextRequest> requests, TextEvents events);
+
+  std::optional<MicroBatch> next() override;
+  void returned(const BatchResult& result) override;
+  bool done() const override { return scheduler_.idle(); }
+
+ private:
+  struct Sequence {
+    TextRequest request;
+    std::size_t prompt_length = 0;  // request.tokens grows while tokens are drawn
+  };
+  TokenRun make_run(const ScheduledRun& scheduled) const;
+  void finish(SequenceId id);
+
+  Scheduler scheduler_;
+  std::int64_t context_;
+  TextEvents events_;
+  std::map<SequenceId, Sequence> sequences_;
+  std::vector<Control> drops_;  // go out with the next micro-batch
+  // Scored sequences end when their last micro-batch returns.
+  std::map<std::int64_t, std::vector<SequenceId>> score_ends_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,83 @@
+// Decides what enters the pipeline next. Pure: events in, micro-batches out; no clocks, no ids, no I/O, so
+// that the simulator can run the very same object.
+//
+// Prefill is cut into micro-batches so that all ranks compute at once. In decode every sequence waits for
+// its own token to come round the ring, so sequences are dealt into as many groups as there are
+// ranks, and each group is a micro-batch on its way.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <vector>
+
+namespace stagecoach {
+
+struct SchedulerLimits {
+  std::int64_t micro_batch_tokens = 256;  // rows of one micro-batch, at most
+  int depth = 1;                          // ranks that compute at once
+  int max_active = 32;                    // sequences that hold KV pages
+};
+
+// Rows of one prefill micro-batch when `rows` are at hand: every one of `depth` ranks gets its share, but
+// no slivers: below some tens of rows a micro-batch costs as much as one row, since it reads the same
+// weights.
+std::int64_t prefill_rows(std::int64_t rows, int depth, std::int64_t micro_batch_tokens);
+
+struct ScheduledRun {
+  std::int64_t sequence = 0;
+  std::int64_t position = 0;
+  std::int64_t count = 0;
+  bool last_of_prompt = false;  // the logits after this run draw the next token (decode: always)
+};
+
+struct ScheduledBatch {
+  std::int64_t number = 0;
+  bool decode = false;
+  std::vector<ScheduledRun> runs;
+  std::vector<std::int64_t> admitted;  // sequences that enter with this batch
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerLimits& limits);
+
+  // `decodes`: whether tokens are drawn after the prompt (generate) or not (score). Prompts are not empty.
+  void submit(std::int64_t sequence, std::int64_t prompt_tokens, bool decodes);
+
+  // The next micro-batch that may enter now, if any.
+  std::optional<ScheduledBatch> next();
+
+  // A micro-batch has left the last rank. Decoding sequences in it have their next token, unless finish()
+  // was called for them first.
+  void returned(std::int64_t batch);
+  void finish(std::int64_t sequence);  // end of text; its KV pages are free
+
+  bool idle() const;  // nothing waits, nothing is under way
+  int in_flight() const { return static_cast<int>(in_flight_.size()); }
+
+ private:
+  struct Sequence {
+    std::int64_t prompt = 0;
+    std::int64_t position = 0;  // of the next token to enter
+    bool decodes = false;
+  };
+
+  bool may_admit() const { return !waiting_.empty() && static_cast<int>(active_.size()) < limits_.max_active; }
+  std::int64_t rows_to_prefill() const;
+  std::optional<ScheduledBatch> next_decode(bool only_full_groups);
+  std::optional<ScheduledBatch> next_prefill();
+  ScheduledBatch launch(ScheduledBatch batch);
+
+  SchedulerLimits limits_;
+  std::int64_t next_number_ = 0;
+  std::deque<std::int64_t> waiting_;     // submitted, not admitted
+  std::deque<std::int64_t> prefilling_;  // admitted, part of the prompt has not entered yet
+  std::deque<std::int64_t> ready_;       // has its next token, may decode
+  std::map<std::int64_t, Sequence> waiting_sequences_;
+  std::map<std::int64_t, Sequence> active_;
+  std::map<std::int64_t, ScheduledBatch> in_flight_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,137 @@
+#include "text/bpe_tokenizer.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+void require_utf8(std::string_view text) {
+  if (!is_valid_utf8(text))
+    throw data_error("the text is not valid UTF-8", "convert it, for example with iconv -t UTF-8");
+}
+
+class BpeDecoder : public IncrementalDecoder {
+ public:
+  BpeDecoder(const BpeTokenizerParts& parts, bool skip_special)
+      : parts_(parts), skip_special_(skip_special), chain_(start_decoder(parts.decoder, output_)) {}
+
+  void push(TokenId id, std::string& bytes) override {
+    if (const auto added = parts_.added.decoded(id)) {
+      if (added->special && skip_special_) return;
+      chain_->push(std::string(added->text));
+    } else if (const std::string* token = parts_.model.vocabulary().token_of(id)) {
+      chain_->push(*token);
+    }
+    drain(bytes);
+  }
+
+  void finish(std::string& bytes) override {
+    chain_->finish();
+    drain(bytes);
+  }
+
+ private:
+  void drain(std::string& bytes) {
+    bytes += output_;
+    output_.clear();
+  }
+
+  const BpeTokenizerParts& parts_;
+  bool skip_special_;
+  std::string output_;
+  std::unique_ptr<DecoderStage> chain_;  // appends to output_
+};
+
+class BpeTokenizer : public Tokenizer {
+ public:
+  explicit BpeTokenizer(BpeTokenizerParts parts) : parts_(std::move(parts)) {}
+
+  std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const override {
+    require_utf8(text);
+    std::vector<TokenId> ids;
+    if (options.add_special_tokens) ids = parts_.frame.before;
+    if (options.recognise_added_tokens) {
+      for (const Segment& segment : parts_.added.split_raw(text))
+        encode_raw(text.substr(segment.begin, segment.end - segment.begin), segment, ids);
+    } else {
+      encode_plain({parts_.normalizer.apply(std::string(text)), true}, ids);
+    }
+    if (options.add_special_tokens)
+      ids.insert(ids.end(), parts_.frame.after.begin(), parts_.frame.after.end());
+    return ids;
+  }
+
+  std::unique_ptr<IncrementalDecoder> start_decoding(bool skip_special) const override {
+    return std::make_unique<BpeDecoder>(parts_, skip_special);
+  }
+
+  std::int64_t vocab_size() const override {
+    const TokenId largest =
+        std::max(parts_.added.largest_id(), parts_.model.vocabulary().largest_id());
+    return std::int64_t{largest} + 1;
+  }
+
+ private:
+  void encode_raw(std::string_view text, const Segment& where, std::vector<TokenId>& ids) const {
+    if (where.token) {
+      ids.push_back(*where.token);
+      return;
+    }
+    const std::string normalized = parts_.normalizer.apply(std::string(text));
+    for (const Segment& segment : parts_.added.split_normalized(normalized)) {
+      if (segment.token) {
+        ids.push_back(*segment.token);
+        continue;
+      }
+      encode_plain({normalized.substr(segment.begin, segment.end - segment.begin),
+                    where.begin == 0 && segment.begin == 0},
+                   ids);
+    }
+  }
+
+  void encode_plain(Piece text, std::vector<TokenId>& ids) const {
+    for (const Piece& piece : parts_.pre_tokenizer.apply(std::move(text)))
+      parts_.model.encode(piece.text, ids);
+  }
+
+  BpeTokenizerParts parts_;
+};
+
+class ByteDecoder : public IncrementalDecoder {
+ public:
+  void push(TokenId id, std::string& bytes) override {
+    if (id >= 0 && id < 256) bytes.push_back(static_cast<char>(id));
+  }
+  void finish(std::string&) override {}
+};
+
+class ByteTokenizer : public Tokenizer {
+ public:
+  std::vector<TokenId> encode(std::string_view text, const EncodeOptions&) const override {
+    require_utf8(text);
+    std::vector<TokenId> ids;
+    ids.reserve(text.size());
+    for (const char byte : text) ids.push_back(static_cast<unsigned char>(byte));
+    return ids;
+  }
+  std::unique_ptr<IncrementalDecoder> start_decoding(bool) const override {
+    return std::make_unique<ByteDecoder>();
+  }
+  std::int64_t vocab_size() const override { return 256; }
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_bpe_tokenizer(BpeTokenizerParts parts) {
+  return std::make_unique<BpeTokenizer>(std::move(parts));
+}
+
+std::unique_ptr<Tokenizer> make_byte_tokenizer() {
+  return std::make_unique<ByteTokenizer>();
+}
+
+}  // namespace stagecoach

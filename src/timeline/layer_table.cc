@@ -1,0 +1,128 @@
+// The per-layer table for people.
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "base/byte_size.h"
+#include "base/error.h"
+#include "timeline/report.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::size_t kMaxLines = 40;
+constexpr std::size_t kMaxTotals = 12;
+
+using Group = std::pair<int, Phase>;  // rank and phase
+Group group_of(const LayerRow& row) {
+  return {row.rank, row.phase};
+}
+
+std::string short_host(const std::string& host) {
+  constexpr std::size_t kWidth = 12;
+  return host.size() <= kWidth ? host : host.substr(0, kWidth - 2) + "..";
+}
+
+std::string header(const char* first) {
+  return fmt::format(
+      "{:>6} {:>4}  {:<12} {:<7} {:>9} {:>9} {:>9} {:>8} {:>8} {:>7} {:>7} {:>8} {:>6}\n", first,
+      "rank", "host", "phase", "ms", "attention", "mlp", "wait", "read", "weights", "GB/s",
+      "GFLOP/s", "limit");
+}
+
+std::string line(const std::string& first, const LayerRow& row) {
+  const std::string limit =
+      row.share_of_limit ? fmt::format("{:.0f} %", *row.share_of_limit * 100) : "-";
+  return fmt::format(
+      "{:>6} {:>4}  {:<12} {:<7} {:>9.3f} {:>9.3f} {:>9.3f} {:>8.3f} {:>8.3f} {:>7} {:>7.2f} "
+      "{:>8.2f} {:>6}\n",
+      first, row.rank, short_host(row.host), phase_name(row.phase), row.ms, row.attention_ms,
+      row.mlp_ms, row.wait_ms, row.read_ms, format_bytes(row.bytes), row.gb_per_s(),
+      row.gflop_per_s(), limit);
+}
+
+// The layers of one rank and phase added up; a sum of medians, which is what the rows show.
+struct Total {
+  LayerRow sum;
+  std::int64_t layers = 0;
+};
+
+std::map<Group, Total> totals_of(const std::vector<LayerRow>& rows) {
+  std::map<Group, Total> totals;
+  for (const LayerRow& row : rows) {
+    Total& total = totals[group_of(row)];
+    LayerRow& sum = total.sum;
+    sum.rank = row.rank;
+    sum.host = row.host;
+    sum.phase = row.phase;
+    sum.ms += row.ms;
+    sum.read_ms += row.read_ms;
+    sum.wait_ms += row.wait_ms;
+    sum.compute_ms += row.compute_ms;
+    sum.attention_ms += row.attention_ms;
+    sum.mlp_ms += row.mlp_ms;
+    sum.bytes += row.bytes;
+    sum.flops += row.flops;
+    ++total.layers;
+  }
+  return totals;
+}
+
+// Which rows to show when not all fit: every group's slowest, first and last, then the slowest of
+// the rest.
+std::vector<std::size_t> choose_rows(const std::vector<LayerRow>& rows, std::size_t count) {
+  std::vector<std::size_t> slowest_first(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) slowest_first[i] = i;
+  std::stable_sort(slowest_first.begin(), slowest_first.end(),
+                   [&](std::size_t a, std::size_t b) { return rows[a].ms > rows[b].ms; });
+  std::vector<std::size_t> wanted;
+  std::map<Group, std::pair<std::size_t, std::size_t>> ends;  // first and last row of each group
+  for (const std::size_t i : slowest_first) {
+    const auto [it, added] = ends.try_emplace(group_of(rows[i]), i, i);
+    if (added) wanted.push_back(i);
+    it->second.first = std::min(it->second.first, i);
+    it->second.second = std::max(it->second.second, i);
+  }
+  for (const auto& [group, first_last] : ends) {
+    wanted.push_back(first_last.first);
+    wanted.push_back(first_last.second);
+  }
+  wanted.insert(wanted.end(), slowest_first.begin(), slowest_first.end());
+
+  std::vector<std::size_t> chosen;
+  for (const std::size_t i : wanted) {
+    if (chosen.size() == count) break;
+    if (std::find(chosen.begin(), chosen.end(), i) == chosen.end()) chosen.push_back(i);
+  }
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+}  // namespace
+
+std::string format_layer_table(const std::vector<LayerRow>& rows) {
+  if (rows.empty()) return {};
+  const std::map<Group, Total> totals = totals_of(rows);
+  const std::size_t total_lines = std::min(totals.size(), kMaxTotals);
+  // Two headers, a note about rows left out and one about ranks left out.
+  const std::size_t row_lines = std::min(rows.size(), kMaxLines - total_lines - 4);
+
+  std::string table = header("layer");
+  for (const std::size_t i : choose_rows(rows, row_lines))
+    table += line(std::to_string(rows[i].layer), rows[i]);
+  if (row_lines < rows.size())
+    table +=
+        fmt::format("({} of {} rows; --report DIR writes all of them)\n", row_lines, rows.size());
+
+  table += header("layers");
+  std::size_t shown = 0;
+  for (const auto& [group, total] : totals) {
+    if (shown++ == total_lines) break;
+    table += line(std::to_string(total.layers), total.sum);
+  }
+  if (total_lines < totals.size())
+    table += fmt::format("({} of {} totals)\n", total_lines, totals.size());
+  return table;
+}
+
+}  // namespace stagecoach

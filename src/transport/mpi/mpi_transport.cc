@@ -1,0 +1,192 @@
+#include "transport/mpi/mpi_transport.h"
+
+#include <sys/prctl.h>
+
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "base/hash.h"
+#include "transport/mpi/end_process.h"
+#include "transport/mpi/idle_wait.h"
+#include "transport/mpi/mpi_api.h"
+#include "transport/mpi/mpi_error.h"
+#include "transport/mpi_module.h"
+
+namespace stagecoach {
+namespace {
+
+// Long enough for rank 0 to write its reports while the others wait.
+constexpr std::chrono::seconds kFinalizeLimit{60};
+// What MPI_Abort gets before the watchdog ends this process, then the launcher. The whole job has 10 s,
+// of which a silent peer takes 8 to be noticed.
+constexpr std::chrono::milliseconds kAbortLimit{1000};
+constexpr std::chrono::milliseconds kLauncherLimit{1500};
+
+}  // namespace
+
+MpiTransport::MpiTransport() {
+  std::promise<void> started;
+  auto ready = started.get_future();
+  comm_thread_ = std::thread(&MpiTransport::run, this, std::move(started));
+  try {
+    ready.get();
+  } catch (...) {
+    comm_thread_.join();
+    throw;
+  }
+}
+
+MpiTransport::~MpiTransport() {
+  outbox_->request_stop();
+  comm_thread_.join();
+  // What MPI was not told to finalize it may still write into.
+  static_cast<void>(progress_.release());
+}
+
+const std::string& MpiTransport::host(int rank) const {
+  STAGECOACH_CHECK(0 <= rank && rank < size());
+  return topology_.hosts[static_cast<std::size_t>(rank)];
+}
+
+void MpiTransport::send(int to, Channel channel, std::vector<std::byte> payload) {
+  STAGECOACH_CHECK(0 <= to && to < size());
+  STAGECOACH_CHECK(payload.size() <= kMaxPayloadBytes);
+  // Checksummed here, in the caller's thread: the comm thread has heartbeats to keep.
+  const WireHeader header{.channel = channel,
+                          .source = static_cast<std::uint32_t>(rank()),
+                          .destination = static_cast<std::uint32_t>(to),
+                          .payload_bytes = payload.size(),
+                          .payload_checksum = xxh3(payload)};
+  outbox_->submit({.to = to, .header = header, .payload = std::move(payload)});
+}
+
+std::optional<Message> MpiTransport::receive(Channel channel, Deadline deadline) {
+  return inbox_->pop(channel, deadline);
+}
+
+bool MpiTransport::flush(Deadline deadline) { return outbox_->wait_until_left(deadline); }
+
+void MpiTransport::abort(int code) {
+  end_stuck_launcher_after(kLauncherLimit);
+  outbox_->request_abort(code);
+  // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be stuck in
+  // a call that waits for a peer.
+  std::this_thread::sleep_for(kAbortLimit);
+  end_process(code);
+}
+
+void MpiTransport::finalize() {
+  outbox_->request_end();
+  auto ended = ended_.get_future();
+  if (ended.wait_for(kFinalizeLimit) != std::future_status::ready)
+    throw Error(ErrorKind::kPeerLost,
+                fmt::format("not every rank came to the end of the job within {} s of rank {}",
+                            kFinalizeLimit.count(), rank()));
+  ended.get();
+}
+
+MpiTransport::Topology MpiTransport::start_mpi() {
+  int provided = MPI_THREAD_SINGLE;
+  check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  if (provided < MPI_THREAD_FUNNELED)
+    throw resource_error("this MPI does not allow a process to have threads (MPI_THREAD_FUNNELED)",
+                         "install Open MPI 4.1 or newer");
+  check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  Topology topology;
+  int size = 0;
+  check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &topology.rank), "MPI_Comm_rank");
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "MPI_Comm_size");
+  topology.hosts = exchange_hosts(size);
+  return topology;
+}
+
+std::vector<std::string> MpiTransport::exchange_hosts(int size) {
+  using Name = std::array<char, MPI_MAX_PROCESSOR_NAME + 1>;
+  Name mine{};
+  int length = 0;
+  check_mpi(MPI_Get_processor_name(mine.data(), &length), "MPI_Get_processor_name");
+  std::vector<Name> names(static_cast<std::size_t>(size));
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallgather(mine.data(), static_cast<int>(mine.size()), MPI_CHAR, names.data(),
+                           static_cast<int>(mine.size()), MPI_CHAR, MPI_COMM_WORLD, &request),
+            "MPI_Iallgather");
+  for (int done = 0; done == 0; std::this_thread::sleep_for(std::chrono::microseconds(50)))
+    check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+
+  std::vector<std::string> hosts;
+  for (const Name& name : names) hosts.emplace_back(name.data(), ::strnlen(name.data(), name.size()));
+  return hosts;
+}
+
+void MpiTransport::run(std::promise<void> started) {
+  try {
+    topology_ = start_mpi();
+    inbox_ = std::make_unique<Inbox>(rank(), size());
+    outbox_ = std::make_unique<Outbox>(size());
+  } catch (...) {
+    return started.set_exception(std::current_exception());
+  }
+  started.set_value();
+
+  // The kernel rounds sleeps up by 50 us unless told otherwise.
+  ::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  try {
+    move_messages();
+  } catch (const Error& error) {
+    inbox_->fail(error);
+    outbox_->discard();
+    ended_.set_exception(std::current_exception());
+    // MPI's state is undefined now, but MPI_Abort is still the quickest way to end the others.
+    while (!called_back()) outbox_->wait_for_work(std::chrono::seconds(1));
+  }
+  if (const auto code = outbox_->abort_requested()) MPI_Abort(MPI_COMM_WORLD, *code);
+}
+
+// Returns after MPI_Finalize, or at once when called back to stop or abort.
+void MpiTransport::move_messages() {
+  progress_ = std::make_unique<Progress>(rank(), topology_.hosts, *inbox_, *outbox_);
+  IdleWait idle;
+  MPI_Request barrier = MPI_REQUEST_NULL;
+  bool at_barrier = false;
+  while (!called_back()) {
+    const bool ending = outbox_->end_requested();
+    const bool moved = move_once();
+    if (moved) {
+      idle.something_moved();
+    } else {
+      idle.wait(*outbox_, progress_->bulk_under_way());
+    }
+    // Peers may still be sending, so the wait for them is one more thing to poll.
+    if (ending && !moved && !at_barrier && progress_->sends_done()) {
+      check_mpi(MPI_Ibarrier(MPI_COMM_WORLD, &barrier), "MPI_Ibarrier");
+      at_barrier = true;
+    }
+    int everyone_ended = 0;
+    if (at_barrier) check_mpi(MPI_Test(&barrier, &everyone_ended, MPI_STATUS_IGNORE), "MPI_Test");
+    if (everyone_ended != 0) {
+      progress_->cancel_receives();
+      progress_.reset();
+      check_mpi(MPI_Finalize(), "MPI_Finalize");
+      ended_.set_value();
+      return;
+    }
+  }
+}
+
+// One round over what the callers queued and what MPI has; whether there was anything.
+bool MpiTransport::move_once() {
+  auto messages = outbox_->take();
+  for (Outgoing& message : messages) {
+    if (message.to != rank()) {
+      progress_->start(std::move(message));
+      continue;
+    }
+    inbox_->push(message.header, std::move(message.payload));
+    outbox_->mark_left();
+  }
+  return progress_->poll() || !messages.empty();
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,65 @@
+// What every kernel test needs: the tables under test, fresh random data, bit comparison.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/isa_tables.h"
+#include "kernels/include/ops.h"
+
+namespace stagecoach {
+
+using Floats = std::vector<float>;
+
+inline constexpr double kRoundoff = 0x1p-24;  // of float32
+
+// Everything this processor runs, and the wide tilings emulated.
+inline std::vector<const KernelTable*> tables_under_test() {
+  std::vector<const KernelTable*> tables;
+  const IsaList isas = supported_isas();
+  for (int i = 0; i < isas.count; ++i) tables.push_back(kernel_table(isas.names[i]));
+  tables.push_back(&kEmulated8Kernels);
+  tables.push_back(&kEmulated16Kernels);
+  return tables;
+}
+
+class KernelTest : public ::testing::TestWithParam<const KernelTable*> {
+ protected:
+  const KernelTable& kernels() const { return *GetParam(); }
+
+  Floats random(std::int64_t count, float scale = 1.0f) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    Floats values(static_cast<std::size_t>(count));
+    for (float& value : values) value = normal(generator_);
+    return values;
+  }
+  std::int64_t uniform(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(generator_);
+  }
+
+  std::mt19937 generator_{20240607};
+};
+
+inline std::string table_name(const ::testing::TestParamInfo<const KernelTable*>& info) {
+  return info.param->isa;
+}
+
+#define STAGECOACH_EVERY_ISA(Fixture)                                                            \
+  INSTANTIATE_TEST_SUITE_P(Isa, Fixture, ::testing::ValuesIn(::stagecoach::tables_under_test()), \
+                           ::stagecoach::table_name)
+
+inline ::testing::AssertionResult same_bits(const Floats& a, const Floats& b) {
+  if (a.size() != b.size()) return ::testing::AssertionFailure() << "sizes differ";
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0)
+      return ::testing::AssertionFailure() << "element " << i << ": " << a[i] << " and " << b[i];
+  return ::testing::AssertionSuccess();
+}
+
+}  // namespace stagecoach
