@@ -51,7 +51,9 @@ void print_error(const Transport& transport, const Error& error) {
 class JobRun {
  public:
   JobRun(const RunSettings& settings, const JobKind& kind, Transport& transport)
-      : settings_(settings), kind_(kind), transport_(transport) {}
+      : settings_(settings), kind_(kind), transport_(transport), control_(transport) {}
+
+  ControlChannel& control() { return control_; }
 
   void open() {
     store_.emplace(settings_.store);
@@ -100,15 +102,15 @@ class JobRun {
                               .wire = settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32,
                               .has_head = plan_.layer_end() == spec().num_hidden_layers,
                               .interrupted = &interrupt_requested, .observe_logits = nullptr};
-    const std::vector<ClockOffset> clocks_before = measure_clocks(transport_);
+    const std::vector<ClockOffset> clocks_before = measure_clocks(control_);
     if (transport_.rank() == 0) {
       batches_ = kind_.make_source(view());
       run_rank_zero(context, *batches_);
     } else {
       run_other_rank(context);
     }
-    const std::vector<ClockOffset> clocks_after = measure_clocks(transport_);
-    ranks_ = gather_timelines(transport_, timeline_, clocks_before, clocks_after);
+    const std::vector<ClockOffset> clocks_after = measure_clocks(control_);
+    ranks_ = gather_timelines(control_, timeline_, clocks_before, clocks_after);
   }
 
   void finish() {
@@ -140,6 +142,7 @@ class JobRun {
   const RunSettings& settings_;
   const JobKind& kind_;
   Transport& transport_;
+  ControlChannel control_;
   std::optional<LayerStore> store_;
   StagePlan plan_;
   ResidentSlice slice_;
@@ -154,7 +157,7 @@ class JobRun {
 
 // One step that may fail on some ranks, and its agreement. The error of any rank becomes that of all.
 template <typename Step>
-void step_together(Transport& transport, JobRun& job, const Step& step) {
+void step_together(JobRun& job, const Step& step) {
   RankStatus status;
   try {
     step();
@@ -165,16 +168,16 @@ void step_together(Transport& transport, JobRun& job, const Step& step) {
     status = failed_status(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
   }
   std::vector<std::string> warnings;
-  agree(transport, status, &warnings);
+  agree(job.control(), status, &warnings);
   for (const std::string& warning : warnings) spdlog::warn("{}", warning);
 }
 
-void run_together(Transport& transport, JobRun& job) {
-  step_together(transport, job, [&] { job.open(); });
-  step_together(transport, job, [&] { job.load(); });
+void run_together(JobRun& job) {
+  step_together(job, [&] { job.open(); });
+  step_together(job, [&] { job.load(); });
   job.run();
   // Others wait while rank 0 writes results: a rank that left early would count as lost.
-  step_together(transport, job, [&] { job.finish(); });
+  step_together(job, [&] { job.finish(); });
 }
 
 }  // namespace
@@ -202,7 +205,7 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
   watch_options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
   auto watch = std::make_unique<PeerWatch>(*transport, watch_options, lost);
   try {
-    run_together(*transport, job);
+    run_together(job);
   } catch (const AgreedError&) {
     // Every rank knows, so that this is an orderly end.
     watch.reset();

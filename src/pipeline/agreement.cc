@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/archive.h"
-#include "pipeline/control_channel.h"
 
 namespace stagecoach {
 namespace {
@@ -55,7 +54,7 @@ std::optional<Verdict> difference(const Transport& transport, const RankStatus& 
   return std::nullopt;
 }
 
-Verdict judge(const Transport& transport, std::vector<RankStatus>& all, std::vector<std::string>* warnings) {
+Verdict judge(const Transport& transport, const std::vector<RankStatus>& all, std::vector<std::string>* warnings) {
   for (int r = 0; r < transport.size(); ++r) {
     const RankStatus& status = all[static_cast<std::size_t>(r)];
     // An error that rank 0 has too is everybody's (a wrong flag, a store on a shared disk): no host named.
@@ -78,23 +77,20 @@ Verdict judge(const Transport& transport, std::vector<RankStatus>& all, std::vec
 
 }  // namespace
 
-void agree(Transport& transport, const RankStatus& status, std::vector<std::string>* warnings) {
+void agree(ControlChannel& control, const RankStatus& status, std::vector<std::string>* warnings) {
   Verdict verdict;
-  if (transport.rank() == 0) {
-    std::vector<RankStatus> all(static_cast<std::size_t>(transport.size()));
-    all[0] = status;
-    for (int missing = transport.size() - 1; missing > 0; --missing) {
-      const Message message = receive_control(transport);
-      all.at(static_cast<std::size_t>(message.source)) = from_archive<RankStatus>(kStatus, message.payload, "rank status");
-    }
-    verdict = judge(transport, all, warnings);
-    for (int r = 1; r < transport.size(); ++r) transport.send(r, Channel::kControl, to_archive(kVerdict, verdict));
+  if (control.rank() == 0) {
+    std::vector<RankStatus> all{status};
+    for (int r = 1; r < control.size(); ++r)
+      all.push_back(from_archive<RankStatus>(kStatus, control.receive_from(r), "rank status"));
+    verdict = judge(control.transport(), all, warnings);
+    for (int r = 1; r < control.size(); ++r) control.send(r, to_archive(kVerdict, verdict));
   } else {
-    transport.send(0, Channel::kControl, to_archive(kStatus, status));
-    verdict = from_archive<Verdict>(kVerdict, receive_control(transport).payload, "verdict");
+    control.send(0, to_archive(kStatus, status));
+    verdict = from_archive<Verdict>(kVerdict, control.receive_from(0), "verdict");
   }
   if (verdict.code != 0)
-    throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint, transport.rank() == 0);
+    throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint, control.rank() == 0);
 }
 
 RankStatus failed_status(const Error& error) {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "transport/transport.h"
+#include "pipeline/control_channel.h"
 
 namespace stagecoach {
 
@@ -45,7 +45,7 @@ class AgreedError : public Error {
 
 // Collective. Throws AgreedError on every rank if any rank brought an error or differs; `warnings` (on
 // rank 0) receives what is merely worth knowing. Waits as long as peers live: loading may take minutes.
-void agree(Transport& transport, const RankStatus& status, std::vector<std::string>* warnings);
+void agree(ControlChannel& control, const RankStatus& status, std::vector<std::string>* warnings);
 
 // Status of a rank that has met `error`.
 RankStatus failed_status(const Error& error);

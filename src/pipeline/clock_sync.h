@@ -3,17 +3,17 @@
 
 #include <vector>
 
+#include "pipeline/control_channel.h"
 #include "timeline/report.h"
 #include "timeline/timeline.h"
-#include "transport/transport.h"
 
 namespace stagecoach {
 
 // Ping-pongs from rank 0 to every rank. On rank 0: one offset per rank (its own is zero); elsewhere empty.
-std::vector<ClockOffset> measure_clocks(Transport& transport);
+std::vector<ClockOffset> measure_clocks(ControlChannel& control);
 
 // On rank 0: all ranks' spans, with their clocks mapped by the two measurements; elsewhere empty.
-std::vector<RankTimeline> gather_timelines(Transport& transport, Timeline& timeline,
+std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& timeline,
                                            const std::vector<ClockOffset>& begin, const std::vector<ClockOffset>& end);
 
 }  // namespace stagecoach

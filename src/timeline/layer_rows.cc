@@ -198,6 +198,7 @@ double median_pass_ms(const std::vector<RankTimeline>& ranks, SpanKind kind, Pha
       if (span.kind == kind && span.phase == phase && span.pass >= 0)
         add(passes[span.pass], span.end_ns - span.begin_ns);
   std::vector<std::int64_t> sums;
+  sums.reserve(passes.size());
   for (const auto& [number, sum] : passes) sums.push_back(sum);
   return to_ms(median(std::move(sums)));
 }

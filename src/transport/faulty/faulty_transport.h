@@ -25,8 +25,8 @@ struct Fault {
   static constexpr std::int64_t kForever = std::numeric_limits<std::int64_t>::max();
 
   Kind kind = Kind::kDrop;
-  std::optional<Channel> channel;  // all channels when absent
-  std::optional<int> to;           // all destinations when absent; not for kFailReceive
+  std::optional<Channel> channel{};  // all channels when absent
+  std::optional<int> to{};           // all destinations when absent; not for kFailReceive
   std::int64_t first = 0;
   std::int64_t count = kForever;
   double probability = 1.0;

@@ -7,11 +7,12 @@
 
 namespace stagecoach {
 
-// Leaves a small process behind which kills this process's parent unless that ends within `limit`; only
-// where the parent is a launcher of Open MPI (mpirun, orted, prted), never a shell or slurmstepd. The
-// launcher then ends with 137 instead of our code. Returns at once; does nothing where the kernel has no
-// pidfd_open (before Linux 5.3).
-void end_stuck_launcher_after(std::chrono::milliseconds limit);
+// Leaves a small process behind that looks after this process's parent, only where that is a launcher of
+// Open MPI (mpirun, orted, prted), never a shell or slurmstepd. Connections on which the launcher waits in
+// vain are shut, after which it ends with the job's code by itself; if it still runs `patience` from now,
+// it is killed, and ends with 137. Returns at once. Does nothing where the kernel has no pidfd_open
+// (before Linux 5.3).
+void start_launcher_guard(std::chrono::milliseconds patience);
 
 // Ends this process with `code`: runs no destructors, waits for nobody.
 [[noreturn]] void end_process(int code);

@@ -19,10 +19,11 @@ namespace {
 
 // Long enough for rank 0 to write its reports while the others wait.
 constexpr std::chrono::seconds kFinalizeLimit{60};
-// What MPI_Abort gets before the watchdog ends this process, then the launcher. The whole job has 10 s,
-// of which a silent peer takes 8 to be noticed.
+// What MPI_Abort gets before the watchdog ends this process, and what the launcher gets: mpirun alone spends
+// a second between two signals to its other ranks. The whole job has 10 s, of which a silent peer takes 8
+// to be noticed.
 constexpr std::chrono::milliseconds kAbortLimit{1000};
-constexpr std::chrono::milliseconds kLauncherLimit{1500};
+constexpr std::chrono::milliseconds kLauncherPatience{1700};
 
 }  // namespace
 
@@ -69,7 +70,7 @@ std::optional<Message> MpiTransport::receive(Channel channel, Deadline deadline)
 bool MpiTransport::flush(Deadline deadline) { return outbox_->wait_until_left(deadline); }
 
 void MpiTransport::abort(int code) {
-  end_stuck_launcher_after(kLauncherLimit);
+  start_launcher_guard(kLauncherPatience);
   outbox_->request_abort(code);
   // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be stuck in
   // a call that waits for a peer.

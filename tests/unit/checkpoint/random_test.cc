@@ -13,7 +13,8 @@
 namespace stagecoach {
 namespace {
 
-std::vector<float> normals(const NormalStream& stream, std::uint64_t begin, std::size_t count, float scale = 1) {
+std::vector<float> normals(const NormalStream& stream, std::uint64_t begin, std::size_t count,
+                           float scale = 1) {
   std::vector<float> values(count);
   fill_normal(stream, begin, scale, values);
   return values;
@@ -21,7 +22,8 @@ std::vector<float> normals(const NormalStream& stream, std::uint64_t begin, std:
 
 // Known answers published with the authors' Random123 library.
 TEST(Philox, KnownAnswers) {
-  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
+            (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
             (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
@@ -31,7 +33,7 @@ TEST(Philox, KnownAnswers) {
 // The stream is part of what `create --seed` promises: these bits may never change.
 TEST(Normal, BitsAreFixedForever) {
   const std::vector<float> values = normals({.seed = 42, .tensor = 7, .layer = 3}, 0, 100000);
-  EXPECT_EQ(hash_to_hex(xxh3(std::as_bytes(std::span(values)))), "GOLDEN");
+  EXPECT_EQ(hash_to_hex(xxh3(std::as_bytes(std::span(values)))), "60d5bc7164ef2912");
 }
 
 TEST(Normal, FollowsTheFormula) {
@@ -56,7 +58,8 @@ TEST(Normal, AnyCutGivesTheSameBits) {
     for (const std::size_t count : {1, 2, 3, 5, 512, 1000, 3001}) {
       if (begin + count > whole.size()) continue;
       const std::vector<float> part = normals(stream, begin, count);
-      EXPECT_EQ(std::memcmp(part.data(), whole.data() + begin, count * sizeof(float)), 0) << begin << "+" << count;
+      EXPECT_EQ(std::memcmp(part.data(), whole.data() + begin, count * sizeof(float)), 0)
+          << begin << "+" << count;
     }
   // Beyond 2³² blocks the counter's second word takes over.
   const std::uint64_t far = (std::uint64_t{1} << 34) - 6;
@@ -88,7 +91,8 @@ TEST(Normal, SeedTensorAndLayerAllMatter) {
   std::set<std::vector<float>> streams;
   for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{1} << 32})
     for (const std::uint32_t tensor : {0u, 1u})
-      for (const std::uint32_t layer : {0u, 1u}) streams.insert(normals({seed, tensor, layer}, 0, 8));
+      for (const std::uint32_t layer : {0u, 1u})
+        streams.insert(normals({seed, tensor, layer}, 0, 8));
   EXPECT_EQ(streams.size(), 12u);
 }
 
@@ -108,10 +112,12 @@ TEST(RandomSource, InitialisesAsGpt2) {
       const std::vector<float> values = tensor_of(*source, tensor, 0);
       const std::string name(role_name(tensor.role));
       if (name.ends_with(".bias") || name.ends_with("norm.weight")) {
-        for (const float value : values) ASSERT_EQ(value, name.ends_with(".bias") ? 0.0f : 1.0f) << name;
+        for (const float value : values)
+          ASSERT_EQ(value, name.ends_with(".bias") ? 0.0f : 1.0f) << name;
         continue;
       }
-      const bool residual = tensor.role == TensorRole::kAttentionOutput || tensor.role == TensorRole::kDown;
+      const bool residual =
+          tensor.role == TensorRole::kAttentionOutput || tensor.role == TensorRole::kDown;
       const double deviation = residual ? 0.02 / std::sqrt(2 * layers) : 0.02;
       double squares = 0;
       for (const float value : values) squares += static_cast<double>(value) * value;
@@ -168,18 +174,21 @@ TEST(RandomSource, TakesAConfigFile) {
   const auto source = open_random((folder / "mine/config.json").string(), 1);
   EXPECT_EQ(source->default_name(), "mine");
   EXPECT_EQ(source->spec(), open_random("tiny-gpt2", 1)->spec());
-  EXPECT_EQ(error_of([&] { open_random((folder / "none.json").string(), 1); }).kind(), ErrorKind::kData);
+  EXPECT_EQ(error_of([&] { open_random((folder / "none.json").string(), 1); }).kind(),
+            ErrorKind::kData);
 }
 
-// Parameter counts as the papers and model cards have them, in millions: a slip in a preset shows.
+// In millions, as the model cards have them; for GPT-3, whose paper rounds, V·D + P·D + L·(12·D² +
+// 13·D) + 2·D.
 TEST(Presets, HaveTheirPublishedSizes) {
   const std::map<std::string, double> published = {
-      {"gpt2", 124.4},          {"gpt2-medium", 354.8},    {"gpt2-large", 774.0},      {"gpt2-xl", 1557.6},
-      {"gpt-j-6b", 6050.9},     {"llama-2-7b", 6738.4},    {"llama-2-13b", 13015.9},   {"llama-2-70b", 68976.6},
-      {"llama-3-8b", 8030.3},   {"llama-3.1-8b", 8030.3},  {"llama-3.1-70b", 70553.7}, {"llama-3.1-405b", 405853.4},
-      {"llama-3.2-1b", 1235.8}, {"gpt3-125m", 125.2},      {"gpt3-350m", 355.9},       {"gpt3-760m", 760.3},
-      {"gpt3-1.3b", 1315.6},    {"gpt3-2.7b", 2651.3},     {"gpt3-6.7b", 6658.5},      {"gpt3-13b", 12853.5},
-      {"gpt3-175b", 174604.3},
+      {"gpt2", 124.4},          {"gpt2-medium", 354.8},     {"gpt2-large", 774.0},
+      {"gpt2-xl", 1557.6},      {"gpt-j-6b", 6050.9},       {"llama-2-7b", 6738.4},
+      {"llama-2-13b", 13015.9}, {"llama-2-70b", 68976.6},   {"llama-3-8b", 8030.3},
+      {"llama-3.1-8b", 8030.3}, {"llama-3.1-70b", 70553.7}, {"llama-3.1-405b", 405853.4},
+      {"llama-3.2-1b", 1235.8}, {"gpt3-125m", 125.2},       {"gpt3-350m", 355.9},
+      {"gpt3-760m", 760.3},     {"gpt3-1.3b", 1315.7},      {"gpt3-2.7b", 2651.6},
+      {"gpt3-6.7b", 6658.4},    {"gpt3-13b", 12853.4},      {"gpt3-175b", 174604.3},
   };
   std::set<std::string> names;
   std::int64_t previous = 0;
@@ -198,10 +207,12 @@ TEST(Presets, HaveTheirPublishedSizes) {
 }
 
 TEST(EmbeddedConfigs, AreTheFiles) {
-  EXPECT_EQ(embedded_presets(), file_bytes(std::filesystem::path(TEST_SOURCE_DIR) / "configs/presets.json"));
+  EXPECT_EQ(embedded_presets(),
+            file_bytes(std::filesystem::path(TEST_SOURCE_DIR) / "configs/presets.json"));
   EXPECT_FALSE(embedded_models().empty());
   for (const auto& [name, content] : embedded_models())
-    EXPECT_EQ(content, file_bytes(std::filesystem::path(TEST_SOURCE_DIR) / fmt::format("configs/models/{}.json", name)));
+    EXPECT_EQ(content, file_bytes(std::filesystem::path(TEST_SOURCE_DIR) /
+                                  fmt::format("configs/models/{}.json", name)));
 }
 
 }  // namespace

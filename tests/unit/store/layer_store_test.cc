@@ -12,7 +12,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<std::byte> read(const LayerStore& store, const SlabEntry& slab, PartKind kind, bool verify = true) {
+std::vector<std::byte> read(const LayerStore& store, const SlabEntry& slab, PartKind kind,
+                            bool verify = true) {
   const PartEntry& part = *slab.part(kind);
   std::vector<std::byte> extent(static_cast<std::size_t>(part.bytes));
   store.read_part(slab, part, extent, verify);
@@ -21,7 +22,8 @@ std::vector<std::byte> read(const LayerStore& store, const SlabEntry& slab, Part
 
 void flip_byte(const fs::path& path, std::int64_t offset) {
   std::string bytes = file_bytes(path);
-  bytes[static_cast<std::size_t>(offset)] = static_cast<char>(bytes[static_cast<std::size_t>(offset)] ^ 0x40);
+  bytes[static_cast<std::size_t>(offset)] =
+      static_cast<char>(bytes[static_cast<std::size_t>(offset)] ^ 0x40);
   set_file_bytes(path, bytes);
 }
 
@@ -39,7 +41,8 @@ class LayerStoreTest : public ::testing::Test {
 TEST_F(LayerStoreTest, ReadsBackWhatWasWritten) {
   const LayerStore store(root_);
   const std::vector<std::byte> extent = read(store, store.layer_slab(2), PartKind::kMlp);
-  const PartTensors tensors = part_tensors(*store.layer_slab(2).part(PartKind::kMlp), extent.data());
+  const PartTensors tensors =
+      part_tensors(*store.layer_slab(2).part(PartKind::kMlp), extent.data());
   const TensorView& down = tensors[TensorRole::kDown];
   EXPECT_EQ(down.rows, 20);
   EXPECT_EQ(down.cols, 50);
@@ -49,7 +52,8 @@ TEST_F(LayerStoreTest, ReadsBackWhatWasWritten) {
   EXPECT_FALSE(tensors[TensorRole::kGate]);
   for (const TensorEntry& tensor : slab_.part(PartKind::kMlp)->tensors) {
     std::vector<std::byte> expected;
-    write_pattern(tensor.spec, [&](auto bytes) { expected.insert(expected.end(), bytes.begin(), bytes.end()); });
+    write_pattern(tensor.spec,
+                  [&](auto bytes) { expected.insert(expected.end(), bytes.begin(), bytes.end()); });
     const TensorView& view = tensors[tensor.spec.role];
     ASSERT_EQ(view.bytes(), static_cast<std::int64_t>(expected.size()));
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), view.data));
@@ -79,13 +83,16 @@ TEST_F(LayerStoreTest, FlippedByteNamesFileAndPartAndTensor) {
   const Error error = error_of([&] { read(store, slab_, PartKind::kAttention); });
   EXPECT_EQ(error.kind(), ErrorKind::kData);
   const std::string text = error.what();
-  EXPECT_NE(text.find("layer-000.slab: the attention part is damaged: expected checksum"), std::string::npos) << text;
+  EXPECT_NE(text.find("layer-000.slab: the attention part is damaged: expected checksum"),
+            std::string::npos)
+      << text;
   EXPECT_NE(error.hint().find("stagecoach import CHECKPOINT STORE"), std::string::npos);
   EXPECT_NO_THROW(read(store, slab_, PartKind::kAttention, false));
   EXPECT_NO_THROW(read(store, slab_, PartKind::kMlp));
   const std::vector<std::string> problems = verify_store(store);
   ASSERT_EQ(problems.size(), 1u);
-  EXPECT_NE(problems[0].find("layer-000.slab: q_proj.weight is damaged"), std::string::npos) << problems[0];
+  EXPECT_NE(problems[0].find("layer-000.slab: q_proj.weight is damaged"), std::string::npos)
+      << problems[0];
 }
 
 TEST_F(LayerStoreTest, FlippedPaddingIsFoundToo) {
@@ -126,13 +133,16 @@ TEST_F(LayerStoreTest, SwappedSlabsAreNoticedByTheirIds) {
 
 TEST_F(LayerStoreTest, WrongLengthsAreNamed) {
   const std::string bytes = file_bytes(file_);
-  for (const std::string& wrong : {bytes.substr(0, bytes.size() - 1), bytes + "x", bytes.substr(0, 100), std::string()}) {
+  for (const std::string& wrong :
+       {bytes.substr(0, bytes.size() - 1), bytes + "x", bytes.substr(0, 100), std::string()}) {
     set_file_bytes(file_, wrong);
     const LayerStore store(root_);
     const Error error = error_of([&] { read(store, slab_, PartKind::kMlp); });
     EXPECT_EQ(error.kind(), ErrorKind::kData);
-    EXPECT_NE(std::string(error.what()).find(fmt::format("expected {} bytes, found {}", bytes.size(), wrong.size())),
-              std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what())
+                  .find(fmt::format("expected {} bytes, found {}", bytes.size(), wrong.size())),
+              std::string::npos)
+        << error.what();
     EXPECT_EQ(verify_store(store).size(), 1u);
   }
 }

@@ -211,7 +211,8 @@ TEST(Manifest, EveryEditedFieldIsADataError) {
     } else {
       json[pointer] = Json::parse(mutation.value);
     }
-    EXPECT_EQ(error_of([&] { manifest_from_json(json, "m"); }).kind(), ErrorKind::kData) << description;
+    EXPECT_EQ(error_of([&] { manifest_from_json(json, "m"); }).kind(), ErrorKind::kData)
+        << description;
   }
 }
 
@@ -221,7 +222,8 @@ TEST(Manifest, TruncatedTextIsADataError) {
   const std::string text = file_bytes(folder / "store/manifest.json");
   for (std::size_t length = 0; length < text.size() - 1; length += 97) {
     set_file_bytes(folder / "store/manifest.json", text.substr(0, length));
-    EXPECT_EQ(error_of([&] { read_manifest(folder / "store"); }).kind(), ErrorKind::kData) << length;
+    EXPECT_EQ(error_of([&] { read_manifest(folder / "store"); }).kind(), ErrorKind::kData)
+        << length;
   }
 }
 

@@ -98,7 +98,8 @@ inline void write_pattern(const TensorSpec& tensor, const StoreWriter::Sink& sin
   sink(all.subspan(all.size() / 2));
 }
 
-inline Manifest write_small_store(const std::filesystem::path& root, const ModelSpec& spec = small_spec(),
+inline Manifest write_small_store(const std::filesystem::path& root,
+                                  const ModelSpec& spec = small_spec(),
                                   DType weights = DType::kF16) {
   Manifest manifest;
   manifest.name = "small";

@@ -34,8 +34,9 @@ TEST(StoreWriter, CommitLeavesOnlyTheStore) {
   write_small_store(folder / "deep/er/store");
   std::vector<std::string> names;
   for (const auto& [name, bytes] : folder_contents(folder / "deep/er/store")) names.push_back(name);
-  EXPECT_EQ(names, (std::vector<std::string>{"embedding.slab", "head.slab", "layer-000.slab", "layer-001.slab",
-                                             "layer-002.slab", "manifest.json", "tokenizer/tokenizer.json"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"embedding.slab", "head.slab", "layer-000.slab",
+                                             "layer-001.slab", "layer-002.slab", "manifest.json",
+                                             "tokenizer/tokenizer.json"}));
 }
 
 TEST(StoreWriter, CompleteStoreStaysUntouched) {
@@ -70,7 +71,9 @@ TEST(StoreWriter, NothingFinishedLeavesNothing) {
   fs::create_directory(folder / "empty");
   {
     StoreWriter writer(folder / "empty", "a test");
-    const auto fail = [](const TensorSpec&, const StoreWriter::Sink&) { throw data_error("bad tensor"); };
+    const auto fail = [](const TensorSpec&, const StoreWriter::Sink&) {
+      throw data_error("bad tensor");
+    };
     EXPECT_EQ(error_of([&] { write_layer(writer, 0, fail); }).kind(), ErrorKind::kData);
   }
   EXPECT_TRUE(fs::is_empty(folder / "empty"));
@@ -82,8 +85,10 @@ TEST(StoreWriter, FinishedSlabsSurviveAndAreRecognised) {
   {
     StoreWriter writer(folder / "store", "a test");
     first = write_layer(writer, 0);
-    EXPECT_THROW(write_layer(writer, 1, [](const TensorSpec&, const StoreWriter::Sink&) { throw std::bad_alloc(); }),
-                 std::bad_alloc);
+    EXPECT_THROW(
+        write_layer(writer, 1,
+                    [](const TensorSpec&, const StoreWriter::Sink&) { throw std::bad_alloc(); }),
+        std::bad_alloc);
   }
   EXPECT_FALSE(fs::exists(folder / "store/layer-001.slab.tmp"));
   {
@@ -126,7 +131,8 @@ TEST(StoreWriter, DamagedJournalIsADataErrorAndNothingIsLost) {
     write_layer(writer, 0);
   }
   const std::string journal = file_bytes(folder / "store/import.journal");
-  for (const std::string& bytes : {std::string(), journal.substr(0, journal.size() / 2), journal + "{}\n"}) {
+  for (const std::string& bytes :
+       {std::string(), journal.substr(0, journal.size() / 2), journal + "{}\n"}) {
     set_file_bytes(folder / "store/import.journal", bytes);
     const Error error = error_of([&] { StoreWriter(folder / "store", "a test"); });
     EXPECT_EQ(error.kind(), ErrorKind::kData);
@@ -157,7 +163,8 @@ TEST(StoreWriter, AsksForSpaceBeforeItWrites) {
   const TemporaryFolder folder;
   const StoreWriter writer(folder / "store", "a test");
   EXPECT_NO_THROW(writer.require_space(1));
-  const Error error = error_of([&] { writer.require_space(std::numeric_limits<std::int64_t>::max()); });
+  const Error error =
+      error_of([&] { writer.require_space(std::numeric_limits<std::int64_t>::max()); });
   EXPECT_EQ(error.kind(), ErrorKind::kResources);
   EXPECT_NE(std::string(error.what()).find("expected"), std::string::npos) << error.what();
 }
@@ -189,7 +196,8 @@ TEST(StoreWriter, FullDiskKeepsWhatIsFinished) {
       ::setrlimit(RLIMIT_FSIZE, &limit);
       const Error error = error_of([&] { write_layer(writer, 1); });
       if (error.kind() == ErrorKind::kResources &&
-          error.hint().find("run the same command again: it keeps the 1 slabs") != std::string::npos)
+          error.hint().find("run the same command again: it keeps the 1 slabs") !=
+              std::string::npos)
         verdict = 0;
     }
     ::_exit(verdict);

@@ -1,0 +1,179 @@
+// Small random checkpoints against what Hugging Face transformers computes from them (scripts/make_golden.py),
+// and against themselves: bit-identical for every split.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "backend/cpu/cpu_backend.h"
+#include "checkpoint/import.h"
+#include "checkpoint/safetensors.h"
+#include "engine/stage_runner.h"
+#include "stager/resident_source.h"
+#include "support_pipeline.h"
+#include "support_temporary_folder.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> fixtures() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(fs::path(TEST_DATA_DIR) / "golden"))
+    if (entry.is_directory()) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+class Golden : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const fs::path directory = fs::path(TEST_DATA_DIR) / "golden" / GetParam();
+    const auto source = open_huggingface(directory);
+    import_store(*source, folder_ / "store", {});
+    store_.emplace(folder_ / "store");
+    expected_ = read_json_file(directory / "golden.json", 1 << 24);
+    values_.emplace(directory / "golden.safetensors");
+    for (const Json& prompt : expected_["prompts"]) prompts_.push_back(prompt.get<std::vector<std::int32_t>>());
+  }
+
+  std::vector<float> tensor(const std::string& name) const {
+    const SafetensorsEntry& entry = values_->tensors().at(name);
+    std::vector<float> values(static_cast<std::size_t>(entry.bytes) / sizeof(float));
+    values_->file().read_at(entry.offset, std::as_writable_bytes(std::span(values)));
+    return values;
+  }
+  double tolerance() const { return expected_["tolerance"].get<double>(); }
+
+  // Every prompt generates greedily; with `score`, its text is scored too (as further requests).
+  std::vector<PipelineRequest> requests(std::int64_t new_tokens, bool score) const {
+    std::vector<PipelineRequest> all;
+    for (const auto& prompt : prompts_) all.push_back({prompt, false, new_tokens, greedy_sampling()});
+    if (score)
+      for (const auto& prompt : prompts_) all.push_back({prompt, true, 0, {}});
+    return all;
+  }
+
+  TemporaryFolder folder_;
+  std::optional<LayerStore> store_;
+  Json expected_;
+  std::optional<SafetensorsFile> values_;
+  std::vector<std::vector<std::int32_t>> prompts_;
+};
+
+TEST_P(Golden, LogitsAreWithinToleranceOfTransformers) {
+  const auto outputs = run_pipeline(*store_, {}, requests(1, true));
+  const std::size_t n = prompts_.size();
+  const auto vocab = static_cast<std::size_t>(store_->manifest().spec.vocab_size);
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::vector<float> expected = tensor("logits." + std::to_string(i));
+    auto rows = outputs[n + i].logits;  // all rows but the last, by scoring; the last by generating
+    rows.insert(*outputs[i].logits.begin());
+    ASSERT_EQ(rows.size() * vocab, expected.size());
+    double worst = 0;
+    for (const auto& [position, logits] : rows)
+      for (std::size_t v = 0; v < vocab; ++v)
+        worst = std::max<double>(worst, std::abs(logits[v] - expected[static_cast<std::size_t>(position) * vocab + v]));
+    EXPECT_LE(worst, tolerance()) << "prompt " << i;
+  }
+}
+
+TEST_P(Golden, GreedyIdsAreTransformers) {
+  const auto outputs = run_pipeline(*store_, {}, requests(static_cast<std::int64_t>(expected_["greedy"][0].size()), false));
+  for (std::size_t i = 0; i < prompts_.size(); ++i)
+    EXPECT_EQ(outputs[i].drawn, expected_["greedy"][i].get<std::vector<std::int32_t>>()) << "prompt " << i;
+}
+
+TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
+  const ModelSpec& spec = store_->manifest().spec;
+  const auto& prompt = prompts_[expected_["hidden_prompt"].get<std::size_t>()];
+  const std::vector<float> expected = tensor("hidden");  // (layers + 1, tokens, hidden)
+  const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
+  Timeline timeline;
+  ResidentSource source(*store_, {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}, VerifyMode::kFirst, timeline);
+  StageRunner runner(spec, *backend, source, timeline, 64);
+  runner.kv().add_layers(0, spec.num_hidden_layers);
+  const std::vector<TokenRun> runs{{.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
+  const std::size_t size = prompt.size() * static_cast<std::size_t>(spec.hidden_size);
+  std::vector<float> hidden(size);
+  runner.embed(runs, {});
+  // transformers applies the final norm to its last entry, so that the last layer is left to the logits.
+  for (std::int64_t layer = 0; layer < spec.num_hidden_layers; ++layer) {
+    runner.get_hidden(hidden);
+    const float* reference = expected.data() + static_cast<std::size_t>(layer) * size;
+    double worst = 0, scale = 0;
+    for (std::size_t i = 0; i < size; ++i) {
+      worst = std::max<double>(worst, std::abs(hidden[i] - reference[i]));
+      scale = std::max<double>(scale, std::abs(reference[i]));
+    }
+    // The fixture's own rule (golden.json, tolerance_note), with what has been added up by this layer.
+    const double bound = 4 * 0x1p-23 * std::sqrt(static_cast<double>(spec.hidden_size)) * static_cast<double>(2 * layer + 1) * scale;
+    EXPECT_LE(worst, bound) << "before layer " << layer;
+    runner.run_layers(layer, layer + 1, runs, {});
+  }
+}
+
+// Bits, not values: 0.0 and -0.0 differ here, and so would two NaNs.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void expect_same_bits(const std::vector<PipelineOutput>& a, const std::vector<PipelineOutput>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].drawn, b[i].drawn) << "request " << i;
+    EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "request " << i;
+    ASSERT_EQ(a[i].logits.size(), b[i].logits.size()) << "request " << i;
+    for (const auto& [position, logits] : a[i].logits)
+      ASSERT_TRUE(same_bits(logits, b[i].logits.at(position))) << "request " << i << ", position " << position;
+  }
+}
+
+TEST_P(Golden, EverySplitGivesTheSameBits) {
+  const auto all = requests(8, true);
+  const auto reference = run_pipeline(*store_, {}, all);
+  const std::vector<PipelineShape> shapes{
+      {.ranks = 2},
+      {.ranks = 3, .threads = 2},
+      {.ranks = 4, .micro_batch = 32},
+      {.threads = 2, .micro_batch = 7},
+      {.ranks = 2, .rounds = 2, .micro_batch = 50},
+      {.ranks = 4, .micro_batch = 1, .max_active = 2},
+      {.ranks = 2, .micro_batch = 65, .windows = "0:1,1:5"},
+  };
+  for (const PipelineShape& shape : shapes) {
+    SCOPED_TRACE(shape.name());
+    expect_same_bits(reference, run_pipeline(*store_, shape, all));
+  }
+}
+
+TEST_P(Golden, AloneAndAmongBatchMatesGiveTheSameBits) {
+  const auto all = requests(6, true);
+  const auto together = run_pipeline(*store_, {.ranks = 2}, all);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    SCOPED_TRACE(i);
+    expect_same_bits({together[i]}, run_pipeline(*store_, {}, {all[i]}));
+  }
+}
+
+TEST_P(Golden, PrefillAndDecodeGiveTheSameBits) {
+  const auto& prompt = prompts_[1];
+  const auto decoded = run_pipeline(*store_, {}, {{prompt, false, 70, greedy_sampling()}}).front();
+  std::vector<std::int32_t> whole = prompt;
+  whole.insert(whole.end(), decoded.drawn.begin(), decoded.drawn.end());
+  const auto prefilled = run_pipeline(*store_, {.ranks = 2}, {{whole, true, 0, {}}}).front();
+  for (const auto& [position, logits] : decoded.logits)
+    ASSERT_TRUE(same_bits(logits, prefilled.logits.at(position))) << "position " << position;
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::ValuesIn(fixtures()), [](const auto& test) {
+  std::string name = test.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace stagecoach

@@ -1,0 +1,111 @@
+#include "support_pipeline.h"
+
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "backend/cpu/cpu_backend.h"
+#include "engine/stage_runner.h"
+#include "pipeline/rank_loop.h"
+#include "pipeline/text_batches.h"
+#include "plan/stage_plan.h"
+#include "stager/resident_source.h"
+#include "transport/loopback/loopback_transport.h"
+
+namespace stagecoach {
+namespace {
+
+StagePlan make_plan(const LayerStore& store, const PipelineShape& shape) {
+  const std::int64_t layers = store.manifest().spec.num_hidden_layers;
+  if (!shape.windows.empty()) return explicit_plan(shape.windows, 0, layers, shape.ranks);
+  return balanced_plan({.layer_bytes = 1}, 0, layers, shape.ranks, shape.rounds);
+}
+
+class PipelineRun {
+ public:
+  PipelineRun(const LayerStore& store, const PipelineShape& shape, const std::vector<PipelineRequest>& requests)
+      : store_(store), shape_(shape), requests_(requests), plan_(make_plan(store, shape)), outputs_(requests.size()) {}
+
+  std::vector<PipelineOutput> run() {
+    auto transports = make_loopback(shape_.ranks, [](int, int) { throw Error(ErrorKind::kPeerLost, "aborted"); });
+    std::vector<std::thread> threads;
+    for (int r = 0; r < shape_.ranks; ++r) threads.emplace_back([&, r] { run_rank(*transports[static_cast<std::size_t>(r)]); });
+    for (std::thread& thread : threads) thread.join();
+    if (error_) std::rethrow_exception(error_);
+    return std::move(outputs_);
+  }
+
+ private:
+  void run_rank(Transport& transport) {
+    try {
+      const ModelSpec& spec = store_.manifest().spec;
+      const int rank = transport.rank();
+      const auto backend = make_cpu_backend({.threads = shape_.threads, .isa = shape_.isa});
+      Timeline timeline;
+      ResidentSource source(store_, {.layers = plan_.layers_of(rank), .embedding = rank == 0, .head = rank == plan_.last_rank()},
+                            VerifyMode::kFirst, timeline);
+      StageRunner runner(spec, *backend, source, timeline, shape_.micro_batch);
+      RankContext context{.spec = spec, .plan = plan_, .runner = runner, .transport = transport, .timeline = timeline,
+                          .wire = WireType::kF32, .has_head = true, .interrupted = nullptr, .observe_logits = nullptr};
+      context.observe_logits = [this](SequenceId id, std::int64_t position, std::span<const float> logits) {
+        outputs_[static_cast<std::size_t>(id)].logits[position].assign(logits.begin(), logits.end());
+      };
+      if (rank == 0) {
+        TextBatches batches = make_batches(spec);
+        run_rank_zero(context, batches);
+      } else {
+        run_other_rank(context);
+      }
+      transport.finalize();
+    } catch (...) {
+      const std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+  }
+
+  TextBatches make_batches(const ModelSpec& spec) {
+    std::vector<TextRequest> requests;
+    for (std::size_t i = 0; i < requests_.size(); ++i)
+      requests.push_back({.sequence = static_cast<SequenceId>(i), .tokens = requests_[i].tokens, .score = requests_[i].score,
+                          .max_new_tokens = requests_[i].max_new_tokens, .sampling = requests_[i].sampling});
+    TextEvents events;
+    events.token = [this](SequenceId id, std::int32_t token) {
+      outputs_[static_cast<std::size_t>(id)].drawn.push_back(token);
+      return true;
+    };
+    events.log_probs = [this](SequenceId id, std::int64_t, std::span<const double> values) {
+      auto& all = outputs_[static_cast<std::size_t>(id)].log_probs;
+      all.insert(all.end(), values.begin(), values.end());
+    };
+    return TextBatches({shape_.micro_batch, shape_.ranks, shape_.max_active}, spec.max_position_embeddings, std::move(requests), events);
+  }
+
+  const LayerStore& store_;
+  const PipelineShape& shape_;
+  const std::vector<PipelineRequest>& requests_;
+  StagePlan plan_;
+  // Rank 0's thread writes what was drawn, the last rank's the logits: different members.
+  std::vector<PipelineOutput> outputs_;
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+std::string PipelineShape::name() const {
+  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}", ranks, threads, rounds, micro_batch, max_active, isa, windows);
+}
+
+std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,
+                                         const std::vector<PipelineRequest>& requests) {
+  return PipelineRun(store, shape, requests).run();
+}
+
+SamplingParams greedy_sampling() {
+  SamplingParams params;
+  params.greedy = true;
+  return params;
+}
+
+}  // namespace stagecoach

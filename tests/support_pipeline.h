@@ -1,0 +1,47 @@
+// A whole pipeline in one process: ranks as threads over the loopback transport, the same rank loop, plan and
+// weights as a real job.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "store/layer_store.h"
+
+namespace stagecoach {
+
+struct PipelineShape {
+  int ranks = 1;
+  int threads = 1;
+  int rounds = 1;
+  std::int64_t micro_batch = 256;
+  int max_active = 32;
+  std::string isa = {};      // empty: the best
+  std::string windows = {};  // empty: balanced
+
+  std::string name() const;
+};
+
+struct PipelineRequest {
+  std::vector<std::int32_t> tokens;
+  bool score = false;
+  std::int64_t max_new_tokens = 0;
+  SamplingParams sampling;
+};
+
+struct PipelineOutput {
+  std::vector<std::int32_t> drawn;
+  std::vector<double> log_probs;                   // score: of tokens 1, 2, …
+  std::map<std::int64_t, std::vector<float>> logits;  // by position of the row
+};
+
+// One output per request. Errors of any rank are rethrown.
+std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,
+                                         const std::vector<PipelineRequest>& requests);
+
+SamplingParams greedy_sampling();
+
+}  // namespace stagecoach
