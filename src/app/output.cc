@@ -23,6 +23,14 @@ void print_json_line(const Json& json) {
   print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
+void print_error(const Error& error, const std::string& who) {
+  // One write, so that mpirun does not mix it with another rank's.
+  std::string text = fmt::format("stagecoach: {}{}{}\n", who, who.empty() ? "" : ": ", error.what());
+  if (!error.hint().empty()) text += fmt::format("  try: {}\n", error.hint());
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
 Progress::Progress(std::string what, bool enabled)
     : what_(std::move(what)), enabled_(enabled), terminal_(::isatty(STDERR_FILENO) == 1), begin_ns_(now_ns()) {}
 

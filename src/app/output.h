@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
 #include "base/json.h"
 
 namespace stagecoach {
@@ -13,6 +14,9 @@ namespace stagecoach {
 // stdout cannot take it.
 void print(std::string_view text);
 void print_json_line(const Json& json);
+
+// The one message of an error, on stderr; `who` names the rank that met it, or is empty.
+void print_error(const Error& error, const std::string& who);
 
 // A bar when stderr is a terminal, a line every few seconds when it is not (under mpirun it never
 // is). Counts in bytes.

@@ -1,9 +1,10 @@
 #include "app/run_job.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
+#include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/registry.h"
@@ -41,10 +42,8 @@ BackendRegistry device_registry() {
   return registry;
 }
 
-void print_error(const Transport& transport, const Error& error) {
-  const std::string who = transport.size() == 1 ? "" : fmt::format("rank {} on {}: ", transport.rank(), transport.host(transport.rank()));
-  std::fprintf(stderr, "stagecoach: %s%s\n", who.c_str(), error.what());
-  if (!error.hint().empty()) std::fprintf(stderr, "  try: %s\n", error.hint().c_str());
+std::string name_of(const Transport& transport, int rank) {
+  return transport.size() == 1 ? "" : fmt::format("rank {} on {}", rank, transport.host(rank));
 }
 
 // One rank's part of a job, in the order in which things happen.
@@ -54,6 +53,10 @@ class JobRun {
       : settings_(settings), kind_(kind), transport_(transport), control_(transport) {}
 
   ControlChannel& control() { return control_; }
+
+  void warn_once(const std::string& warning) {
+    if (!std::exchange(warned_, true)) spdlog::warn("{}", warning);
+  }
 
   void open() {
     store_.emplace(settings_.store);
@@ -153,6 +156,7 @@ class JobRun {
   std::optional<StageRunner> runner_;
   std::unique_ptr<BatchSource> batches_;
   std::vector<RankTimeline> ranks_;  // rank 0, after run()
+  bool warned_ = false;
 };
 
 // One step that may fail on some ranks, and its agreement. The error of any rank becomes that of all.
@@ -167,14 +171,15 @@ void step_together(JobRun& job, const Step& step) {
   } catch (const std::bad_alloc&) {
     status = failed_status(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
   }
-  std::vector<std::string> warnings;
-  agree(job.control(), status, &warnings);
-  for (const std::string& warning : warnings) spdlog::warn("{}", warning);
+  // Ranks agree three times, and a warning is worth one line.
+  agree(job.control(), status, {.error = [](const Error& error) { print_error(error, ""); },
+                                .warning = [&](const std::string& warning) { job.warn_once(warning); }});
 }
 
 void run_together(JobRun& job) {
   step_together(job, [&] { job.open(); });
   step_together(job, [&] { job.load(); });
+  if (job.control().rank() == 0) spdlog::debug("all ranks are ready");
   job.run();
   // Others wait while rank 0 writes results: a rank that left early would count as lost.
   step_together(job, [&] { job.finish(); });
@@ -187,15 +192,14 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
   const std::unique_ptr<Transport> transport = open_transport();
   const int rank = transport->rank();
   setup_logging(settings.verbose ? Verbosity::kVerbose : settings.quiet || rank > 0 ? Verbosity::kQuiet : Verbosity::kNormal,
-                transport->size() > 1 ? fmt::format("rank {} on {}", rank, transport->host(rank)) : "");
+                name_of(*transport, rank));
 
   JobRun job(settings, kind, *transport);
   const auto lost = [&](int peer, double seconds, bool reporter) {
     if (reporter) {
-      print_error(*transport, Error(ErrorKind::kPeerLost,
-                                    fmt::format("rank {} on {}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is down",
-                                                peer, transport->host(peer), job.describe(peer), seconds),
-                                    "check that host, then run the same command again"));
+      const std::string problem = fmt::format("{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is down",
+                                              name_of(*transport, peer), job.describe(peer), seconds);
+      print_error(Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"), "");
     } else {
       std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
     }
@@ -213,7 +217,7 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
     throw;
   } catch (const Error& error) {
     if (transport->size() == 1) throw;
-    if (error.kind() != ErrorKind::kInterrupted || rank == 0) print_error(*transport, error);
+    if (error.kind() != ErrorKind::kInterrupted || rank == 0) print_error(error, name_of(*transport, rank));
     transport->abort(error.exit_code());
   }
   watch.reset();

@@ -1,8 +1,8 @@
-#include <cstdio>
 #include <string>
 #include <vector>
 
 #include "app/command.h"
+#include "app/output.h"
 #include "app/settings.h"
 #include "app/signals.h"
 #include "base/error.h"
@@ -17,11 +17,8 @@ namespace {
 bool speaks() { return launched_rank() == 0; }
 
 int report(const Error& error) {
-  const auto* agreed = dynamic_cast<const AgreedError*>(&error);
-  if (agreed != nullptr ? agreed->report() : speaks()) {
-    std::fprintf(stderr, "stagecoach: %s\n", error.what());
-    if (!error.hint().empty()) std::fprintf(stderr, "  try: %s\n", error.hint().c_str());
-  }
+  const bool told = dynamic_cast<const AgreedError*>(&error) != nullptr;
+  if (!told && speaks()) print_error(error, "");
   return error.exit_code();
 }
 

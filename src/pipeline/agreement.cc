@@ -54,7 +54,7 @@ std::optional<Verdict> difference(const Transport& transport, const RankStatus& 
   return std::nullopt;
 }
 
-Verdict judge(const Transport& transport, const std::vector<RankStatus>& all, std::vector<std::string>* warnings) {
+Verdict judge(const Transport& transport, const std::vector<RankStatus>& all) {
   for (int r = 0; r < transport.size(); ++r) {
     const RankStatus& status = all[static_cast<std::size_t>(r)];
     // An error that rank 0 has too is everybody's (a wrong flag, a store on a shared disk): no host named.
@@ -63,34 +63,40 @@ Verdict judge(const Transport& transport, const std::vector<RankStatus>& all, st
   }
   for (int r = 1; r < transport.size(); ++r)
     if (auto verdict = difference(transport, all[0], all[static_cast<std::size_t>(r)], r)) return *verdict;
-  if (warnings != nullptr) {
-    for (int r = 1; r < transport.size(); ++r) {
-      const RankStatus& theirs = all[static_cast<std::size_t>(r)];
-      if (theirs.isa == all[0].isa && theirs.device == all[0].device) continue;
-      warnings->push_back(fmt::format("{}computes on {} ({}), rank 0 on {} ({}): results depend on how layers are split",
-                                      who(transport, r), theirs.device, theirs.isa, all[0].device, all[0].isa));
-      break;
-    }
+  return {};
+}
+
+// What may differ, at the price of bits: the first such rank.
+std::string difference_worth_knowing(const Transport& transport, const std::vector<RankStatus>& all) {
+  for (int r = 1; r < transport.size(); ++r) {
+    const RankStatus& theirs = all[static_cast<std::size_t>(r)];
+    if (theirs.isa == all[0].isa && theirs.device == all[0].device) continue;
+    return fmt::format("{}computes on {} ({}), rank 0 on {} ({}): results depend on how layers are split", who(transport, r),
+                       theirs.device, theirs.isa, all[0].device, all[0].isa);
   }
   return {};
 }
 
 }  // namespace
 
-void agree(ControlChannel& control, const RankStatus& status, std::vector<std::string>* warnings) {
+void agree(ControlChannel& control, const RankStatus& status, const AgreementEvents& events) {
   Verdict verdict;
   if (control.rank() == 0) {
     std::vector<RankStatus> all{status};
     for (int r = 1; r < control.size(); ++r)
       all.push_back(from_archive<RankStatus>(kStatus, control.receive_from(r), "rank status"));
-    verdict = judge(control.transport(), all, warnings);
+    verdict = judge(control.transport(), all);
+    if (verdict.code != 0) {
+      events.error(Error(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint));
+    } else if (const std::string warning = difference_worth_knowing(control.transport(), all); !warning.empty()) {
+      events.warning(warning);
+    }
     for (int r = 1; r < control.size(); ++r) control.send(r, to_archive(kVerdict, verdict));
   } else {
     control.send(0, to_archive(kStatus, status));
     verdict = from_archive<Verdict>(kVerdict, control.receive_from(0), "verdict");
   }
-  if (verdict.code != 0)
-    throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint, control.rank() == 0);
+  if (verdict.code != 0) throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint);
 }
 
 RankStatus failed_status(const Error& error) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -31,21 +31,22 @@ struct RankStatus {
   }
 };
 
-// A verdict that every rank gets: an error that has been reported already by rank 0 (other ranks stay
-// silent), or agreement.
+// An error that every rank knows of and that rank 0 has told the user already.
 class AgreedError : public Error {
  public:
-  AgreedError(ErrorKind kind, const std::string& problem, std::string hint, bool report)
-      : Error(kind, problem, std::move(hint)), report_(report) {}
-  bool report() const { return report_; }  // whether this rank prints it
-
- private:
-  bool report_;
+  using Error::Error;
 };
 
-// Collective. Throws AgreedError on every rank if any rank brought an error or differs; `warnings` (on
-// rank 0) receives what is merely worth knowing. Waits as long as peers live: loading may take minutes.
-void agree(ControlChannel& control, const RankStatus& status, std::vector<std::string>* warnings);
+// What rank 0 does with the outcome. `error` runs before the other ranks hear of it: a rank that exits first
+// makes mpirun end the others, the message with them.
+struct AgreementEvents {
+  std::function<void(const Error&)> error;
+  std::function<void(const std::string&)> warning;
+};
+
+// Collective. Throws AgreedError on every rank if any rank brought an error or differs. Waits as long
+// as peers live: loading may take minutes.
+void agree(ControlChannel& control, const RankStatus& status, const AgreementEvents& events);
 
 // Status of a rank that has met `error`.
 RankStatus failed_status(const Error& error);

@@ -6,7 +6,7 @@
 
 #include "base/archive.h"
 #include "base/error.h"
-#include "kernels/include/dtype.h"
+#include "base/tensor_view.h"  // for bf16 conversions
 
 namespace stagecoach {
 namespace {

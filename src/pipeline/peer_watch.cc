@@ -18,11 +18,10 @@ PeerWatch::~PeerWatch() {
 void PeerWatch::run() {
   std::vector<Deadline> last_heard(static_cast<std::size_t>(transport_.size()), Clock::now());
   Deadline next_beat = Clock::now();
+  Deadline last_look = next_beat;
   while (!stop_) {
     const Deadline now = Clock::now();
     if (now >= next_beat) {
-      // This rank was stopped or starved itself: what it did not hear meanwhile says nothing of its peers.
-      if (now - next_beat > options_.silence / 2) std::fill(last_heard.begin(), last_heard.end(), now);
       for (int peer = 0; peer < transport_.size(); ++peer)
         if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
       next_beat = now + options_.interval;
@@ -37,6 +36,9 @@ void PeerWatch::run() {
       spdlog::debug("heartbeats end: {}", error.what());
       return;
     }
+    // A rank that was stopped or starved itself has not listened: that says nothing of its peers.
+    if (Clock::now() - last_look > options_.silence / 2) std::fill(last_heard.begin(), last_heard.end(), Clock::now());
+    last_look = Clock::now();
     check(last_heard);
   }
 }

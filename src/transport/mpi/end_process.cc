@@ -68,7 +68,7 @@ void sever_stuck_connections(int process, Descriptors& waited_before) {
   for (int standard = 0; standard < kKept; ++standard) ::close(standard);
   ::close_range(kKept + 1, ~0U, 0);
 
-  constexpr int kLookMilliseconds = 150;  // a healthy LAN acknowledges in a few
+  constexpr int kLookMilliseconds = 100;  // a healthy LAN acknowledges in a few
   pollfd ended{.fd = kKept, .events = POLLIN, .revents = 0};
   Descriptors waited_before;
   while (::poll(&ended, 1, kLookMilliseconds) == 0) {

@@ -19,11 +19,12 @@ namespace {
 
 // Long enough for rank 0 to write its reports while the others wait.
 constexpr std::chrono::seconds kFinalizeLimit{60};
-// What MPI_Abort gets before the watchdog ends this process, and what the launcher gets: mpirun alone spends
-// a second between two signals to its other ranks. The whole job has 10 s, of which a silent peer takes 8
-// to be noticed.
-constexpr std::chrono::milliseconds kAbortLimit{1000};
-constexpr std::chrono::milliseconds kLauncherPatience{1700};
+// What MPI_Abort gets before the watchdog ends this process. It is enough to tell the launcher's part on
+// this host, which answers only after killing its ranks; and for them it sleeps a second unless one ends
+// by itself. A launcher that was not told ends the job for a rank's exit code just the same.
+constexpr std::chrono::milliseconds kAbortLimit{250};
+// What the launcher gets. The whole job has 10 s, of which a silent peer takes 8 to be noticed.
+constexpr std::chrono::milliseconds kLauncherPatience{1500};
 
 }  // namespace
 

@@ -1,0 +1,314 @@
+"""The command line as docs/cli.md promises it, without mpirun."""
+
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import unittest
+
+from support import BINARY, DEMO, ENVIRONMENT, SOURCE, StoreTest, json_lines, run
+
+GOLDEN = json.loads((DEMO / "golden.json").read_text())
+
+
+class Stores(StoreTest):
+    def test_import_list_inspect_verify(self):
+        listed = json_lines(self.succeeds(run("list", self.shared, "--json")))
+        self.assertEqual([s["name"] for s in listed], ["demo-gptj"])
+        self.assertIn("q_proj.weight", self.succeeds(run("inspect", self.store)).stdout)
+        tensor = json_lines(self.succeeds(run("inspect", self.store, "--tensor", "layers.3.q_proj.weight", "--json")))[0]
+        self.assertEqual(tensor["dtype"], "f16")
+        self.assertEqual(tensor["not_finite"], 0)
+        self.assertIn("whole", self.succeeds(run("verify", self.store)).stdout)
+
+    def test_import_takes_a_range_of_layers(self):
+        part = self.folder / "part"
+        self.succeeds(run("import", DEMO, part, "--layers", "2:4", "--quiet"))
+        names = sorted(p.name for p in part.glob("*.slab"))
+        self.assertEqual(names, ["layer-002.slab", "layer-003.slab"])
+        self.succeeds(run("verify", part))
+        self.succeeds(run("time", "--store", part, "--tokens", 8, "--layers", "2:4", "--repeat", 1))
+        self.fails(run("generate", "--store", part, "--prompt", "x"), 3, "does not hold", "--layers")
+
+    def test_an_existing_store_is_left_alone(self):
+        before = (self.store / "manifest.json").stat().st_mtime_ns
+        self.fails(run("import", DEMO, self.store), 2, self.store)
+        self.assertEqual((self.store / "manifest.json").stat().st_mtime_ns, before)
+
+    def test_a_wrong_byte_names_its_slab_and_tensor(self):
+        broken = self.folder / "broken"
+        shutil.copytree(self.store, broken)
+        slab = broken / "layer-002.slab"
+        data = bytearray(slab.read_bytes())
+        data[8192] ^= 1
+        slab.write_bytes(data)
+        self.fails(run("verify", broken), 3, "layer-002.slab", "q_proj.weight")
+        self.fails(run("generate", "--store", broken, "--prompt", "x"), 3, "layer-002.slab", "stagecoach import")
+        self.succeeds(run("generate", "--store", broken, "--prompt", "x", "--verify", "off", "--max-new-tokens", 1))
+
+    def test_a_missing_slab_and_a_newer_store(self):
+        broken = self.folder / "broken"
+        shutil.copytree(self.store, broken)
+        (broken / "layer-004.slab").unlink()
+        self.fails(run("generate", "--store", broken, "--prompt", "x"), 3, "layer-004.slab")
+        manifest = json.loads((broken / "manifest.json").read_text())
+        manifest["version"] = 99
+        (broken / "manifest.json").write_text(json.dumps(manifest))
+        self.fails(run("inspect", broken), 3, "99", "newer")
+        self.fails(run("inspect", self.folder / "nothing"), 3, "nothing")
+
+    def test_create_is_reproducible_and_shares_slabs(self):
+        first, second = self.folder / "a", self.folder / "b"
+        for store, threads in ((first, 1), (second, 2)):
+            self.succeeds(run("create", "tiny-llama", store, "--seed", 7, "--threads", threads, "--quiet", "--weights", "bf16"))
+        for slab in first.glob("*.slab"):
+            self.assertEqual(slab.read_bytes(), (second / slab.name).read_bytes())
+        shared = self.folder / "shared"
+        created = self.succeeds(run("create", "tiny-gpt2", shared, "--distinct-layers", 1))
+        self.assertIn("share 1 slabs", created.stdout)
+        self.assertIn("share 1 slabs", self.succeeds(run("inspect", shared)).stdout)
+        self.succeeds(run("generate", "--store", shared, "--prompt", "any text", "--max-new-tokens", 4))
+        self.fails(run("create", "gpt5", self.folder / "c"), 2, "gpt5", "gpt3-175b")
+
+    def test_a_full_disk_loses_nothing(self):
+        store = self.folder / "full"
+        size = DEMO.joinpath("model.safetensors").stat().st_size
+        limit = 400_000  # bytes a file: stands for a disk that fills up within a slab
+        self.assertGreater(size, limit)
+        process = subprocess.run([BINARY, "import", DEMO, store, "--quiet"], capture_output=True, text=True, env=ENVIRONMENT,
+                                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False)
+        self.fails(process, 4)
+        self.assertFalse((store / "manifest.json").exists())
+        self.succeeds(run("import", DEMO, store, "--quiet"))
+        self.succeeds(run("verify", store))
+
+    def test_unwritable_places(self):
+        occupied = self.folder / "file"
+        occupied.write_text("")
+        self.fails(run("import", DEMO, occupied / "store"), 4)
+        self.fails(run("score", "--store", self.store, "--ids", self.ids("1 2"), "--report", occupied / "report"), 4, "report")
+
+    def ids(self, text):
+        path = self.folder / "ids"
+        path.write_text(text)
+        return path
+
+
+class Checkpoints(StoreTest):
+    """Broken checkpoints: one message, code 3, no store."""
+
+    def refuse(self, *words, **changes):
+        checkpoint, store = self.folder / "checkpoint", self.folder / "store"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.copytree(DEMO, checkpoint)
+        for name, change in changes.items():
+            change(checkpoint / {"config": "config.json", "weights": "model.safetensors"}[name])
+        self.fails(run("import", checkpoint, store), 3, *words)
+        self.assertFalse(store.exists())
+
+    @staticmethod
+    def edit(**values):
+        def change(path):
+            config = json.loads(path.read_text()) | values
+            path.write_text(json.dumps(config))
+        return change
+
+    @staticmethod
+    def edit_header(edit):
+        def change(path):
+            data = path.read_bytes()
+            (length,) = struct.unpack("<Q", data[:8])
+            header = json.loads(data[8:8 + length])
+            edit(header)
+            text = json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length:])
+        return change
+
+    def test_configs(self):
+        self.refuse("MambaForCausalLM", "GPTJForCausalLM", config=self.edit(architectures=["MambaForCausalLM"], model_type="mamba"))
+        self.refuse("mish", "gelu_new", config=self.edit(activation_function="mish"))
+        self.refuse("n_embd", config=self.edit(n_embd="wide"))
+        self.refuse("config.json", config=lambda path: path.write_text('{"n_layer": 1, "n_layer": 2}'))
+        self.refuse("config.json", config=lambda path: path.unlink())
+
+    def test_weights(self):
+        self.refuse("truncated", weights=lambda path: os.truncate(path, 5000))
+        self.refuse("model.safetensors", weights=lambda path: path.write_bytes(struct.pack("<Q", 1 << 62) + b"{"))
+        self.refuse("model.safetensors", weights=lambda path: path.write_bytes(path.read_bytes() + b"more"))
+        self.refuse("wte.weight", weights=self.edit_header(lambda h: h.update(extra=h.pop("transformer.wte.weight"))))
+        self.refuse("lm_head.bias", weights=self.edit_header(lambda h: h["lm_head.bias"].update(shape=[2, h["lm_head.bias"]["shape"][0] // 2])))
+        self.refuse("[", weights=self.edit_header(lambda h: h["lm_head.bias"].update(shape=[2**40, 2**40])))
+        self.refuse("F8_E4M3", weights=self.edit_header(lambda h: h["lm_head.bias"].update(dtype="F8_E4M3")))
+
+
+class Text(StoreTest):
+    def test_tokenize_equals_the_tokenizers_library(self):
+        for case in GOLDEN["tokenizer"]:
+            path = self.folder / "text"
+            path.write_bytes(case["text"].encode())
+            for source in (self.store, DEMO):
+                ids = self.succeeds(run("tokenize", source, "--file", path)).stdout.split()
+                self.assertEqual([int(i) for i in ids], case["ids"], case["text"])
+
+    def test_greedy_text_is_byte_exact(self):
+        for case in GOLDEN["greedy"]:
+            process = self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
+                                        "--max-new-tokens", len(case["ids"])))
+            self.assertEqual(process.stdout, case["text"] + "\n")
+            self.assertIn(f"to generate {len(case['ids'])} tokens", process.stderr)
+
+    def test_score_equals_transformers(self):
+        for case in [GOLDEN["score"]] if isinstance(GOLDEN["score"], dict) else GOLDEN["score"]:
+            path = self.folder / "text"
+            path.write_bytes(case["text"].encode())
+            (result,) = json_lines(self.succeeds(run("score", "--store", self.store, "--text", path, "--json")))
+            self.assertEqual(result["ids"], case["ids"])
+            self.assertIsNone(result["logprobs"][0])
+            worst = max(abs(a - b) for a, b in zip(result["logprobs"][1:], case["logprobs"][1:], strict=True))
+            self.assertLess(worst, 1e-4)
+            self.assertAlmostEqual(result["perplexity"] / case["perplexity"], 1, places=5)
+
+    def test_generate_as_json(self):
+        prompts = self.folder / "prompts"
+        prompts.write_bytes(b"In the beginning\r\nAnd God said\nBlessed are the")
+        results = json_lines(self.succeeds(run("generate", "--store", self.store, "--prompts", prompts, "--json", "--max-new-tokens", 9)))
+        self.assertEqual([r["prompt"] for r in results], ["In the beginning", "And God said", "Blessed are the"])
+        for r in results:
+            self.assertEqual(set(r), {"prompt", "prompt_ids", "ids", "text", "finish_reason", "seconds", "tokens_per_second"})
+            self.assertEqual(r["finish_reason"], "length")
+            self.assertEqual(len(r["ids"]), 9)
+            alone = json_lines(run("generate", "--store", self.store, "--prompt", r["prompt"], "--json", "--max-new-tokens", 9))[0]
+            if r is results[0]:  # a draw is keyed by the sequence's number: the first prompt's stays what it is alone
+                self.assertEqual(alone["ids"], r["ids"])
+            self.assertGreater(r["seconds"], 0)
+
+    def test_stop_strings_cut_the_text(self):
+        case = GOLDEN["greedy"][0]
+        whole = case["text"]
+        stop = whole[10:14]
+        (result,) = json_lines(self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
+                                                 "--stop", stop, "--stop", "never to be seen", "--json")))
+        self.assertEqual(result["text"], whole[:whole.index(stop)])
+        self.assertEqual(result["finish_reason"], "stop")
+
+    def test_sampling_is_reproducible_and_seeded(self):
+        def ids(seed, *more):
+            return json_lines(self.succeeds(run("generate", "--store", self.store, "--prompt", "And", "--seed", seed, "--json",
+                                                "--max-new-tokens", 12, *more)))[0]["ids"]
+        self.assertEqual(ids(1), ids(1, "--threads", 2, "--micro-batch", 1))
+        self.assertNotEqual(ids(1), ids(2))
+        greedy = json_lines(run("generate", "--store", self.store, "--prompt", "And", "--greedy", "--json", "--max-new-tokens", 12))[0]["ids"]
+        self.assertEqual(ids(3, "--top-k", 1), greedy)
+        self.assertEqual(ids(3, "--top-p", 1e-9), greedy)
+        self.assertEqual(ids(3, "--min-p", 1), greedy)
+
+    def test_bad_requests(self):
+        generate = ("generate", "--store", self.store)
+        self.fails(run(*generate, "--prompt", "word " * 300), 2, "context", "256")
+        self.fails(run(*generate, "--prompt", ""), 2, "empty")
+        self.fails(run(*generate, "--prompt-ids", "1 2 99999"), 2, "99999")
+        self.fails(run(*generate, "--prompt-ids", "1 two"), 2, "two")
+        self.fails(run(*generate), 2, "--prompt")
+        self.fails(run(*generate, "--prompt", "a", "--prompt-ids", "1"), 2, "exactly one")
+        self.fails(run(*generate, "--prompt", "a", "--temperature", 0), 2, "--greedy")
+        self.fails(run(*generate, "--prompt", "a", "--top-p", 1.5), 2, "--top-p")
+        self.fails(run(*generate, "--prompt", "a", "--windows", "0:2,3:7"), 2, "layer 2")
+        self.fails(run(*generate, "--prompt", "a", "--windows", "0:9"), 2, "0:9")
+        self.fails(run(*generate, "--prompt", "a", "--device", "cuda"), 2, "cuda")
+        self.fails(run("generate", "--prompt", "a"), 2, "--store")
+        self.fails(run("score", "--store", self.store, "--text", self.folder / "none"), 3, "none")
+        bad = self.folder / "latin1"
+        bad.write_bytes(b"caf\xe9")
+        self.fails(run("score", "--store", self.store, "--text", bad), 3, "UTF-8")
+        self.fails(run("frobnicate"), 2)
+        self.fails(run(), 2)
+
+    def test_an_instruction_set_that_is_not_there(self):
+        self.fails(run("generate", "--store", self.store, "--prompt", "a", environment={"STAGECOACH_ISA": "avx9"}), 2, "avx9", "scalar")
+
+    def test_a_store_without_tokenizer_takes_ids(self):
+        store = self.folder / "bare"
+        shutil.copytree(self.store, store)
+        shutil.rmtree(store / "tokenizer")
+        self.fails(run("generate", "--store", store, "--prompt", "a"), 3, "tokenizer", "--prompt-ids")
+        (result,) = json_lines(self.succeeds(run("generate", "--store", store, "--prompt-ids", "5 6 7", "--json", "--max-new-tokens", 3)))
+        self.assertEqual(len(result["ids"]), 3)
+
+
+class Jobs(StoreTest):
+    def job(self, text):
+        path = self.folder / "job.toml"
+        path.write_text(text)
+        return path
+
+    def test_flag_environment_file_default(self):
+        job = self.job(f'[run]\nstore = "{self.store}"\nprompt = "And"\nmax_new_tokens = 3\njson = true\nstop = ["xyzzy", "plugh"]\n')
+
+        def tokens(*flags, **environment):
+            return len(json_lines(self.succeeds(run("generate", "--job", job, *flags, environment=environment)))[0]["ids"])
+        self.assertEqual(tokens(), 3)
+        self.assertEqual(tokens(STAGECOACH_MAX_NEW_TOKENS="4"), 4)
+        self.assertEqual(tokens("--max-new-tokens", "5", STAGECOACH_MAX_NEW_TOKENS="4"), 5)
+
+    def test_errors_carry_file_line_and_column(self):
+        self.fails(run("generate", "--job", self.job("[run]\nstore = \n")), 2, "job.toml:2:")
+        self.fails(run("generate", "--job", self.job("[run]\n\ntempreature = 1\n")), 2, "job.toml:3:", "tempreature")
+        self.fails(run("generate", "--job", self.job('[run]\nmax_new_tokens = "many"\n')), 2, "job.toml:2:", "max_new_tokens")
+        self.fails(run("generate", "--job", self.folder / "none.toml"), 2, "none.toml")
+
+    def test_every_example_runs(self):
+        examples = sorted((SOURCE / "configs/jobs").glob("*.toml"))
+        self.assertTrue(examples)
+        for example in examples:
+            first = example.read_text().splitlines()[0]
+            command = first.removeprefix("# stagecoach ").split()[0]
+            self.assertIn(command, ("generate", "score", "time"), example)
+            with self.subTest(example.name):
+                process = subprocess.run([BINARY, command, "--job", example, "--store", self.store], capture_output=True, text=True,
+                                         cwd=SOURCE, env=ENVIRONMENT, timeout=120, check=False)
+                self.succeeds(process)
+                self.assertTrue(process.stdout)
+
+
+class Timing(StoreTest):
+    COLUMNS = ["layer", "rank", "host", "phase", "ms", "read_ms", "wait_ms", "compute_ms", "bytes", "flops", "gb_per_s",
+               "gflop_per_s", "share_of_limit"]
+
+    def test_time_prints_a_row_per_layer_and_phase(self):
+        rows = json_lines(self.succeeds(run("time", "--store", self.store, "--tokens", 16, "--phase", "both", "--batch", 3,
+                                            "--repeat", 2, "--json")))
+        layers, summaries = [r for r in rows if "layer" in r], [r for r in rows if r.get("summary")]
+        self.assertEqual([(r["layer"], r["phase"]) for r in layers], [(l, p) for l in range(7) for p in ("prefill", "decode")])
+        for row in layers:
+            self.assertEqual(sorted(row), sorted(self.COLUMNS))
+            self.assertGreater(row["ms"], 0)
+            self.assertIsNone(row["share_of_limit"])
+        self.assertEqual([s["phase"] for s in summaries], ["prefill", "decode"])
+        for key in ("tokens_per_second", "ms", "embedding_ms", "head_ms", "ranks", "weights", "isa"):
+            self.assertIn(key, summaries[0])
+        self.fails(run("time", "--store", self.store, "--tokens", 257), 2, "257", "256")
+
+    def test_report(self):
+        report = self.folder / "report"
+        self.succeeds(run("generate", "--store", self.store, "--prompt", "And", "--max-new-tokens", 4, "--report", report))
+        lines = (report / "layers.csv").read_text().splitlines()
+        self.assertEqual(lines[0], ",".join(self.COLUMNS))
+        self.assertEqual(len(lines), 1 + 14)
+        trace = json.loads((report / "trace.json").read_text())
+        names = {e["name"] for e in trace["traceEvents"]}
+        self.assertTrue({"attention", "mlp", "head"} <= {n.split()[0] for n in names}, names)
+
+
+class Help(unittest.TestCase):
+    def test_help_and_version(self):
+        for command in ("", "import", "create", "list", "inspect", "verify", "tokenize", "generate", "score", "time"):
+            process = run(*command.split(), "--help")
+            self.assertEqual(process.returncode, 0)
+            self.assertIn("--help", process.stdout)
+        self.assertRegex(run("--version").stdout, r"^stagecoach \d+\.\d+\.\d+\n$")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,86 @@
+"""Whole jobs under mpirun: the same results on every number of ranks, one message and one exit code."""
+
+import json
+import shutil
+import unittest
+
+from support import DEMO, StoreTest, json_lines, run
+
+GOLDEN = json.loads((DEMO / "golden.json").read_text())
+
+
+class Jobs(StoreTest):
+    def test_greedy_text_is_byte_exact_on_one_to_four_ranks(self):
+        case = GOLDEN["greedy"][0]
+        for ranks in (1, 2, 3, 4):
+            process = self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
+                                        "--max-new-tokens", len(case["ids"]), ranks=ranks))
+            self.assertEqual(process.stdout, case["text"] + "\n")
+
+    def test_scores_have_the_same_bits(self):
+        text = self.folder / "text"
+        text.write_text(GOLDEN["greedy"][0]["prompt"] + GOLDEN["greedy"][0]["text"])
+        results = [json_lines(self.succeeds(run("score", "--store", self.store, "--text", text, "--json", *flags, ranks=ranks)))[0]
+                   for ranks, flags in ((0, ()), (2, ("--rounds", 2)), (3, ("--threads", 2, "--micro-batch", 5)), (4, ("--windows", "0:1,1:2,2:5,5:7")))]
+        for result in results[1:]:
+            self.assertEqual(result["logprobs"], results[0]["logprobs"])
+
+    def test_many_prompts_and_sampling_have_the_same_ids(self):
+        prompts = self.folder / "prompts"
+        prompts.write_text("In the beginning\nAnd God said\nWoe\nBlessed are the poor\nThe king\nA\n")
+        flags = ("--prompts", prompts, "--max-new-tokens", 15, "--top-p", 0.7, "--seed", 5, "--repetition-penalty", 1.2, "--json")
+        alone = [r["ids"] for r in json_lines(self.succeeds(run("generate", "--store", self.store, *flags)))]
+        for ranks, more in ((2, ()), (4, ("--max-sequences", 2))):
+            self.assertEqual([r["ids"] for r in json_lines(self.succeeds(run("generate", "--store", self.store, *flags, *more, ranks=ranks)))], alone)
+
+    def test_each_rank_reads_its_own_slice(self):
+        # Ranks share this store here; the plan decides what each one opens.
+        rows = json_lines(self.succeeds(run("time", "--store", self.store, "--tokens", 32, "--repeat", 2, "--json", "--windows", "0:3,3:4,4:7", ranks=3)))
+        self.assertEqual([r["rank"] for r in rows if "layer" in r], [0, 0, 0, 1, 2, 2, 2])
+
+    def test_bf16_on_the_wire(self):
+        self.succeeds(run("generate", "--store", self.store, "--prompt", "And", "--wire", "bf16", "--max-new-tokens", 4, ranks=2))
+
+    def test_errors_are_one_message_and_one_code(self):
+        self.fails(run("generate", "--store", self.store, "--prompt", "a", ranks=8), 2, "8 ranks", "7")
+        self.fails(run("generate", "--store", self.store, "--prompt", "word " * 300, ranks=3), 2, "context")
+        self.fails(run("generate", "--store", self.folder / "none", "--prompt", "a", ranks=3), 3, "none")
+        self.fails(run("generate", "--store", self.store, "--nonsense", ranks=2), 2, "--nonsense")
+        broken = self.folder / "broken"
+        shutil.copytree(self.store, broken)
+        slab = broken / "layer-005.slab"
+        data = bytearray(slab.read_bytes())
+        data[8192] ^= 1
+        slab.write_bytes(data)
+        self.fails(run("generate", "--store", broken, "--prompt", "a", ranks=3), 3, "layer-005.slab", "rank 2")
+
+    def test_ranks_with_different_stores(self):
+        other = self.folder / "other"
+        self.succeeds(run("import", DEMO, other, "--weights", "f32", "--quiet"))
+        changed = self.folder / "changed"
+        self.succeeds(run("create", DEMO / "config.json", changed, "--weights", "f16", "--quiet"))
+        for store in (other, changed):
+            # Each rank looks up its own path, as hosts with different disks would.
+            script = f'if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then S={store}; else S={self.store}; fi; exec "$0" generate --store $S --prompt a'
+            process = run_shell(script, ranks=2)
+            self.fails(process, 3, "rank 1")
+
+    def test_ranks_with_different_flags(self):
+        script = f'exec "$0" generate --store {self.store} --prompt a --windows 0:$((3 + OMPI_COMM_WORLD_RANK)),$((3 + OMPI_COMM_WORLD_RANK)):7'
+        self.fails(run_shell(script, ranks=2), 3, "rank 1", "plan")
+
+    def test_different_instruction_sets_are_a_warning(self):
+        script = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && export STAGECOACH_ISA=scalar; exec "$0" generate --store {self.store} --prompt a --max-new-tokens 2'
+        process = self.succeeds(run_shell(script, ranks=2))
+        self.assertIn("results depend on how layers are split", process.stderr)
+
+
+def run_shell(script, ranks):
+    import subprocess
+    from support import BINARY, ENVIRONMENT, TIMEOUT, mpirun
+    return subprocess.run(mpirun(ranks) + ["sh", "-c", script, BINARY], capture_output=True, text=True, timeout=TIMEOUT,
+                          env=ENVIRONMENT, check=False)
+
+
+if __name__ == "__main__":
+    unittest.main()
