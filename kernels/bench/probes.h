@@ -10,7 +10,8 @@
 
 namespace stagecoach {
 
-// Processor time of this thread: on a shared machine the time of day also counts other people's work.
+// Processor time of this thread: on a shared machine the time of day also counts other people's
+// work.
 inline double thread_seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);

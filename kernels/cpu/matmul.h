@@ -9,8 +9,9 @@
 namespace stagecoach::STAGECOACH_ISA {
 namespace {
 
-// x of one chunk and k block (96 · 256 floats, 96 KiB) stays in L2 while the chunk's panels pass, one
-// panel of that k block (16 KiB) stays in L1 while the rows pass; the partial sums take 48 KiB of stack.
+// x of one chunk and k block (96 · 256 floats, 96 KiB) stays in L2 while the chunk's panels pass,
+// one panel of that k block (16 KiB) stays in L1 while the rows pass; the partial sums take 48 KiB
+// of stack.
 constexpr std::int64_t kChunkRows = kTileRows * 16 <= 96 ? kTileRows * 16 : 96;
 constexpr std::int64_t kChunkPanels = 8;
 constexpr std::int64_t kBlockK = 256;

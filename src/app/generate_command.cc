@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "app/command.h"
 #include "app/generation.h"
@@ -87,15 +88,17 @@ class GenerateJob {
         .log_probs = {},
         .finished = [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
     begin_ns_ = now_ns();
+    // Streamed text is its own progress.
+    progress_.emplace("generating", ProgressUnit::kTokens, !streams() && !flags_.run.quiet);
     return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences)},
                                          view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
   }
 
-  void finish(const std::vector<RankTimeline>& ranks) const {
+  void finish(const std::vector<RankTimeline>& ranks) {
+    progress_.reset();
     if (flags_.run.quiet) return;
-    std::size_t tokens = 0;
-    for (const Generation& generation : generations_) tokens += generation.ids().size();
-    std::fprintf(stderr, "Took %.3f s to generate %zu tokens (%.4g tokens/s)\n", seconds_, tokens, static_cast<double>(tokens) / seconds_);
+    std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_, static_cast<long long>(drawn_),
+                 static_cast<double>(drawn_) / seconds_);
     std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
   }
 
@@ -104,6 +107,7 @@ class GenerateJob {
 
   bool take(Generation& generation, TokenId token) {
     const std::string text = generation.push(token);
+    progress_->update(++drawn_, static_cast<std::int64_t>(generations_.size()) * flags_.max_new_tokens);
     if (streams()) print(text);
     return !generation.ended();
   }
@@ -128,6 +132,8 @@ class GenerateJob {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<Generation> generations_;
   std::size_t printed_ = 0;
+  std::int64_t drawn_ = 0;  // tokens, of all prompts
+  std::optional<Progress> progress_;
   std::int64_t begin_ns_ = 0;
   double seconds_ = 0;
 };

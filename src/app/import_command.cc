@@ -72,7 +72,7 @@ int write_store(WeightSource& source, const WriteFlags& flags, const std::string
   const std::int64_t begin = now_ns();
   Manifest manifest;
   {
-    Progress progress(what, !flags.quiet);
+    Progress progress(what, ProgressUnit::kBytes, !flags.quiet);
     ImportOptions options = options_from(flags, progress);
     adjust(options);
     manifest = import_store(source, flags.store, options);

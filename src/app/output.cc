@@ -31,8 +31,8 @@ void print_error(const Error& error, const std::string& who) {
   std::fflush(stderr);
 }
 
-Progress::Progress(std::string what, bool enabled)
-    : what_(std::move(what)), enabled_(enabled), terminal_(::isatty(STDERR_FILENO) == 1), begin_ns_(now_ns()) {}
+Progress::Progress(std::string what, ProgressUnit unit, bool enabled)
+    : what_(std::move(what)), unit_(unit), enabled_(enabled), terminal_(::isatty(STDERR_FILENO) == 1), begin_ns_(now_ns()) {}
 
 Progress::~Progress() {
   if (drawn_ && terminal_) std::fputc('\n', stderr);
@@ -48,14 +48,23 @@ void Progress::update(std::int64_t done, std::int64_t total) {
   draw(done, total);
 }
 
+std::string Progress::amount(double value) const {
+  switch (unit_) {
+    case ProgressUnit::kBytes: return format_bytes(static_cast<std::int64_t>(value));
+    case ProgressUnit::kTokens: return fmt::format("{:.4g} tokens", value);
+    case ProgressUnit::kPasses: return fmt::format("{:.4g} passes", value);
+  }
+  return {};
+}
+
 void Progress::draw(std::int64_t done, std::int64_t total) {
   drawn_ = true;
   const double seconds = seconds_since(begin_ns_);
   const double fraction = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
   const double rate = static_cast<double>(done - begin_done_) / seconds;
   const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
-  const std::string numbers = fmt::format("{:3.0f} %  {} of {}  {}/s  ETA {:.0f} s", fraction * 100, format_bytes(done),
-                                          format_bytes(total), format_bytes(static_cast<std::int64_t>(rate)), left);
+  const std::string numbers = fmt::format("{:3.0f} %  {} of {}  {}/s  ETA {:.0f} s", fraction * 100, amount(static_cast<double>(done)), amount(static_cast<double>(total)),
+                                          amount(rate), left);
   if (terminal_) {
     constexpr int kWidth = 24;
     const auto filled = static_cast<std::size_t>(fraction * kWidth);

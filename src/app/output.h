@@ -18,18 +18,22 @@ void print_json_line(const Json& json);
 // The one message of an error, on stderr; `who` names the rank that met it, or is empty.
 void print_error(const Error& error, const std::string& who);
 
+enum class ProgressUnit : std::uint8_t { kBytes, kTokens, kPasses };
+
 // A bar when stderr is a terminal, a line every few seconds when it is not (under mpirun it never
-// is). Counts in bytes.
+// is).
 class Progress {
  public:
   // Silent when `enabled` is false.
-  Progress(std::string what, bool enabled);
+  Progress(std::string what, ProgressUnit unit, bool enabled);
   ~Progress();
   void update(std::int64_t done, std::int64_t total);
 
  private:
   void draw(std::int64_t done, std::int64_t total);
+  std::string amount(double value) const;
   std::string what_;
+  ProgressUnit unit_;
   bool enabled_;
   bool terminal_;
   bool drawn_ = false;

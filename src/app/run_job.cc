@@ -79,7 +79,11 @@ class JobRun {
   }
 
   void load() {
-    source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_);
+    Progress progress("loading", ProgressUnit::kBytes, transport_.rank() == 0 && !settings_.quiet);
+    source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_, [&](std::int64_t done, std::int64_t total) {
+      if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
+      progress.update(done, total);
+    });
     runner_.emplace(spec(), *backend_, *source_, timeline_, settings_.micro_batch);
     spdlog::debug("{}: {} of weights, {} threads, {}", plan_.describe(transport_.rank()), format_bytes(source_->bytes()),
                   backend_->threads(), isa_);

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "app/command.h"
 #include "app/output.h"
@@ -34,11 +35,16 @@ class ScoreJob {
 
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     begin_ns_ = now_ns();
+    progress_.emplace("scoring", ProgressUnit::kTokens, !flags_.run.quiet);
     TextEvents events;
     events.log_probs = [this](SequenceId, std::int64_t position, std::span<const double> values) {
       for (std::size_t i = 0; i < values.size(); ++i) log_probs_[static_cast<std::size_t>(position) + 1 + i] = values[i];
+      progress_->update(position + static_cast<std::int64_t>(values.size()), static_cast<std::int64_t>(ids_.size()));
     };
-    events.finished = [this](SequenceId) { seconds_ = seconds_since(begin_ns_); };
+    events.finished = [this](SequenceId) {
+      seconds_ = seconds_since(begin_ns_);
+      progress_.reset();
+    };
     std::vector<TextRequest> requests{{.sequence = 0, .tokens = ids_, .score = true, .max_new_tokens = 0, .sampling = {}}};
     return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, 1},
                                          view.store.manifest().spec.max_position_embeddings, std::move(requests), std::move(events));
@@ -70,6 +76,7 @@ class ScoreJob {
   std::vector<TokenId> ids_;
   std::vector<double> log_probs_;  // [i]: ln P(ids[i] | ids[0 … i-1]); [0] is unused
   std::int64_t begin_ns_ = 0;
+  std::optional<Progress> progress_;
   double seconds_ = 0;
 };
 

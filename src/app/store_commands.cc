@@ -199,7 +199,7 @@ int run_verify(const std::string& root, bool json) {
   const LayerStore store(root);
   std::vector<std::string> problems;
   {
-    Progress progress("verifying", !json);
+    Progress progress("verifying", ProgressUnit::kBytes, !json);
     problems = verify_store(store, {.progress = [&](std::int64_t done, std::int64_t total) { progress.update(done, total); },
                                     .interrupted = [] { return interrupt_requested.load(); }});
   }

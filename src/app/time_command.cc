@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "app/command.h"
 #include "app/output.h"
@@ -44,12 +45,14 @@ class TimeJob {
       studies.push_back({.decode = phase == Phase::kDecode, .tokens = flags_.tokens, .batch = flags_.batch, .warmup = flags_.warmup,
                          .repeat = flags_.repeat, .micro_batch_tokens = view.micro_batch, .depth = view.plan.ranks,
                          .embed = view.plan.layer_begin() == 0, .vocab_size = view.store.manifest().spec.vocab_size});
-    auto source = std::make_unique<TimingStudies>(studies);
+    progress_.emplace("timing", ProgressUnit::kPasses, !flags_.run.quiet);
+    auto source = std::make_unique<TimingStudies>(studies, [this](std::int64_t done, std::int64_t total) { progress_->update(done, total); });
     studies_ = source.get();
     return source;
   }
 
-  void finish(const JobView& view, const std::vector<RankTimeline>& ranks) const {
+  void finish(const JobView& view, const std::vector<RankTimeline>& ranks) {
+    progress_.reset();
     const std::vector<LayerRow> rows = layer_rows(ranks);
     if (flags_.run.json) {
       for (const LayerRow& row : rows) print(layer_row_json(row) + "\n");
@@ -79,6 +82,7 @@ class TimeJob {
 
   const TimeFlags& flags_;
   std::vector<Phase> phases_;
+  std::optional<Progress> progress_;
   const TimingStudies* studies_ = nullptr;  // the job's source, which outlives finish()
 };
 

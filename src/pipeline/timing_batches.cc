@@ -111,11 +111,19 @@ bool TimingBatches::fill_hidden(const MicroBatch& batch, std::span<float> hidden
   return true;
 }
 
-TimingStudies::TimingStudies(const std::vector<TimingStudy>& studies) : studies_(studies.begin(), studies.end()) {}
+TimingStudies::TimingStudies(const std::vector<TimingStudy>& studies, Progress progress)
+    : studies_(studies.begin(), studies.end()), progress_(std::move(progress)) {}
 
 void TimingStudies::returned(const BatchResult& result) {
   current().returned(result);
   if (current().done()) ++current_;
+  if (!progress_) return;
+  std::int64_t done_passes = 0, passes = 0;
+  for (const TimingBatches& study : studies_) {
+    done_passes += static_cast<std::int64_t>(study.pass_ms().size());
+    passes += study.repeat();
+  }
+  progress_(done_passes, passes);
 }
 
 }  // namespace stagecoach

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <vector>
 
 #include "pipeline/rank_loop.h"
@@ -33,6 +34,7 @@ class TimingBatches : public BatchSource {
 
   // Wall time of each counted pass, from its first micro-batch in to its last one out.
   const std::vector<double>& pass_ms() const { return pass_ms_; }
+  std::int64_t repeat() const { return study_.repeat; }
 
  private:
   void begin_pass();
@@ -53,7 +55,8 @@ class TimingBatches : public BatchSource {
 // One study after the other.
 class TimingStudies : public BatchSource {
  public:
-  explicit TimingStudies(const std::vector<TimingStudy>& studies);
+  using Progress = std::function<void(std::int64_t passes_done, std::int64_t passes)>;
+  explicit TimingStudies(const std::vector<TimingStudy>& studies, Progress progress = {});
 
   std::optional<MicroBatch> next() override { return current().next(); }
   void returned(const BatchResult& result) override;
@@ -66,6 +69,7 @@ class TimingStudies : public BatchSource {
   TimingBatches& current() { return studies_[current_]; }
   std::vector<TimingBatches> studies_;
   std::size_t current_ = 0;
+  Progress progress_;
 };
 
 }  // namespace stagecoach

@@ -24,7 +24,7 @@ std::vector<std::pair<int, std::int32_t>> slabs_of(const Manifest& manifest, con
 }  // namespace
 
 ResidentSource::ResidentSource(const LayerStore& store, const ResidentSlice& slice, VerifyMode verify,
-                               Timeline& timeline)
+                               Timeline& timeline, const Progress& progress)
     : manifest_(store.manifest()) {
   // These name a slab that the store lacks; slabs_of would skip it.
   if (slice.embedding || (slice.head && manifest_.spec.tied_head)) store.embedding_slab();
@@ -32,8 +32,11 @@ ResidentSource::ResidentSource(const LayerStore& store, const ResidentSlice& sli
     for (std::int64_t layer = begin; layer < end; ++layer) store.layer_slab(layer);
   if (slice.head) store.head_slab();
 
-  for (const auto& [slab, layer] : slabs_of(manifest_, slice))
+  const std::int64_t total = bytes_needed(manifest_, slice);
+  for (const auto& [slab, layer] : slabs_of(manifest_, slice)) {
     load(store, manifest_.slabs[static_cast<std::size_t>(slab)], verify, timeline, layer);
+    if (progress) progress(bytes_, total);
+  }
 }
 
 void ResidentSource::load(const LayerStore& store, const SlabEntry& slab, VerifyMode verify, Timeline& timeline,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <utility>
 #include <vector>
@@ -21,9 +22,12 @@ struct ResidentSlice {
 
 class ResidentSource : public LayerSource {
  public:
+  using Progress = std::function<void(std::int64_t bytes_done, std::int64_t bytes_total)>;
+
   // Reads the slice, straight into the memory that it is used from: nothing is copied again. Throws
   // data_error for a missing or damaged slab before anything runs.
-  ResidentSource(const LayerStore& store, const ResidentSlice& slice, VerifyMode verify, Timeline& timeline);
+  ResidentSource(const LayerStore& store, const ResidentSlice& slice, VerifyMode verify, Timeline& timeline,
+                 const Progress& progress = {});
 
   LayerLease lease(std::int64_t layer, PartKind part) override;
 

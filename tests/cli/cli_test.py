@@ -96,6 +96,19 @@ class Stores(StoreTest):
         return path
 
 
+class Memory(StoreTest):
+    def test_weights_are_held_once(self):
+        store = self.folder / "store"
+        self.succeeds(run("create", "gpt3-125m", store, "--weights", "f16", "--quiet"))
+        weights = sum(p.stat().st_size for p in store.glob("*.slab"))
+        process = subprocess.Popen([BINARY, "time", "--store", store, "--tokens", "8", "--repeat", "1", "--quiet"],
+                                   stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(process.returncode, 0)
+        self.assertLess(usage.ru_maxrss * 1024, 1.1 * weights + 100 * 2**20)
+
+
 class Checkpoints(StoreTest):
     """Broken checkpoints: one message, code 3, no store."""
 

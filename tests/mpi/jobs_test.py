@@ -69,6 +69,11 @@ class Jobs(StoreTest):
         script = f'exec "$0" generate --store {self.store} --prompt a --windows 0:$((3 + OMPI_COMM_WORLD_RANK)),$((3 + OMPI_COMM_WORLD_RANK)):7'
         self.fails(run_shell(script, ranks=2), 3, "rank 1", "plan")
 
+    def test_without_the_mpi_module(self):
+        modules = {"STAGECOACH_MODULES": str(self.folder)}
+        self.succeeds(run("generate", "--store", self.store, "--prompt", "a", "--max-new-tokens", 2, environment=modules))
+        self.fails(run("generate", "--store", self.store, "--prompt", "a", ranks=2, environment=modules), 4, "mpi module", "openmpi")
+
     def test_different_instruction_sets_are_a_warning(self):
         script = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && export STAGECOACH_ISA=scalar; exec "$0" generate --store {self.store} --prompt a --max-new-tokens 2'
         process = self.succeeds(run_shell(script, ranks=2))

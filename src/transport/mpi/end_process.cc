@@ -8,12 +8,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <bitset>
 #include <fstream>
 #include <string>
-#include <string_view>
 
 #include "base/clock.h"
 
@@ -26,13 +23,6 @@ int copy_descriptor(int process, int number) {
   return static_cast<int>(::syscall(SYS_pidfd_getfd, process, number, 0));
 }
 void kill_process(int process) { ::syscall(SYS_pidfd_send_signal, process, SIGKILL, nullptr, 0); }
-
-bool is_launcher(pid_t process) {
-  constexpr std::array<std::string_view, 5> kNames{"mpirun", "orterun", "orted", "prterun", "prted"};
-  std::ifstream file("/proc/" + std::to_string(process) + "/comm");
-  std::string name;
-  return std::getline(file, name) && std::find(kNames.begin(), kNames.end(), name) != kNames.end();
-}
 
 bool awaits_acknowledgement(int socket) {
   tcp_info info{};
@@ -81,13 +71,22 @@ void sever_stuck_connections(int process, Descriptors& waited_before) {
 
 }  // namespace
 
+Launcher parent_launcher() {
+  std::ifstream file("/proc/" + std::to_string(::getppid()) + "/comm");
+  std::string name;
+  std::getline(file, name);
+  if (name == "mpirun" || name == "orterun" || name == "prterun") return Launcher::kMpirun;
+  if (name == "orted" || name == "prted") return Launcher::kDaemon;
+  return Launcher::kNone;
+}
+
 void start_launcher_guard(std::chrono::milliseconds patience) {
   const pid_t parent = ::getppid();
   // The descriptor comes before the look at the name: it stays with this one process, whereas the number
   // may pass to another.
   const int launcher = open_process(parent);
   if (launcher < 0) return;
-  if (is_launcher(parent) && ::getppid() == parent && ::fork() == 0)
+  if (parent_launcher() != Launcher::kNone && ::getppid() == parent && ::fork() == 0)
     guard(launcher, Clock::now() + patience);
   ::close(launcher);
 }

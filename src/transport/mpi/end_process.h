@@ -7,11 +7,16 @@
 
 namespace stagecoach {
 
-// Leaves a small process behind that looks after this process's parent, only where that is a launcher of
-// Open MPI (mpirun, orted, prted), never a shell or slurmstepd. Connections on which the launcher waits in
-// vain are shut, after which it ends with the job's code by itself; if it still runs `patience` from now,
-// it is killed, and ends with 137. Returns at once. Does nothing where the kernel has no pidfd_open
-// (before Linux 5.3).
+enum class Launcher { kNone, kMpirun, kDaemon };
+
+// What has started this process: mpirun (orterun, prterun), its daemon on another host (orted, prted), or
+// something that is not ours to end, such as a shell or slurmstepd.
+Launcher parent_launcher();
+
+// Leaves a small process behind that looks after our launcher. Connections on which it waits in vain are
+// shut, after which it ends with the job's code by itself; if it still runs `patience` from now, it is
+// killed, and ends with 137. Returns at once. Does nothing without a launcher, or where the kernel has no
+// pidfd_open (before Linux 5.3).
 void start_launcher_guard(std::chrono::milliseconds patience);
 
 // Ends this process with `code`: runs no destructors, waits for nobody.

@@ -19,12 +19,14 @@ namespace {
 
 // Long enough for rank 0 to write its reports while the others wait.
 constexpr std::chrono::seconds kFinalizeLimit{60};
-// What MPI_Abort gets before the watchdog ends this process. It is enough to tell the launcher's part on
-// this host, which answers only after killing its ranks; and for them it sleeps a second unless one ends
-// by itself. A launcher that was not told ends the job for a rank's exit code just the same.
+// What MPI_Abort gets before the watchdog ends this process. mpirun 4.1 sends its own host's ranks SIGCONT
+// and a second later SIGTERM, and is back at work as soon as one ends from that; a rank that ends by
+// itself meanwhile costs another second. Only then it tells the daemons, each of which takes the same
+// second unless its ranks have ended by then.
+constexpr std::chrono::milliseconds kAbortLimitUnderMpirun{1400};
 constexpr std::chrono::milliseconds kAbortLimit{250};
 // What the launcher gets. The whole job has 10 s, of which a silent peer takes 8 to be noticed.
-constexpr std::chrono::milliseconds kLauncherPatience{1500};
+constexpr std::chrono::milliseconds kLauncherPatience{1700};
 
 }  // namespace
 
@@ -71,11 +73,12 @@ std::optional<Message> MpiTransport::receive(Channel channel, Deadline deadline)
 bool MpiTransport::flush(Deadline deadline) { return outbox_->wait_until_left(deadline); }
 
 void MpiTransport::abort(int code) {
-  start_launcher_guard(kLauncherPatience);
+  const Launcher launcher = parent_launcher();
+  if (launcher != Launcher::kNone) start_launcher_guard(kLauncherPatience);
   outbox_->request_abort(code);
   // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be stuck in
   // a call that waits for a peer.
-  std::this_thread::sleep_for(kAbortLimit);
+  std::this_thread::sleep_for(launcher == Launcher::kMpirun ? kAbortLimitUnderMpirun : kAbortLimit);
   end_process(code);
 }
 

@@ -41,7 +41,7 @@ TEST(Pattern, Gpt2) {
 }
 
 TEST(Pattern, Llama3) {
-  EXPECT_EQ(llama3("I'LL it'\u017f"), (Strings{"I", "'LL", " it", "'\u017f"}));
+  EXPECT_EQ(llama3("I'LL it'\u017fx"), (Strings{"I", "'LL", " it", "'\u017f", "x"}));
   EXPECT_EQ(llama3("12345 .\n\n(x)\ty"), (Strings{"123", "45", " .\n\n", "(x", ")", "\ty"}));
   EXPECT_EQ(llama3("a \n \n  b   "), (Strings{"a", " \n \n", " ", " b", "   "}));
   EXPECT_EQ(llama3("e\u0301a"), (Strings{"e", "\u0301a"}));
