@@ -13,7 +13,7 @@ namespace {
 struct Candidate {
   TokenId id;
   double logit;
-  double weight;  // exp(logit − largest logit)
+  double weight;  // exp((logit − largest logit) / temperature)
 };
 
 // Most probable first; equal logits by ascending id, so that the order is total.
@@ -50,15 +50,22 @@ void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
   candidates.resize(kept);
 }
 
+// NaN would break the order of candidates, and an infinite logit makes all weights NaN.
+void check_logits(std::span<const float> logits) {
+  for (float logit : logits)
+    if (std::isnan(logit) || logit == std::numeric_limits<float>::infinity())
+      throw data_error(fmt::format("expected finite logits, the model computed {}", logit), "stagecoach verify STORE");
+}
+
+// Differences are divided by the temperature, not the logits: the largest stays 0, however small the
+// temperature.
 std::vector<Candidate> candidates_of(std::span<const float> logits, double temperature) {
-  const double scale = 1 / temperature;
-  double top = -std::numeric_limits<double>::infinity();
-  for (float logit : logits) top = std::max(top, logit * scale);
+  const double top = *std::max_element(logits.begin(), logits.end());
   std::vector<Candidate> candidates;
   candidates.reserve(logits.size());
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    const double logit = logits[i] * scale;
-    candidates.push_back({static_cast<TokenId>(i), logit, portable_exp(logit - top)});
+    const double logit = logits[i];
+    candidates.push_back({static_cast<TokenId>(i), logit, portable_exp((logit - top) / temperature)});
   }
   return candidates;
 }
@@ -98,10 +105,11 @@ TokenId Sampler::sample(SequenceId sequence, std::int64_t position, std::span<fl
   const SamplingParams& params = state.params;
   const std::int64_t step = position - state.prompt_length;
 
+  check_logits(logits);
   if (params.repetition_penalty != 1) penalise_repetition(logits, state.seen, params.repetition_penalty);
   if (step < params.min_new_tokens) {
     for (std::int64_t id : params.eos_token_ids)
-      if (id < static_cast<std::int64_t>(logits.size()))
+      if (id >= 0 && id < static_cast<std::int64_t>(logits.size()))
         logits[static_cast<std::size_t>(id)] = -std::numeric_limits<float>::infinity();
   }
   if (params.greedy) return largest(logits);

@@ -42,7 +42,8 @@ class Sampler {
   // Tokens that the sequence has read: its prompt and what was drawn for it.
   void observe(SequenceId sequence, std::span<const TokenId> ids);
 
-  // `position`: of the token to be drawn. `logits` (vocab) is used as scratch.
+  // `position`: of the token to be drawn. `logits` (vocab) is used as scratch. Throws data_error when one is NaN
+  // or +infinite.
   TokenId sample(SequenceId sequence, std::int64_t position, std::span<float> logits) const;
 
  private:

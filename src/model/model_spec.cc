@@ -47,6 +47,8 @@ Axis axis_at(const JsonObject& object, const char* key, const AxisNames<Axis, N>
 // them fits in 63 bits.
 constexpr std::int64_t kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
+// Three orders of magnitude above the largest: bytes and flops of any batch stay countable in 63 bits.
+constexpr double kMaxParameters = 0x1p50;
 
 // One list of the integer fields, for reading and writing alike.
 struct IntegerField {
@@ -101,6 +103,10 @@ void ModelSpec::validate(const std::string& where) const {
   require(num_attention_heads % num_key_value_heads == 0,
           fmt::format("num_attention_heads ({}) should be a multiple of num_key_value_heads ({})",
                       num_attention_heads, num_key_value_heads));
+  const auto real = [](std::int64_t value) { return static_cast<double>(value); };
+  const double parameters = real(hidden_size) * (real(num_hidden_layers) * real(2 * query_size() + 2 * key_value_size() + 3 * intermediate_size) +
+                                                 real(2 * vocab_size + max_position_embeddings));
+  require(parameters <= kMaxParameters, fmt::format("sizes ask for {:.3g} parameters, more than any model has", parameters));
   require(std::isfinite(norm_epsilon) && norm_epsilon >= 0,
           fmt::format("norm_epsilon should be finite and not negative, found {}", norm_epsilon));
   require(std::isfinite(attention_scale) && attention_scale > 0,

@@ -44,12 +44,28 @@ std::optional<Verdict> difference(const Transport& transport, const RankStatus& 
   if (theirs.plan_hash != ours.plan_hash)
     return data(fmt::format("its plan or flags differ from those of rank 0 on {}", transport.host(0)),
                 "give all ranks the same flags, job file and STAGECOACH_ environment");
-  const std::size_t slabs = std::min(ours.slab_checksums.size(), theirs.slab_checksums.size());
+  if (theirs.slab_checksums.size() != ours.slab_checksums.size())
+    return data(fmt::format("its store names {} slabs, the one on {} {}", theirs.slab_checksums.size(), transport.host(0),
+                            ours.slab_checksums.size()),
+                "import the same checkpoint on all hosts");
+  return std::nullopt;
+}
+
+// The first slab that two ranks hold with different weights. Rank 0 need not hold it: stores may be slices.
+std::optional<Verdict> slab_difference(const Transport& transport, const std::vector<RankStatus>& all) {
+  const std::size_t slabs = all[0].slab_checksums.size();
   for (std::size_t i = 0; i < slabs; ++i) {
-    const std::uint64_t a = ours.slab_checksums[i], b = theirs.slab_checksums[i];
-    if (a != 0 && b != 0 && a != b)
-      return data(fmt::format("its store has other weights for {} than the one on {}", slab_label(i, slabs), transport.host(0)),
-                  "import the same checkpoint on all hosts");
+    int holder = -1;
+    for (int r = 0; r < transport.size(); ++r) {
+      const auto checksum = [&](int rank) { return all[static_cast<std::size_t>(rank)].slab_checksums.at(i); };
+      if (checksum(r) == 0) continue;
+      if (holder < 0) holder = r;
+      if (checksum(r) != checksum(holder))
+        return Verdict{static_cast<int>(ErrorKind::kData),
+                       who(transport, r) + fmt::format("its store has other weights for {} than the one on {}",
+                                                       slab_label(i, slabs), transport.host(holder)),
+                       "import the same checkpoint on all hosts"};
+    }
   }
   return std::nullopt;
 }
@@ -63,7 +79,7 @@ Verdict judge(const Transport& transport, const std::vector<RankStatus>& all) {
   }
   for (int r = 1; r < transport.size(); ++r)
     if (auto verdict = difference(transport, all[0], all[static_cast<std::size_t>(r)], r)) return *verdict;
-  return {};
+  return slab_difference(transport, all).value_or(Verdict{});
 }
 
 // What may differ, at the price of bits: the first such rank.

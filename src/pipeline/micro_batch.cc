@@ -32,6 +32,22 @@ constexpr std::size_t hidden_offset(std::size_t description_bytes) {
   return (sizeof(Header) + description_bytes + 63) / 64 * 64;
 }
 
+// What the engine relies on without looking again.
+bool makes_sense(const TokenRun& run) {
+  constexpr std::int64_t kMaxPosition = std::int64_t{1} << 40;
+  return run.count() > 0 && run.position >= 0 && run.position <= kMaxPosition &&
+         (run.targets.empty() || run.targets.size() == run.ids.size()) &&
+         std::all_of(run.ids.begin(), run.ids.end(), [](TokenId id) { return id >= 0; }) &&
+         std::all_of(run.targets.begin(), run.targets.end(), [](TokenId id) { return id >= -1; });
+}
+
+bool makes_sense(const MicroBatch& batch) {
+  return batch.window >= 0 && batch.label.phase <= Phase::kDecode &&
+         std::all_of(batch.runs.begin(), batch.runs.end(), [](const TokenRun& run) { return makes_sense(run); }) &&
+         std::all_of(batch.controls.begin(), batch.controls.end(),
+                     [](const Control& control) { return control.kind <= Control::Kind::kDrop; });
+}
+
 }  // namespace
 
 std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden, std::int64_t width,
@@ -67,6 +83,7 @@ MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t wid
                      "all ranks must run the same Stagecoach");
   if (header.description_bytes > bytes.size() - sizeof(header)) throw data_error("micro-batch: description is cut off");
   auto batch = from_archive<MicroBatch>(kDescription, bytes.subspan(sizeof(header), header.description_bytes), "micro-batch");
+  if (!makes_sense(batch)) throw data_error("micro-batch: a run or a control record makes no sense");
   const std::size_t offset = hidden_offset(header.description_bytes);
   const std::size_t element = header.wire == WireType::kF32 ? 4 : 2;
   if (header.rows != total_rows(batch.runs) || header.width != width ||

@@ -21,12 +21,12 @@ void PeerWatch::run() {
   Deadline last_look = next_beat;
   while (!stop_) {
     const Deadline now = Clock::now();
-    if (now >= next_beat) {
-      for (int peer = 0; peer < transport_.size(); ++peer)
-        if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
-      next_beat = now + options_.interval;
-    }
     try {
+      if (now >= next_beat) {
+        for (int peer = 0; peer < transport_.size(); ++peer)
+          if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
+        next_beat = now + options_.interval;
+      }
       while (auto message = transport_.receive(Channel::kHeartbeat, std::min(next_beat, now + std::chrono::milliseconds(100)))) {
         last_heard[static_cast<std::size_t>(message->source)] = Clock::now();
         if (stop_) return;

@@ -1,5 +1,6 @@
 #include "pipeline/rank_loop.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -37,6 +38,7 @@ class Worker {
     if (batch.window <= 0 || batch.window >= static_cast<std::int32_t>(c_.plan.windows.size()) ||
         c_.plan.windows[static_cast<std::size_t>(batch.window)].rank != c_.transport.rank())
       throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window, c_.transport.rank()));
+    check_against_model(batch.runs);
     if (!hidden_.empty()) c_.runner.set_hidden(hidden_);
     compute(std::move(batch));
   }
@@ -44,6 +46,16 @@ class Worker {
   bool finished() const { return finished_; }
 
  private:
+  // Sampler, head and KV cache index by what stands here.
+  void check_against_model(const std::vector<TokenRun>& runs) const {
+    const auto known = [&](TokenId id) { return id < c_.spec.vocab_size; };
+    for (const TokenRun& run : runs) {
+      if (run.position + run.count() > c_.spec.max_position_embeddings ||
+          !std::all_of(run.ids.begin(), run.ids.end(), known) || !std::all_of(run.targets.begin(), run.targets.end(), known))
+        throw data_error(fmt::format("micro-batch: sequence {} at position {} does not fit the model", run.sequence, run.position));
+    }
+  }
+
   void compute(MicroBatch batch) {
     if (batch.window == first_window()) apply(batch.controls);
     const Window& window = c_.plan.windows[static_cast<std::size_t>(batch.window)];

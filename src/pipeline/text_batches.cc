@@ -20,6 +20,7 @@ TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context, st
 
 TokenRun TextBatches::make_run(const ScheduledRun& scheduled) const {
   const TextRequest& request = sequences_.at(scheduled.sequence).request;
+  STAGECOACH_CHECK(scheduled.position + scheduled.count <= static_cast<std::int64_t>(request.tokens.size()));
   const auto begin = request.tokens.begin() + scheduled.position;
   TokenRun run{.sequence = scheduled.sequence, .position = scheduled.position,
                .ids = {begin, begin + scheduled.count}, .targets = {}, .sample = false};

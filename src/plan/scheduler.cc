@@ -95,6 +95,8 @@ void Scheduler::returned(std::int64_t number) {
 
 void Scheduler::finish(std::int64_t sequence) {
   active_.erase(sequence);
+  waiting_sequences_.erase(sequence);
+  std::erase(waiting_, sequence);
   std::erase(ready_, sequence);
   std::erase(prefilling_, sequence);
 }

@@ -52,7 +52,7 @@ class Scheduler {
   // A micro-batch has left the last rank. Decoding sequences in it have their next token, unless finish()
   // was called for them first.
   void returned(std::int64_t batch);
-  void finish(std::int64_t sequence);  // end of text; its KV pages are free
+  void finish(std::int64_t sequence);  // end of text, or never begun; its KV pages are free
 
   bool idle() const;  // nothing waits, nothing is under way
   int in_flight() const { return static_cast<int>(in_flight_.size()); }

@@ -40,7 +40,7 @@ std::vector<std::int64_t> balanced_sizes(const PlanCosts& costs, std::int64_t la
 std::int64_t parse_index(std::string_view text, const std::string& whole) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (text.empty() || error != std::errc{} || end != text.data() + text.size() || value < 0)
+  if (text.empty() || error != std::errc{} || end != text.data() + text.size() || text.front() == '-')
     throw usage_error(fmt::format("'{}' is not a layer range", whole), "write A:B, 0-based and half-open, like 0:12");
   return value;
 }
@@ -61,12 +61,14 @@ std::string StagePlan::describe(int rank) const {
 }
 
 StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks, int rounds) {
+  STAGECOACH_CHECK(ranks > 0 && rounds > 0 && begin < end);
   const std::int64_t layers = end - begin;
   const std::int64_t count = static_cast<std::int64_t>(ranks) * rounds;
   if (count > layers) {
     const std::string wanted = rounds == 1 ? fmt::format("{} ranks", ranks) : fmt::format("{} ranks with {} rounds", ranks, rounds);
     throw usage_error(fmt::format("{} need at least {} layers, the model has {}", wanted, count, layers),
-                      fmt::format("start at most {} ranks (mpirun -np {})", layers / rounds, layers / rounds));
+                      layers >= rounds ? fmt::format("start at most {} ranks (mpirun -np {})", layers / rounds, layers / rounds)
+                                       : fmt::format("use at most --rounds {}", layers));
   }
   StagePlan plan{.ranks = ranks, .windows = {}};
   std::int64_t next = begin;

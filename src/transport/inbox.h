@@ -1,6 +1,6 @@
 // Where a rank's messages wait for their readers. Every transport has one; whoever brings a message
-// pushes it raw, and the reader's thread pays for the checksum: a transport's own thread must get back
-// to its network at once.
+// pushes it raw, and the reader's thread pays for the checksum: a transport's own thread must get
+// back to its network at once.
 #pragma once
 
 #include <array>
@@ -28,8 +28,8 @@ class Inbox {
   // As Transport::receive. Verifies addresses, sequence number, length and checksum.
   std::optional<Message> pop(Channel channel, Deadline deadline);
 
-  // Wakes all readers. What has arrived is still handed out, since it may say why; then every pop throws
-  // `error`. The first failure counts.
+  // Wakes all readers. What has arrived is still handed out, since it may say why; then every pop
+  // throws `error`. The first failure counts.
   void fail(const Error& error);
   bool failed() const;
   void throw_if_failed() const;
@@ -45,7 +45,8 @@ class Inbox {
     std::vector<std::uint64_t> next_sequence;  // by source
   };
 
-  void check_address(Channel channel, const WireHeader& header, std::vector<std::uint64_t>& next) const;
+  void check_address(Channel channel, const WireHeader& header,
+                     std::vector<std::uint64_t>& next) const;
 
   const int rank_;
   const int size_;

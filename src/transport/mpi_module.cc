@@ -33,16 +33,18 @@ std::optional<Placement> read_placement(const char* rank_name, const char* size_
   const auto size = integer_variable(size_name);
   if (!rank || !size) return std::nullopt;
   if (*rank >= *size)
-    throw usage_error(fmt::format("{} is {} and {} is {}, expected a rank below the size", rank_name,
-                                  *rank, size_name, *size),
+    throw usage_error(fmt::format("{} is {} and {} is {}, expected a rank below the size",
+                                  rank_name, *rank, size_name, *size),
                       "start through mpirun");
   return Placement{*rank, *size};
 }
 
-// Open MPI 4 and 5 set the first pair whatever starts them. srun with a PMIx plugin sets the others: the
-// step's task count, since SLURM_NTASKS also stands in a batch script's own environment, where no MPI is.
+// Open MPI 4 and 5 set the first pair whatever starts them. srun with a PMIx plugin sets the
+// others: the step's task count, since SLURM_NTASKS also stands in a batch script's own
+// environment, where no MPI is.
 std::optional<Placement> placement() {
-  if (const auto found = read_placement("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")) return found;
+  if (const auto found = read_placement("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+    return found;
   if (std::getenv("PMIX_RANK") == nullptr) return std::nullopt;
   if (const auto found = read_placement("PMIX_RANK", "SLURM_STEP_NUM_TASKS")) return found;
   throw usage_error("PMIX_RANK is set, but neither OMPI_COMM_WORLD_SIZE nor SLURM_STEP_NUM_TASKS",
@@ -53,12 +55,19 @@ std::optional<Placement> placement() {
 
 std::unique_ptr<Transport> open_mpi_transport() {
   const auto module = Module::open("mpi");
-  auto* open = module.function<decltype(stagecoach_open_mpi_transport_v1)>("stagecoach_open_mpi_transport_v1");
+  auto* open = module.function<decltype(stagecoach_open_mpi_transport_v1)>(
+      "stagecoach_open_mpi_transport_v1");
   return std::unique_ptr<Transport>(open());
 }
 
-bool launched_by_mpi() { return placement().has_value(); }
-int launched_rank() { return placement().value_or(Placement{0, 1}).rank; }
-int launched_size() { return placement().value_or(Placement{0, 1}).size; }
+bool launched_by_mpi() {
+  return placement().has_value();
+}
+int launched_rank() {
+  return placement().value_or(Placement{0, 1}).rank;
+}
+int launched_size() {
+  return placement().value_or(Placement{0, 1}).size;
+}
 
 }  // namespace stagecoach

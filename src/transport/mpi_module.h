@@ -11,8 +11,8 @@ extern "C" stagecoach::Transport* stagecoach_open_mpi_transport_v1();
 
 namespace stagecoach {
 
-// Starts MPI and returns when all ranks have. Once per process. Throws resource_error when the module
-// cannot be opened.
+// Starts MPI and returns when all ranks have. Once per process. Throws resource_error when the
+// module cannot be opened.
 std::unique_ptr<Transport> open_mpi_transport();
 
 // Where a launcher (mpirun, srun) has placed this process, from its environment, before MPI starts.

@@ -34,8 +34,9 @@ class Transport {
   // Queues `payload` and returns; thread-safe. Header and payload are checksummed on the way.
   virtual void send(int to, Channel channel, std::vector<std::byte> payload) = 0;
 
-  // The next message on `channel`, from any rank; nullopt at the deadline. Thread-safe, one reader a
-  // channel. Throws Error(kPeerLost) once the transport has failed, kInternal on a corrupt message.
+  // The next message on `channel`, from any rank; nullopt at the deadline. Thread-safe, one reader
+  // a channel. Throws Error(kPeerLost) once the transport has failed, kInternal on a corrupt
+  // message.
   virtual std::optional<Message> receive(Channel channel, Deadline deadline) = 0;
 
   // Waits until everything queued has left, or the deadline; returns whether it has.

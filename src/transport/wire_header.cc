@@ -57,7 +57,8 @@ WireHeader decode_wire_header(std::span<const std::byte> bytes) {
   const auto expected = get<std::uint64_t>(bytes, kChecksumAt);
   const auto actual = xxh3(bytes.first(kChecksumAt));
   if (actual != expected)
-    throw corrupt(fmt::format("header checksum {}, expected {}", hash_to_hex(actual), hash_to_hex(expected)));
+    throw corrupt(
+        fmt::format("header checksum {}, expected {}", hash_to_hex(actual), hash_to_hex(expected)));
 
   const auto channel = get<std::uint8_t>(bytes, 6);
   if (channel >= kChannels)
@@ -79,21 +80,27 @@ WireHeader decode_wire_header(std::span<const std::byte> bytes) {
 
 void check_payload(const WireHeader& header, std::span<const std::byte> payload) {
   if (payload.size() != header.payload_bytes)
-    throw corrupt(fmt::format("{} bytes of payload from rank {} on channel {}, expected {}", payload.size(),
-                              header.source, channel_name(header.channel), header.payload_bytes));
+    throw corrupt(fmt::format("{} bytes of payload from rank {} on channel {}, expected {}",
+                              payload.size(), header.source, channel_name(header.channel),
+                              header.payload_bytes));
   const auto actual = xxh3(payload);
   if (actual != header.payload_checksum)
-    throw corrupt(fmt::format("payload checksum {} of message {} from rank {} on channel {}, expected {}",
-                              hash_to_hex(actual), header.sequence, header.source,
-                              channel_name(header.channel), hash_to_hex(header.payload_checksum)));
+    throw corrupt(
+        fmt::format("payload checksum {} of message {} from rank {} on channel {}, expected {}",
+                    hash_to_hex(actual), header.sequence, header.source,
+                    channel_name(header.channel), hash_to_hex(header.payload_checksum)));
 }
 
 const char* channel_name(Channel channel) {
   switch (channel) {
-    case Channel::kControl: return "control";
-    case Channel::kData: return "data";
-    case Channel::kResult: return "result";
-    case Channel::kHeartbeat: return "heartbeat";
+    case Channel::kControl:
+      return "control";
+    case Channel::kData:
+      return "data";
+    case Channel::kResult:
+      return "result";
+    case Channel::kHeartbeat:
+      return "heartbeat";
   }
   return "unknown";
 }

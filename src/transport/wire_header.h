@@ -35,8 +35,8 @@ struct WireHeader {
 
 std::array<std::byte, kWireHeaderBytes> encode_wire_header(const WireHeader& header);
 
-// Throws Error(kInternal) unless `bytes` begin with an intact header of this version whose payload is
-// at most kMaxPayloadBytes. Bytes after the header are not looked at.
+// Throws Error(kInternal) unless `bytes` begin with an intact header of this version whose payload
+// is at most kMaxPayloadBytes. Bytes after the header are not looked at.
 WireHeader decode_wire_header(std::span<const std::byte> bytes);
 
 // Throws Error(kInternal) unless length and checksum of `payload` are those of `header`.

@@ -110,14 +110,21 @@ class FaultyTransport final : public Transport {
       if (fault.kind == Fault::Kind::kFailReceive) continue;
       if (fault.to.value_or(to) != to || !strikes(i, channel)) continue;
       switch (fault.kind) {
-        case Fault::Kind::kDrop: dropped = true; break;
-        case Fault::Kind::kDelay: delay += fault.delay; break;
+        case Fault::Kind::kDrop:
+          dropped = true;
+          break;
+        case Fault::Kind::kDelay:
+          delay += fault.delay;
+          break;
         case Fault::Kind::kCorrupt:
           corrupted = true;
           position = draw(~seed_, i, static_cast<std::uint64_t>(seen_[i]));
           break;
-        case Fault::Kind::kSilence: silent_ = true; break;
-        case Fault::Kind::kFailReceive: break;
+        case Fault::Kind::kSilence:
+          silent_ = true;
+          break;
+        case Fault::Kind::kFailReceive:
+          break;
       }
     }
     if (dropped || silent_) return;
@@ -132,7 +139,8 @@ class FaultyTransport final : public Transport {
       const std::lock_guard lock(mutex_);
       for (std::size_t i = 0; i < script_.size(); ++i)
         if (script_[i].kind == Fault::Kind::kFailReceive && strikes(i, channel))
-          throw Error(ErrorKind::kPeerLost, fmt::format("rank {} lost its peers (injected fault)", rank()));
+          throw Error(ErrorKind::kPeerLost,
+                      fmt::format("rank {} lost its peers (injected fault)", rank()));
     }
     auto message = inner_->receive(channel, deadline);
     if (!message) return std::nullopt;
@@ -142,7 +150,9 @@ class FaultyTransport final : public Transport {
     return message;
   }
 
-  bool flush(Deadline deadline) override { return delays_.wait_empty(deadline) && inner_->flush(deadline); }
+  bool flush(Deadline deadline) override {
+    return delays_.wait_empty(deadline) && inner_->flush(deadline);
+  }
   [[noreturn]] void abort(int code) override {
     inner_->abort(code);
     std::abort();  // never reached; g++ 12 forgets [[noreturn]] on virtual calls

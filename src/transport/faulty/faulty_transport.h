@@ -16,8 +16,8 @@ namespace stagecoach {
 // first to first + count - 1, each with `probability`.
 struct Fault {
   enum class Kind {
-    kDrop,         // the message vanishes before it is numbered, as if it had never been sent
-    kDelay,        // it leaves `delay` later, and what follows it to the same rank and channel waits too
+    kDrop,   // the message vanishes before it is numbered, as if it had never been sent
+    kDelay,  // it leaves `delay` later, and what follows it to the same rank and channel waits too
     kCorrupt,      // one byte of it flips on the way: the receiver's checksum must find it
     kSilence,      // from here on nothing leaves this rank any more, on any channel
     kFailReceive,  // receive throws kPeerLost; counts calls of receive instead of messages
@@ -34,8 +34,9 @@ struct Fault {
 };
 
 // Wraps `inner`. The same seed and script strike the same messages in every run. All ranks of a job
-// must be wrapped, if only with an empty script, because payloads travel inside an envelope of ours: it
-// lets a byte flip between the checksum's two ends, which a wrapper cannot reach otherwise.
+// must be wrapped, if only with an empty script, because payloads travel inside an envelope of
+// ours: it lets a byte flip between the checksum's two ends, which a wrapper cannot reach
+// otherwise.
 std::unique_ptr<Transport> make_faulty(std::unique_ptr<Transport> inner, std::vector<Fault> script,
                                        std::uint64_t seed);
 

@@ -76,8 +76,8 @@ class LoopbackTransport final : public Transport {
   bool flush(Deadline) override { return true; }
 
   [[noreturn]] void abort(int code) override {
-    hub_->fail_all({ErrorKind::kPeerLost,
-                    fmt::format("rank {} on {} ended the job with code {}", rank_, hub_->host, code)});
+    hub_->fail_all({ErrorKind::kPeerLost, fmt::format("rank {} on {} ended the job with code {}",
+                                                      rank_, hub_->host, code)});
     if (hub_->on_abort) hub_->on_abort(rank_, code);
     std::_Exit(code);
   }
@@ -89,8 +89,8 @@ class LoopbackTransport final : public Transport {
       hub_->everyone_finalized.notify_all();
       return;
     }
-    hub_->everyone_finalized.wait(
-        lock, [&] { return hub_->waiting_at_end == 0 || inbox().failed(); });
+    hub_->everyone_finalized.wait(lock,
+                                  [&] { return hub_->waiting_at_end == 0 || inbox().failed(); });
     if (hub_->waiting_at_end != 0) inbox().throw_if_failed();
   }
 

@@ -1,5 +1,5 @@
-// Ranks that are threads of one process: pipelines are tested on them, and a single-process run is one
-// of size 1.
+// Ranks that are threads of one process: pipelines are tested on them, and a single-process run is
+// one of size 1.
 #pragma once
 
 #include <functional>

@@ -10,9 +10,10 @@
 
 namespace stagecoach {
 
-// What the comm thread does between polls that found nothing. Open MPI's own waiting burns a core; this
-// is quick while an answer is likely and sleeps ever longer while nothing happens. It sleeps a quarter of
-// the time that it has waited already, so that a message arrives at most so much later than it could.
+// What the comm thread does between polls that found nothing. Open MPI's own waiting burns a core;
+// this is quick while an answer is likely and sleeps ever longer while nothing happens. It sleeps a
+// quarter of the time that it has waited already, so that a message arrives at most so much later
+// than it could.
 class IdleWait {
  public:
   void something_moved() { since_ = Clock::now(); }
@@ -26,7 +27,9 @@ class IdleWait {
       return;
     }
     // A socket's buffer holds 50 us of payload on any link that PCs have.
-    const auto longest = bulk_under_way ? kShortest : idle < std::chrono::seconds(1) ? kLonger : kLongest;
+    const auto longest = bulk_under_way                   ? kShortest
+                         : idle < std::chrono::seconds(1) ? kLonger
+                                                          : kLongest;
     outbox.wait_for_work(std::clamp<Clock::duration>(idle / 4, kShortest, longest));
   }
 

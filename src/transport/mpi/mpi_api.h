@@ -1,5 +1,5 @@
-// The only inclusion of <mpi.h>: without the removed C++ bindings, which would need a library of their
-// own at run time.
+// The only inclusion of <mpi.h>: without the removed C++ bindings, which would need a library of
+// their own at run time.
 #pragma once
 
 #define OMPI_SKIP_MPICXX 1

@@ -11,7 +11,8 @@ namespace stagecoach {
 inline std::string mpi_error_text(int code) {
   std::array<char, MPI_MAX_ERROR_STRING + 1> text{};
   int length = 0;
-  if (MPI_Error_string(code, text.data(), &length) != MPI_SUCCESS) return fmt::format("MPI error {}", code);
+  if (MPI_Error_string(code, text.data(), &length) != MPI_SUCCESS)
+    return fmt::format("MPI error {}", code);
   return {text.data(), static_cast<std::size_t>(length)};
 }
 

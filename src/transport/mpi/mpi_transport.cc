@@ -19,14 +19,13 @@ namespace {
 
 // Long enough for rank 0 to write its reports while the others wait.
 constexpr std::chrono::seconds kFinalizeLimit{60};
-// What MPI_Abort gets before the watchdog ends this process. mpirun 4.1 sends its own host's ranks SIGCONT
-// and a second later SIGTERM, and is back at work as soon as one ends from that; a rank that ends by
-// itself meanwhile costs another second. Only then it tells the daemons, each of which takes the same
-// second unless its ranks have ended by then.
-constexpr std::chrono::milliseconds kAbortLimitUnderMpirun{1400};
-constexpr std::chrono::milliseconds kAbortLimit{250};
-// What the launcher gets. The whole job has 10 s, of which a silent peer takes 8 to be noticed.
-constexpr std::chrono::milliseconds kLauncherPatience{1700};
+// What MPI_Abort gets before the watchdog ends this process, and what the launcher gets then. The
+// whole job has 10 s, of which a silent peer takes 8 to be noticed. mpirun 4.1 spends one or two on
+// signals to its own ranks, asleep, unless it runs with --mca odls_base_sigkill_timeout 0: so after
+// the loss of a host it ends with the job's code with that setting, and mostly with 137 without.
+constexpr std::chrono::milliseconds kAbortLimit{1000};
+constexpr GuardLimits kLauncherLimits{.cut_off = std::chrono::milliseconds(1300),
+                                      .otherwise = std::chrono::milliseconds(5000)};
 
 }  // namespace
 
@@ -70,15 +69,16 @@ std::optional<Message> MpiTransport::receive(Channel channel, Deadline deadline)
   return inbox_->pop(channel, deadline);
 }
 
-bool MpiTransport::flush(Deadline deadline) { return outbox_->wait_until_left(deadline); }
+bool MpiTransport::flush(Deadline deadline) {
+  return outbox_->wait_until_left(deadline);
+}
 
 void MpiTransport::abort(int code) {
-  const Launcher launcher = parent_launcher();
-  if (launcher != Launcher::kNone) start_launcher_guard(kLauncherPatience);
+  start_launcher_guard(kLauncherLimits);
   outbox_->request_abort(code);
-  // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be stuck in
-  // a call that waits for a peer.
-  std::this_thread::sleep_for(launcher == Launcher::kMpirun ? kAbortLimitUnderMpirun : kAbortLimit);
+  // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be
+  // stuck in a call that waits for a peer.
+  std::this_thread::sleep_for(kAbortLimit);
   end_process(code);
 }
 
@@ -121,7 +121,8 @@ std::vector<std::string> MpiTransport::exchange_hosts(int size) {
     check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
 
   std::vector<std::string> hosts;
-  for (const Name& name : names) hosts.emplace_back(name.data(), ::strnlen(name.data(), name.size()));
+  for (const Name& name : names)
+    hosts.emplace_back(name.data(), ::strnlen(name.data(), name.size()));
   return hosts;
 }
 

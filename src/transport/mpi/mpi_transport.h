@@ -1,6 +1,6 @@
 // Transport over MPI. One thread talks MPI, from MPI_Init to MPI_Finalize, because Open MPI has no
-// progress thread of its own and its thread-multiple mode a long record of hangs over TCP: while compute
-// threads work, this one keeps polling, and sleeps between polls when nothing moves.
+// progress thread of its own and its thread-multiple mode a long record of hangs over TCP: while
+// compute threads work, this one keeps polling, and sleeps between polls when nothing moves.
 #pragma once
 
 #include <future>

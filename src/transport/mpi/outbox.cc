@@ -18,7 +18,8 @@ void Outbox::submit(Outgoing message) {
 
 bool Outbox::wait_until_left(Deadline deadline) {
   std::unique_lock lock(mutex_);
-  return left_.wait_until(lock, deadline, [&] { return under_way_ == 0 || discarding_; }) && !discarding_;
+  return left_.wait_until(lock, deadline, [&] { return under_way_ == 0 || discarding_; }) &&
+         !discarding_;
 }
 
 void Outbox::wake() {

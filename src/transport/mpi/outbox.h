@@ -21,8 +21,8 @@ struct Outgoing {
   std::vector<std::byte> payload{};
 };
 
-// No lock is held across an MPI call, so that an abort gets through to its watchdog whatever state MPI
-// is in.
+// No lock is held across an MPI call, so that an abort gets through to its watchdog whatever state
+// MPI is in.
 class Outbox {
  public:
   explicit Outbox(int size) : sequences_(size) {}

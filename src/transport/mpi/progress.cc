@@ -9,8 +9,12 @@
 namespace stagecoach {
 namespace {
 
-int frame_tag(Channel channel) { return static_cast<int>(channel); }
-int chunk_tag(Channel channel) { return kChannels + static_cast<int>(channel); }
+int frame_tag(Channel channel) {
+  return static_cast<int>(channel);
+}
+int chunk_tag(Channel channel) {
+  return kChannels + static_cast<int>(channel);
+}
 
 std::size_t flow_index(int peer, Channel channel) {
   return static_cast<std::size_t>(peer) * kChannels + static_cast<std::size_t>(channel);
@@ -32,16 +36,17 @@ Progress::Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox
 
 void Progress::post_frame(InFlow& flow) {
   MPI_Request request = MPI_REQUEST_NULL;
-  const int code = MPI_Irecv(flow.frame.data(), kFrameBytes, MPI_BYTE, flow.peer, frame_tag(flow.channel),
-                             MPI_COMM_WORLD, &request);
+  const int code = MPI_Irecv(flow.frame.data(), kFrameBytes, MPI_BYTE, flow.peer,
+                             frame_tag(flow.channel), MPI_COMM_WORLD, &request);
   track(code, request, {.in = &flow});
 }
 
 void Progress::post_chunks(InFlow& flow) {
   while (flow.chunks < kChunksUnderWay && flow.posted < flow.header.payload_bytes) {
-    const std::size_t bytes = std::min<std::size_t>(kChunkBytes, flow.header.payload_bytes - flow.posted);
-    // Within what frame_arrived reserved, so nothing moves; the page faults of a long payload are spread
-    // over its arrival.
+    const std::size_t bytes =
+        std::min<std::size_t>(kChunkBytes, flow.header.payload_bytes - flow.posted);
+    // Within what frame_arrived reserved, so nothing moves; the page faults of a long payload are
+    // spread over its arrival.
     flow.payload.resize(flow.posted + bytes);
     MPI_Request request = MPI_REQUEST_NULL;
     const int code = MPI_Irecv(flow.payload.data() + flow.posted, static_cast<int>(bytes), MPI_BYTE,
@@ -58,8 +63,8 @@ void Progress::post_chunks(OutFlow& flow) {
   while (flow.chunks < kChunksUnderWay && flow.posted < payload.size()) {
     const std::size_t bytes = std::min(kChunkBytes, payload.size() - flow.posted);
     MPI_Request request = MPI_REQUEST_NULL;
-    const int code = MPI_Isend(payload.data() + flow.posted, static_cast<int>(bytes), MPI_BYTE, flow.peer,
-                               chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
+    const int code = MPI_Isend(payload.data() + flow.posted, static_cast<int>(bytes), MPI_BYTE,
+                               flow.peer, chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
     track(code, request, {.out = &flow, .piece = Piece::kChunk});
     flow.posted += bytes;
     ++flow.chunks;
@@ -86,8 +91,9 @@ void Progress::start_next(OutFlow& flow) {
   flow.posted = is_inline ? message.payload.size() : 0;
   ++busy_out_;
   MPI_Request request = MPI_REQUEST_NULL;
-  const int code = MPI_Isend(flow.frame.data(), static_cast<int>(end - flow.frame.begin()), MPI_BYTE,
-                             flow.peer, frame_tag(flow.channel), MPI_COMM_WORLD, &request);
+  const int code =
+      MPI_Isend(flow.frame.data(), static_cast<int>(end - flow.frame.begin()), MPI_BYTE, flow.peer,
+                frame_tag(flow.channel), MPI_COMM_WORLD, &request);
   track(code, request, {.out = &flow});
   post_chunks(flow);
 }
@@ -140,11 +146,13 @@ void Progress::handle(const Ticket& ticket, const MPI_Status& status) {
 void Progress::frame_arrived(InFlow& flow, const MPI_Status& status) {
   int received = 0;
   check_mpi(MPI_Get_count(&status, MPI_BYTE, &received), "MPI_Get_count");
-  const auto frame = std::span<const std::byte>(flow.frame).first(static_cast<std::size_t>(received));
+  const auto frame =
+      std::span<const std::byte>(flow.frame).first(static_cast<std::size_t>(received));
   flow.header = decode_wire_header(frame);
   const auto rest = frame.subspan(kWireHeaderBytes);
   const bool is_inline = flow.header.payload_bytes <= kInlineBytes;
-  if (flow.header.source != static_cast<std::uint32_t>(flow.peer) || flow.header.channel != flow.channel ||
+  if (flow.header.source != static_cast<std::uint32_t>(flow.peer) ||
+      flow.header.channel != flow.channel ||
       rest.size() != (is_inline ? flow.header.payload_bytes : 0))
     throw Error(ErrorKind::kInternal,
                 fmt::format("corrupt message from rank {} on {}: its header does not fit its frame",
@@ -157,8 +165,8 @@ void Progress::frame_arrived(InFlow& flow, const MPI_Status& status) {
   try {
     flow.payload.reserve(flow.header.payload_bytes);
   } catch (const std::bad_alloc&) {
-    throw resource_error(fmt::format("rank {} has no memory for a message of {} bytes from rank {}", rank_,
-                                     flow.header.payload_bytes, flow.peer),
+    throw resource_error(fmt::format("rank {} has no memory for a message of {} bytes from rank {}",
+                                     rank_, flow.header.payload_bytes, flow.peer),
                          "use smaller micro-batches (--micro-batch)");
   }
   flow.posted = 0;
@@ -210,10 +218,10 @@ void Progress::forget_completed() {
 
 void Progress::check_peer(int code, int peer) const {
   if (code != MPI_SUCCESS)
-    throw Error(ErrorKind::kPeerLost, fmt::format("rank {} on {} lost rank {} on {}: {}", rank_,
-                                                  hosts_[static_cast<std::size_t>(rank_)], peer,
-                                                  hosts_[static_cast<std::size_t>(peer)],
-                                                  mpi_error_text(code)));
+    throw Error(ErrorKind::kPeerLost,
+                fmt::format("rank {} on {} lost rank {} on {}: {}", rank_,
+                            hosts_[static_cast<std::size_t>(rank_)], peer,
+                            hosts_[static_cast<std::size_t>(peer)], mpi_error_text(code)));
 }
 
 }  // namespace stagecoach

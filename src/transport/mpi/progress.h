@@ -1,9 +1,9 @@
 // Messages as MPI sees them. Used by the comm thread alone.
 //
-// A flow is one channel between this rank and one peer; its messages travel one after the other, the
-// flows side by side, so that a heartbeat never waits for a hidden state. A message is a frame (wire
-// header, and the payload where it is short) followed by the chunks of a longer payload. Each flow has a
-// tag for frames and one for chunks, and MPI keeps the order of messages with equal tag.
+// A flow is one channel between this rank and one peer; its messages travel one after the other,
+// the flows side by side, so that a heartbeat never waits for a hidden state. A message is a frame
+// (wire header, and the payload where it is short) followed by the chunks of a longer payload. Each
+// flow has a tag for frames and one for chunks, and MPI keeps the order of messages with equal tag.
 #pragma once
 
 #include <array>
@@ -20,11 +20,13 @@
 
 namespace stagecoach {
 
-// Open MPI sends up to 4 KiB through shared memory and 64 KiB through TCP without asking the receiver.
+// Open MPI sends up to 4 KiB through shared memory and 64 KiB through TCP without asking the
+// receiver.
 inline constexpr std::size_t kFrameBytes = 2048;
 inline constexpr std::size_t kInlineBytes = kFrameBytes - kWireHeaderBytes;
-// Two chunks under way keep a link busy, and at most 16 MiB a flow stand before a heartbeat in a socket:
-// 1.6 s on a slow radio link of 10 MB/s, far from the 8 s after which a peer counts as dead.
+// Two chunks under way keep a link busy, and at most 16 MiB a flow stand before a heartbeat in a
+// socket: 1.6 s on a slow radio link of 10 MB/s, far from the 8 s after which a peer counts as
+// dead.
 inline constexpr std::size_t kChunkBytes = std::size_t{8} << 20;
 inline constexpr int kChunksUnderWay = 2;
 
@@ -33,8 +35,9 @@ class Progress {
   // Posts a receive for the next frame of every flow. `hosts` names ranks in errors.
   Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox, Outbox& outbox);
 
-  // Queues `message` on its flow. As poll, throws Error(kPeerLost) naming the peer when MPI reports a
-  // lost one, and kInternal on a corrupt header; nothing can be done with MPI after either but to abort.
+  // Queues `message` on its flow. As poll, throws Error(kPeerLost) naming the peer when MPI reports
+  // a lost one, and kInternal on a corrupt header; nothing can be done with MPI after either but to
+  // abort.
   void start(Outgoing message);
 
   // Moves everything that can move, without waiting. Returns whether anything completed.

@@ -2,10 +2,10 @@
 //
 //   mpirun -np N mpi_transport_check MODE [VALUE]
 //
-// order, sizes, all_to_all and finalize print "ok" from rank 0 or end the job with code 1. abort CODE:
-// the last rank aborts while the others wait; stuck_launcher CODE: so it does under an mpirun that does
-// not react; watch SECONDS: all ranks exchange heartbeats for so long
-// and abort with 5 when one of them has been silent for 8 s. latency and idle measure and judge nothing.
+// order, sizes, all_to_all and finalize print "ok" from rank 0 or end the job with code 1. abort
+// CODE: the last rank aborts while the others wait; stuck_launcher CODE: so it does under an mpirun
+// that does not react; watch SECONDS: all ranks exchange heartbeats for so long and abort with 5
+// when one of them has been silent for 8 s. latency and idle measure and judge nothing.
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -74,12 +74,15 @@ void order(Transport& transport, const std::string&) {
 
 // From each rank to the next in the ring, around every boundary of frames and chunks.
 void sizes(Transport& transport, const std::string&) {
-  const std::vector<std::size_t> list{0, 1, 1983, 1984, 1985, 4096, 65536, 1u << 20, (8u << 20) - 1,
-                                      8u << 20, (8u << 20) + 1, 24u << 20, 150'000'000};
+  const std::vector<std::size_t> list{
+      0,          1,        1983,           1984,     1985,           4096,
+      65536,      1u << 20, (8u << 20) - 1, 8u << 20, (8u << 20) + 1, 24u << 20,
+      150'000'000};
   const int to = (transport.rank() + 1) % transport.size();
   const int from = (transport.rank() + transport.size() - 1) % transport.size();
   for (const std::size_t size : list) {
-    transport.send(to, Channel::kData, bytes_of(size, size + static_cast<std::size_t>(transport.rank())));
+    transport.send(to, Channel::kData,
+                   bytes_of(size, size + static_cast<std::size_t>(transport.rank())));
     const Message message = must_receive(transport, Channel::kData);
     expect(message.source == from, "message from the wrong rank");
     expect(message.payload == bytes_of(size, size + static_cast<std::size_t>(from)),
@@ -148,7 +151,8 @@ void watch(Transport& transport, const std::string& text) {
   auto next_beat = Clock::now();
   while (Clock::now() < end) {
     if (Clock::now() >= next_beat) {
-      for (int peer = 0; peer < transport.size(); ++peer) transport.send(peer, Channel::kHeartbeat, {});
+      for (int peer = 0; peer < transport.size(); ++peer)
+        transport.send(peer, Channel::kHeartbeat, {});
       next_beat = Clock::now() + milliseconds(500);
     }
     const auto beat = transport.receive(Channel::kHeartbeat, next_beat);
@@ -165,7 +169,8 @@ void watch(Transport& transport, const std::string& text) {
 // One-way times between rank 0 and the last one, by round trips.
 void latency(Transport& transport, const std::string&) {
   const int last = transport.size() - 1;
-  for (const std::size_t size : {std::size_t{0}, std::size_t{10240}, std::size_t{1} << 20, std::size_t{100'000'000}}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{10240}, std::size_t{1} << 20, std::size_t{100'000'000}}) {
     const int rounds = size > 1'000'000 ? 10 : 1000;
     const auto begin = now_ns();
     for (int i = 0; i < rounds; ++i) {
@@ -201,10 +206,15 @@ void finalize_only(Transport&, const std::string&) {}
 
 int run(const std::string& mode, const std::string& value) {
   using Body = void (*)(Transport&, const std::string&);
-  static const std::map<std::string, Body> modes{
-      {"order", order},     {"sizes", sizes},     {"all_to_all", all_to_all}, {"finalize", finalize_only},
-      {"abort", abort_job}, {"watch", watch},     {"latency", latency},       {"idle", idle},
-      {"stuck_launcher", stuck_launcher}};
+  static const std::map<std::string, Body> modes{{"order", order},
+                                                 {"sizes", sizes},
+                                                 {"all_to_all", all_to_all},
+                                                 {"finalize", finalize_only},
+                                                 {"abort", abort_job},
+                                                 {"watch", watch},
+                                                 {"latency", latency},
+                                                 {"idle", idle},
+                                                 {"stuck_launcher", stuck_launcher}};
   const auto body = modes.find(mode);
   if (body == modes.end()) throw usage_error("unknown mode " + mode);
   expect(launched_by_mpi(), "not started by mpirun");

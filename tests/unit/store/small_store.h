@@ -1,9 +1,7 @@
 // A store of a few kilobytes, and a folder to put it in.
 #pragma once
 
-#include <unistd.h>
 
-#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -11,33 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "support_temporary_folder.h"
 #include "base/error.h"
 #include "store/layer_store.h"
 #include "store/slab_format.h"
 #include "store/store_writer.h"
 
 namespace stagecoach {
-
-// Unique, removed with everything in it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    static std::atomic<int> count{0};
-    path_ = std::filesystem::temp_directory_path() /
-            fmt::format("stagecoach-test-{}-{}", ::getpid(), count.fetch_add(1));
-    std::filesystem::create_directories(path_);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline std::string file_bytes(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

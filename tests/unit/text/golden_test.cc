@@ -13,7 +13,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "text/tokenizer.h"
-#include "unit/text/temporary_folder.h"
+#include "support_temporary_folder.h"
 
 namespace stagecoach {
 namespace {

@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "text/tokenizer.h"
-#include "unit/text/temporary_folder.h"
+#include "support_temporary_folder.h"
 
 namespace stagecoach {
 namespace {

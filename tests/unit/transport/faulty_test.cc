@@ -11,7 +11,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-Deadline soon() { return Clock::now() + seconds(60); }
+Deadline soon() {
+  return Clock::now() + seconds(60);
+}
 
 // Rank 0 misbehaves as scripted, rank 1 does not.
 struct Pair {

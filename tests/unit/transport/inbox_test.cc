@@ -34,7 +34,9 @@ void push(Inbox& inbox, std::uint32_t source, Channel channel, std::uint64_t seq
   inbox.push(header, std::move(payload));
 }
 
-Deadline soon() { return Clock::now() + seconds(30); }
+Deadline soon() {
+  return Clock::now() + seconds(30);
+}
 
 TEST(Inbox, KeepsChannelsApartAndOrderWithin) {
   Inbox inbox(1, 3);

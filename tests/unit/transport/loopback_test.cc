@@ -18,7 +18,9 @@ struct Aborted {
   int code;
 };
 
-Deadline soon() { return Clock::now() + seconds(60); }
+Deadline soon() {
+  return Clock::now() + seconds(60);
+}
 
 std::vector<std::byte> number(int value) {
   std::vector<std::byte> payload(sizeof(int));
