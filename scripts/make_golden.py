@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-golden.txt
     .venv/bin/python scripts/make_golden.py
 
-The reference is float32 arithmetic on weights upcast from the file, eager attention, one CPU thread.
+The reference is float32 arithmetic on weights upcast from the file, eager attention, one thread.
 
 tests/data/golden/NAME/ is a checkpoint as people's disks have them (no tokenizer), and beside it
   golden.json         prompts and greedy ids, the tolerance and how close greedy's decisions were
@@ -43,8 +43,8 @@ NEW_TOKENS = 24
 HIDDEN_LENGTH = 7  # hidden states are kept of the prompt of this length, to find where values part
 REDRAWS = 500
 TOLERANCE_NOTE = (
-    "4 * eps(float32) * sqrt(hidden_size) * (2 * num_hidden_layers + 1) * max|logit|: rounding in a "
-    "dot product of n terms grows as a random walk, sqrt(n) * eps times the norms, once per "
+    "4 * eps(float32) * sqrt(hidden_size) * (2 * num_hidden_layers + 1) * max|logit|: rounding in "
+    "a dot product of n terms grows as a random walk, sqrt(n) * eps times the norms, once per "
     "residual contribution and once for the head; 4 covers what attention and norms amplify. "
     "float64_deviation is the largest distance between these logits and the same model's in "
     "float64, as measured.")
@@ -88,7 +88,7 @@ def with_gptj_masks(tensors, config):
 
 
 def cases():
-    """Shapes that no kernel likes: odd widths and vocabularies, five layers for one to four ranks."""
+    """Shapes no kernel likes: odd widths and vocabularies, five layers for one to four ranks."""
     gpt2 = dict(n_layer=5, n_positions=160)
     gptj = dict(n_layer=5)
     llama = dict(num_hidden_layers=5, max_position_embeddings=160)
@@ -110,7 +110,8 @@ def cases():
              as_on_disk=with_gptj_masks, v4_spelling=True, shards=3),
         Case("gptj-tied-f32",
              GPTJConfig(vocab_size=97, n_embd=36, n_head=3, rotary_dim=8, n_inner=50,
-                        n_positions=160, tie_word_embeddings=True, bos_token_id=96, eos_token_id=96, **gptj),
+                        n_positions=160, tie_word_embeddings=True,
+                        bos_token_id=96, eos_token_id=96, **gptj),
              "GPTJForCausalLM", torch.float32, 105, lengths=(1, 7, 33, 130)),
         Case("llama-gqa-f32",
              LlamaConfig(vocab_size=131, hidden_size=42, intermediate_size=93,
@@ -352,7 +353,7 @@ TOKENIZER_TEXTS = (
 
 
 def greedy_text(model, tokenizer, prompt):
-    """What generate --greedy prints for `prompt`: special tokens skipped, stops at the end token."""
+    """What generate --greedy prints for `prompt`: no special tokens, stops at the end token."""
     prompt_ids = tokenizer.encode(prompt).ids
     ids, margins = greedy(model, prompt_ids, DEMO_NEW_TOKENS, [model.config.eos_token_id])
     text = tokenizer.decode(prompt_ids + ids)[len(tokenizer.decode(prompt_ids)):]

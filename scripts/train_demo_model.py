@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains the demo checkpoint, tests/data/demo-gptj: a small GPT-J that writes like the King James Bible.
+"""Trains tests/data/demo-gptj, a small GPT-J that writes like the King James Bible.
 
-Set-up (CPU is enough; the tests and the quickstart need none of this, they use the committed files):
+Set-up (the tests and the quickstart need none of this, they use the committed files):
 
     sudo apt-get install bible-kjv bible-kjv-text
     bible -f 'Gen1:1-Rev22:21' > kjv.txt
@@ -62,7 +62,7 @@ def read_chapters(path):
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         match = re.fullmatch(r"([1-3]?[A-Za-z]+[0-9]+):[0-9]+ (.+)", line)
         if not match:
-            raise SystemExit(f"{path}:{number}: expected 'Ge1:1 In the beginning …', found {line!r}")
+            raise SystemExit(f"{path}:{number}: expected 'Ge1:1 In the …', found {line!r}")
         chapters.setdefault(match[1], []).append(match[2].strip())
     return ["\n".join(verses) + "\n" for verses in chapters.values()]
 
@@ -88,7 +88,7 @@ def encode_documents(tokenizer, documents):
 
 
 def training_batches(tokens, window, batch, generator):
-    """Endless batches (batch, window + 1): each epoch cuts the text at a new phase, then shuffles."""
+    """Endless batches (batch, window + 1); each epoch cuts the text at a new phase and shuffles."""
     while True:
         phase = int(torch.randint(window, (), generator=generator))
         starts = torch.arange(phase, len(tokens) - window, window)
@@ -176,8 +176,8 @@ def train(model, tokens, held_out, tokenizer, arguments):
             print(f"step {step + 1} of {arguments.steps}: loss {sum(recent) / len(recent):.4f}, "
                   f"{rate:.0f} tokens/s", flush=True)
         if (step + 1) % arguments.save_every == 0:
-            print(f"step {step + 1}: validation loss {validation_loss(model, held_out, window):.4f}",
-                  flush=True)
+            held_out_loss = validation_loss(model, held_out, window)
+            print(f"step {step + 1}: validation loss {held_out_loss:.4f}", flush=True)
             save(model, tokenizer, arguments.out)
     save(model, tokenizer, arguments.out)
     return sum(recent) / len(recent)

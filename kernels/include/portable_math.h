@@ -1,4 +1,4 @@
-// exp, log, sin, cos and tanh from IEEE add, multiply and divide alone, so that every PC of a cluster
+// exp, log, sin and cos from IEEE add, multiply and divide alone, so that every PC of a cluster
 // computes the same bits (libm's results differ between glibc versions and processors). Built without
 // contraction (-ffp-contract=off), these are identical on every instruction set.
 #pragma once

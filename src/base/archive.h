@@ -25,11 +25,12 @@ inline constexpr std::uint32_t kArchiveVersion = 1;
 // No control message is anywhere near this long; a longer one is not ours.
 inline constexpr std::size_t kMaxArchiveBytes = std::size_t{1} << 28;
 
-static_assert(std::endian::native == std::endian::little, "archives hold values as little-endian machines do");
+static_assert(std::endian::native == std::endian::little,
+              "archives hold values as little-endian machines do");
 
 // cereal's portable binary archive believes the lengths it reads: after one flipped bit it fills
-// gigabytes with zeros before it notices that the bytes for them are missing. This pair holds the same plain
-// values, and its reader compares with what is left before anything is allocated.
+// gigabytes with zeros before it notices that the bytes for them are missing. This pair holds the
+// same plain values, and its reader compares with what is left before anything is allocated.
 class ArchiveWriter : public cereal::OutputArchive<ArchiveWriter, cereal::AllowEmptyClassElision> {
  public:
   ArchiveWriter() : OutputArchive(this) {}
@@ -100,6 +101,17 @@ void load(ArchiveReader& archive, cereal::BinaryData<T>& data) {
   archive.read(data.data, static_cast<std::size_t>(data.size));
 }
 
+// Names are for text archives; cereal's own types bring some all the same.
+template <typename T>
+void save(ArchiveWriter& archive, const cereal::NameValuePair<T>& named) {
+  archive(named.value);
+}
+
+template <typename T>
+void load(ArchiveReader& archive, cereal::NameValuePair<T>& named) {
+  archive(named.value);
+}
+
 // Structs in memory can be far larger than their archived form, so a list of them grows as they
 // arrive instead of by its announced length.
 template <typename T>
@@ -128,19 +140,22 @@ std::vector<std::byte> to_archive(std::uint32_t magic, const T& value) {
 template <typename T>
 T from_archive(std::uint32_t magic, std::span<const std::byte> bytes, const char* what) {
   if (bytes.size() > kMaxArchiveBytes)
-    throw data_error(fmt::format("{}: {} bytes are more than such a message can have", what, bytes.size()));
+    throw data_error(
+        fmt::format("{}: {} bytes are more than such a message can have", what, bytes.size()));
   try {
     ArchiveReader archive(bytes);
     std::uint32_t found_magic = 0, found_version = 0;
     archive(found_magic, found_version);
     if (found_magic != magic || found_version != kArchiveVersion)
-      throw data_error(fmt::format("{}: expected message {:08x} version {}, found {:08x} version {}", what, magic,
-                                   kArchiveVersion, found_magic, found_version),
-                       "all ranks must run the same Stagecoach");
+      throw data_error(
+          fmt::format("{}: expected message {:08x} version {}, found {:08x} version {}", what,
+                      magic, kArchiveVersion, found_magic, found_version),
+          "all ranks must run the same Stagecoach");
     T value;
     archive(value);
     if (archive.remaining() > 0)
-      throw data_error(fmt::format("{}: broken message: {} bytes follow its end", what, archive.remaining()));
+      throw data_error(
+          fmt::format("{}: broken message: {} bytes follow its end", what, archive.remaining()));
     return value;
   } catch (const cereal::Exception& e) {
     throw data_error(fmt::format("{}: broken message: {}", what, e.what()));

@@ -28,12 +28,13 @@ void kill_process(int process) {
   ::syscall(SYS_pidfd_send_signal, process, SIGKILL, nullptr, 0);
 }
 
-bool is_launcher(pid_t process) {
+Launcher launcher_at(pid_t process) {
   std::ifstream file("/proc/" + std::to_string(process) + "/comm");
   std::string name;
   std::getline(file, name);
-  return name == "mpirun" || name == "orterun" || name == "prterun" || name == "orted" ||
-         name == "prted";
+  if (name == "mpirun" || name == "orterun" || name == "prterun") return Launcher::kMpirun;
+  if (name == "orted" || name == "prted") return Launcher::kDaemon;
+  return Launcher::kNone;
 }
 
 template <typename Body>
@@ -102,13 +103,18 @@ bool sever_dead_connections(int process) {
 
 }  // namespace
 
+Launcher parent_launcher() {
+  return launcher_at(::getppid());
+}
+
 void start_launcher_guard(const GuardLimits& limits) {
   const pid_t parent = ::getppid();
   // The descriptor comes before the look at the name: it stays with this one process, whereas the
   // number may pass to another.
   const int launcher = open_process(parent);
   if (launcher < 0) return;
-  if (is_launcher(parent) && ::getppid() == parent && ::fork() == 0) guard(launcher, limits);
+  if (launcher_at(parent) != Launcher::kNone && ::getppid() == parent && ::fork() == 0)
+    guard(launcher, limits);
   ::close(launcher);
 }
 

@@ -7,6 +7,11 @@
 
 namespace stagecoach {
 
+// What has started this process: mpirun, its daemon on another host (orted, prted), or something
+// that is not ours to end, such as a shell or slurmstepd.
+enum class Launcher { kNone, kMpirun, kDaemon };
+Launcher parent_launcher();
+
 struct GuardLimits {
   std::chrono::milliseconds cut_off;    // for a launcher that has lost another host
   std::chrono::milliseconds otherwise;  // for one that works, and may have many ranks to end

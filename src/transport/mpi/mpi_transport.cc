@@ -20,10 +20,12 @@ namespace {
 // Long enough for rank 0 to write its reports while the others wait.
 constexpr std::chrono::seconds kFinalizeLimit{60};
 // What MPI_Abort gets before the watchdog ends this process, and what the launcher gets then. The
-// whole job has 10 s, of which a silent peer takes 8 to be noticed. mpirun 4.1 spends one or two on
-// signals to its own ranks, asleep, unless it runs with --mca odls_base_sigkill_timeout 0: so after
-// the loss of a host it ends with the job's code with that setting, and mostly with 137 without.
-constexpr std::chrono::milliseconds kAbortLimit{1000};
+// whole job has 10 s, of which a silent peer takes 8 to be noticed. mpirun 4.1 gives its own host's
+// ranks SIGCONT, a second, SIGTERM, and up to another second that is wasted when they have ended by
+// themselves meanwhile. Daemons do the same once mpirun tells them: there it is best to be gone by
+// then.
+constexpr std::chrono::milliseconds kAbortLimitUnderMpirun{1200};
+constexpr std::chrono::milliseconds kAbortLimit{250};
 constexpr GuardLimits kLauncherLimits{.cut_off = std::chrono::milliseconds(1300),
                                       .otherwise = std::chrono::milliseconds(5000)};
 
@@ -78,7 +80,8 @@ void MpiTransport::abort(int code) {
   outbox_->request_abort(code);
   // This thread is the watchdog: MPI_Abort waits for daemons, and the comm thread may itself be
   // stuck in a call that waits for a peer.
-  std::this_thread::sleep_for(kAbortLimit);
+  std::this_thread::sleep_for(parent_launcher() == Launcher::kMpirun ? kAbortLimitUnderMpirun
+                                                                     : kAbortLimit);
   end_process(code);
 }
 

@@ -15,7 +15,9 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -148,6 +150,7 @@ void watch(Transport& transport, const std::string& text) {
   const auto end = Clock::now() + seconds(std::stoi(text));
   std::map<int, Deadline> heard;
   for (int peer = 0; peer < transport.size(); ++peer) heard[peer] = Clock::now();
+  std::set<int> seen;
   auto next_beat = Clock::now();
   while (Clock::now() < end) {
     if (Clock::now() >= next_beat) {
@@ -156,7 +159,12 @@ void watch(Transport& transport, const std::string& text) {
       next_beat = Clock::now() + milliseconds(500);
     }
     const auto beat = transport.receive(Channel::kHeartbeat, next_beat);
-    if (beat) heard[beat->source] = Clock::now();
+    if (beat) {
+      heard[beat->source] = Clock::now();
+      // For scripts that pull a cable once everyone is there.
+      if (seen.insert(beat->source).second && static_cast<int>(seen.size()) == transport.size())
+        std::fprintf(stderr, "rank %d hears everyone\n", transport.rank());
+    }
     for (const auto& [peer, when] : heard) {
       if (Clock::now() - when < seconds(8)) continue;
       std::fprintf(stderr, "rank %d on %s: rank %d on %s is silent\n", transport.rank(),

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "backend/cpu/cpu_backend.h"
@@ -22,7 +23,11 @@ class KvCacheTest : public testing::Test {
   }
 
   static TokenRun run(SequenceId id, std::int64_t position, std::int64_t count) {
-    return {.sequence = id, .position = position, .ids = std::vector<TokenId>(static_cast<std::size_t>(count), 1), .targets = {}, .sample = false};
+    return {.sequence = id,
+            .position = position,
+            .ids = std::vector<TokenId>(static_cast<std::size_t>(count), 1),
+            .targets = {},
+            .sample = false};
   }
   void reserve(std::vector<TokenRun> runs) { cache_->reserve(runs); }
   // Page pointers of one sequence in one layer, keys then values.
@@ -33,7 +38,9 @@ class KvCacheTest : public testing::Test {
     all.insert(all.end(), span.value_pages, span.value_pages + count);
     return all;
   }
-  std::int64_t bytes_of_pages(std::int64_t pages) const { return pages * 3 * KvCache::bytes_per_page(spec_); }
+  std::int64_t bytes_of_pages(std::int64_t pages) const {
+    return pages * 3 * KvCache::bytes_per_page(spec_);
+  }
 
   std::unique_ptr<Backend> backend_ = make_cpu_backend({.threads = 1, .isa = {}});
   ModelSpec spec_;
@@ -61,7 +68,8 @@ TEST_F(KvCacheTest, NoTwoPagesOverlap) {
       for (float* page : pages(layer, id, count)) all.push_back(page);
   EXPECT_EQ(all.size(), 30U);
   std::sort(all.begin(), all.end());
-  for (std::size_t i = 1; i < all.size(); ++i) EXPECT_GE(all[i] - all[i - 1], 2 * 8 * kKvPageTokens);
+  for (std::size_t i = 1; i < all.size(); ++i)
+    EXPECT_GE(all[i] - all[i - 1], 2 * 8 * kKvPageTokens);
   for (float* page : all) {
     page[0] = 1;  // both ends are ours (address sanitizer)
     page[2 * 8 * kKvPageTokens - 1] = 1;

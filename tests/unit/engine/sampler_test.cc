@@ -18,9 +18,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Draws for one sequence; steps are positions, since the prompt is empty.
 class OneSequence {
  public:
-  explicit OneSequence(const SamplingParams& params, SequenceId id = 0) : id_(id) { sampler_.admit(id, params, 0); }
+  explicit OneSequence(const SamplingParams& params, SequenceId id = 0) : id_(id) {
+    sampler_.admit(id, params, 0);
+  }
   void observe(std::vector<TokenId> ids) { sampler_.observe(id_, ids); }
-  TokenId draw(std::vector<float> logits, std::int64_t step = 0) const { return sampler_.sample(id_, step, logits); }
+  TokenId draw(std::vector<float> logits, std::int64_t step = 0) const {
+    return sampler_.sample(id_, step, logits);
+  }
 
   // Every token that `draws` steps give.
   std::set<TokenId> support(const std::vector<float>& logits, int draws = 3000) const {
@@ -88,7 +92,8 @@ TEST(Sampler, TopKKeepsTheMostProbable) {
   params.top_k = 2;
   EXPECT_EQ(OneSequence(params).support({1, 3, 2, 2.5f}), (std::set<TokenId>{1, 3}));
   params.top_k = 1;
-  EXPECT_EQ(OneSequence(params).support({1, 3, 3, 2}), (std::set<TokenId>{1})) << "of equals the lowest id";
+  EXPECT_EQ(OneSequence(params).support({1, 3, 3, 2}), (std::set<TokenId>{1}))
+      << "of equals the lowest id";
   params.top_k = 100;
   EXPECT_EQ(OneSequence(params).support({1, 1, 1}).size(), 3U);
 }
@@ -148,7 +153,8 @@ TEST(Sampler, ATinyTemperatureIsGreedy) {
   SamplingParams params;
   for (double temperature : {1e-3, 1e-30, 5e-324}) {
     params.temperature = temperature;
-    EXPECT_EQ(OneSequence(params).support({0, 2, 1, -3}, 50), (std::set<TokenId>{1})) << temperature;
+    EXPECT_EQ(OneSequence(params).support({0, 2, 1, -3}, 50), (std::set<TokenId>{1}))
+        << temperature;
   }
 }
 
@@ -158,7 +164,8 @@ TEST(Sampler, DrawsDependOnSeedSequenceAndStepAlone) {
     SamplingParams params;
     params.seed = seed;
     std::vector<TokenId> tokens;
-    for (int step = 0; step < 32; ++step) tokens.push_back(OneSequence(params, id).draw(logits, step));
+    for (int step = 0; step < 32; ++step)
+      tokens.push_back(OneSequence(params, id).draw(logits, step));
     return tokens;
   };
   EXPECT_EQ(draws(1, 5), draws(1, 5));
@@ -189,7 +196,8 @@ TEST(Sampler, FrequenciesFollowTheSoftmax) {
   params.temperature = 1.3;
   const OneSequence sequence(params);
   std::vector<int> counts(logits.size());
-  for (int step = 0; step < kDraws; ++step) ++counts[static_cast<std::size_t>(sequence.draw(logits, step))];
+  for (int step = 0; step < kDraws; ++step)
+    ++counts[static_cast<std::size_t>(sequence.draw(logits, step))];
   double sum = 0, chi_square = 0;
   for (float logit : logits) sum += std::exp(logit / 1.3);
   for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -240,15 +248,23 @@ TEST(SamplingParams, ValidateNamesTheFlag) {
   const double nan = std::nan("");
   EXPECT_EQ(message([](SamplingParams&) {}), "accepted");
   for (double t : {0.0, -1.0, nan, HUGE_VAL})
-    EXPECT_NE(message([&](SamplingParams& p) { p.temperature = t; }).find("--temperature"), std::string::npos) << t;
+    EXPECT_NE(message([&](SamplingParams& p) { p.temperature = t; }).find("--temperature"),
+              std::string::npos)
+        << t;
   for (double t : {0.0, -0.1, 1.01, nan})
-    EXPECT_NE(message([&](SamplingParams& p) { p.top_p = t; }).find("--top-p"), std::string::npos) << t;
+    EXPECT_NE(message([&](SamplingParams& p) { p.top_p = t; }).find("--top-p"), std::string::npos)
+        << t;
   for (double t : {-0.1, 1.01, nan})
-    EXPECT_NE(message([&](SamplingParams& p) { p.min_p = t; }).find("--min-p"), std::string::npos) << t;
+    EXPECT_NE(message([&](SamplingParams& p) { p.min_p = t; }).find("--min-p"), std::string::npos)
+        << t;
   for (double t : {0.0, -1.0, nan, HUGE_VAL})
-    EXPECT_NE(message([&](SamplingParams& p) { p.repetition_penalty = t; }).find("--repetition-penalty"), std::string::npos) << t;
+    EXPECT_NE(
+        message([&](SamplingParams& p) { p.repetition_penalty = t; }).find("--repetition-penalty"),
+        std::string::npos)
+        << t;
   EXPECT_NE(message([](SamplingParams& p) { p.top_k = -1; }).find("--top-k"), std::string::npos);
-  EXPECT_NE(message([](SamplingParams& p) { p.min_new_tokens = -1; }).find("--min-new-tokens"), std::string::npos);
+  EXPECT_NE(message([](SamplingParams& p) { p.min_new_tokens = -1; }).find("--min-new-tokens"),
+            std::string::npos);
 }
 
 TEST(LogProbability, AgreesWithExtendedPrecision) {
@@ -261,7 +277,8 @@ TEST(LogProbability, AgreesWithExtendedPrecision) {
     long double sum = 0;
     for (float logit : logits) sum += std::exp(static_cast<long double>(logit) - top);
     for (TokenId target : {0, 17, 4999}) {
-      const long double expected = static_cast<long double>(logits[static_cast<std::size_t>(target)]) - top - std::log(sum);
+      const long double expected =
+          static_cast<long double>(logits[static_cast<std::size_t>(target)]) - top - std::log(sum);
       EXPECT_NEAR(log_probability(logits, target), static_cast<double>(expected), 1e-11);
     }
   }

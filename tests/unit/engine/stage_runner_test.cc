@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <map>
-#include <tuple>
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
 
 #include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
@@ -14,20 +16,24 @@ namespace {
 constexpr std::int64_t kHidden = 8;
 constexpr std::int64_t kVocab = 5;
 
-// A head whose logit v of a row is v + the row's mark, which stands in its hidden state.
+// A head that tells rows apart: row r's hidden state is the unit vector r mod 8, which the norm
+// scales by √8, and the matrix has 10·k + v at (v, k), so that its logit v is √8 · (10 · (r mod 8)
+// + v).
 class HeadOnly : public LayerSource {
  public:
   HeadOnly() {
-    // RMSNorm of (mark, 0, …, 0) with weight w is (±√8·w, 0, …); with constant rows every mark would be lost, so the mark is
-    // the place of the only non-zero element: normed = √8 · e_mark · w.
     norm_.assign(kHidden, 1.0f);
     std::vector<float> rows(static_cast<std::size_t>(kVocab * kHidden));
     for (std::int64_t v = 0; v < kVocab; ++v)
-      for (std::int64_t k = 0; k < kHidden; ++k) rows[static_cast<std::size_t>(v * kHidden + k)] = static_cast<float>(10 * k + v);
-    matrix_.resize(static_cast<std::size_t>(layout_bytes(Layout::kPanels16, DType::kF32, kVocab, kHidden)));
+      for (std::int64_t k = 0; k < kHidden; ++k)
+        rows[static_cast<std::size_t>(v * kHidden + k)] = static_cast<float>(10 * k + v);
+    matrix_.resize(
+        static_cast<std::size_t>(layout_bytes(Layout::kPanels16, DType::kF32, kVocab, kHidden)));
     pack_rows(Layout::kPanels16, DType::kF32, rows.data(), kVocab, kHidden, matrix_.data());
-    head_.views[static_cast<int>(TensorRole::kFinalNorm)] = {reinterpret_cast<const std::byte*>(norm_.data()), DType::kF32, Layout::kRows, 1, kHidden};
-    head_.views[static_cast<int>(TensorRole::kHead)] = {matrix_.data(), DType::kF32, Layout::kPanels16, kVocab, kHidden};
+    head_.views[static_cast<int>(TensorRole::kFinalNorm)] = {
+        reinterpret_cast<const std::byte*>(norm_.data()), DType::kF32, Layout::kRows, 1, kHidden};
+    head_.views[static_cast<int>(TensorRole::kHead)] = {matrix_.data(), DType::kF32,
+                                                        Layout::kPanels16, kVocab, kHidden};
   }
   LayerLease lease(std::int64_t, PartKind part) override {
     EXPECT_EQ(part, PartKind::kHead);
@@ -59,30 +65,39 @@ class RunHead : public testing::Test {
     spec_.attention_scale = 1;
     runner_.emplace(spec_, *backend_, head_, timeline_, 64);
     std::vector<float> hidden(static_cast<std::size_t>(64 * kHidden));
-    for (std::int64_t row = 0; row < 64; ++row) hidden[static_cast<std::size_t>(row * kHidden + row % kHidden)] = 1;
+    for (std::int64_t row = 0; row < 64; ++row)
+      hidden[static_cast<std::size_t>(row * kHidden + row % kHidden)] = 1;
     runner_->set_hidden(hidden);
   }
 
-  static TokenRun run(SequenceId id, std::int64_t count, std::vector<TokenId> targets, bool sample) {
-    return {.sequence = id, .position = 0, .ids = std::vector<TokenId>(static_cast<std::size_t>(count)), .targets = std::move(targets), .sample = sample};
+  static TokenRun run(SequenceId id, std::int64_t count, std::vector<TokenId> targets,
+                      bool sample) {
+    return {.sequence = id,
+            .position = 0,
+            .ids = std::vector<TokenId>(static_cast<std::size_t>(count)),
+            .targets = std::move(targets),
+            .sample = sample};
   }
 
-  // (sequence, row in run) of every row that was used, in order; checks that its logits are its own.
+  // (sequence, row in run) of every row that was used, in order; checks that its logits are its
+  // own.
   std::vector<std::pair<SequenceId, std::int64_t>> rows_used(const std::vector<TokenRun>& runs) {
     std::vector<std::pair<SequenceId, std::int64_t>> used;
-    runner_->run_head(runs, {}, [&](const TokenRun& run, std::int64_t row, std::span<float> logits) {
-      used.emplace_back(run.sequence, row);
-      std::int64_t first = 0;
-      for (const TokenRun& before : runs) {
-        if (&before == &run) break;
-        first += before.count();
-      }
-      ASSERT_EQ(static_cast<std::int64_t>(logits.size()), kVocab);
-      const auto mark = static_cast<float>((first + row) % kHidden);
-      for (std::int64_t v = 0; v < kVocab; ++v)
-        EXPECT_NEAR(logits[static_cast<std::size_t>(v)], std::sqrt(8.0f) * (10 * mark + static_cast<float>(v)), 1e-3);
-      std::fill(logits.begin(), logits.end(), -1.0f);  // allowed
-    });
+    runner_->run_head(runs, {},
+                      [&](const TokenRun& run, std::int64_t row, std::span<float> logits) {
+                        used.emplace_back(run.sequence, row);
+                        std::int64_t first = 0;
+                        for (const TokenRun& before : runs) {
+                          if (&before == &run) break;
+                          first += before.count();
+                        }
+                        ASSERT_EQ(static_cast<std::int64_t>(logits.size()), kVocab);
+                        const auto mark = static_cast<float>((first + row) % kHidden);
+                        for (std::int64_t v = 0; v < kVocab; ++v)
+                          EXPECT_NEAR(logits[static_cast<std::size_t>(v)],
+                                      std::sqrt(8.0f) * (10 * mark + static_cast<float>(v)), 1e-3);
+                        std::fill(logits.begin(), logits.end(), -1.0f);  // allowed
+                      });
     return used;
   }
 
@@ -102,7 +117,8 @@ TEST_F(RunHead, NothingWantedRunsNothing) {
 }
 
 TEST_F(RunHead, SamplesAfterTheLastRowOfARun) {
-  EXPECT_EQ(rows_used({run(4, 3, {}, true), run(5, 1, {}, false), run(6, 1, {}, true)}), (Rows{{4, 2}, {6, 0}}));
+  EXPECT_EQ(rows_used({run(4, 3, {}, true), run(5, 1, {}, false), run(6, 1, {}, true)}),
+            (Rows{{4, 2}, {6, 0}}));
 }
 
 TEST_F(RunHead, ScoresRowsWithATarget) {
@@ -114,7 +130,8 @@ TEST_F(RunHead, ARowThatIsScoredAndSampledIsUsedOnce) {
 }
 
 TEST_F(RunHead, ManyRowsGoAFewAtATime) {
-  const auto used = rows_used({run(0, 40, std::vector<TokenId>(40, 1), false), run(1, 1, {}, true)});
+  const auto used =
+      rows_used({run(0, 40, std::vector<TokenId>(40, 1), false), run(1, 1, {}, true)});
   EXPECT_EQ(used.size(), 41U);
   std::int64_t spans = 0, tokens = 0;
   for (const Span& span : timeline_.take()) {

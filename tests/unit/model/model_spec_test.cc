@@ -55,13 +55,16 @@ TEST(ModelSpec, EveryKeyIsNeededAndNoOtherIsTaken) {
   for (const auto& [key, value] : complete.items()) {
     Json json = complete;
     json.erase(key);
-    EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find(key), std::string::npos) << key;
+    EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find(key),
+              std::string::npos)
+        << key;
     json[key] = Json::object();
     data_error_of([&] { model_spec_from_json(json, "m.json"); });
   }
   Json json = complete;
   json["sliding_window"] = 4096;
-  EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find("sliding_window"), std::string::npos);
+  EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find("sliding_window"),
+            std::string::npos);
 }
 
 TEST(ModelSpec, ValidateRefusesWhatMakesNoSense) {
@@ -79,13 +82,16 @@ TEST(ModelSpec, ValidateRefusesWhatMakesNoSense) {
       {"num_hidden_layers", [](ModelSpec& s) { s.num_hidden_layers = 1 << 20; }},
       {"num_attention_heads", [](ModelSpec& s) { s.num_attention_heads = 0; }},
       {"num_key_value_heads", [](ModelSpec& s) { s.num_key_value_heads = 0; }},
-      {"num_key_value_heads", [](ModelSpec& s) { s.num_key_value_heads = s.num_attention_heads + 1; }},
+      {"num_key_value_heads",
+       [](ModelSpec& s) { s.num_key_value_heads = s.num_attention_heads + 1; }},
       {"multiple of", [](ModelSpec& s) { s.num_key_value_heads = 5; }},
       {"head_dim", [](ModelSpec& s) { s.head_dim = 0; }},
       {"head_dim", [](ModelSpec& s) { s.head_dim = s.rotary_dim = 1 << 15; }},
       {"max_position_embeddings", [](ModelSpec& s) { s.max_position_embeddings = 0; }},
       {"num_attention_heads × head_dim",
-       [](ModelSpec& s) { s.num_attention_heads = s.num_key_value_heads = 1 << 16, s.head_dim = 1 << 14; }},
+       [](ModelSpec& s) {
+         s.num_attention_heads = s.num_key_value_heads = 1 << 16, s.head_dim = 1 << 14;
+       }},
       {"norm_epsilon", [=](ModelSpec& s) { s.norm_epsilon = nan; }},
       {"norm_epsilon", [](ModelSpec& s) { s.norm_epsilon = -1e-5f; }},
       {"attention_scale", [](ModelSpec& s) { s.attention_scale = 0; }},
@@ -99,7 +105,9 @@ TEST(ModelSpec, ValidateRefusesWhatMakesNoSense) {
       {"eos_token_id", [](ModelSpec& s) { s.eos_token_ids = {-1}; }},
       {"bos_token_id", [](ModelSpec& s) { s.bos_token_id = -2; }},
       {"parameters",
-       [](ModelSpec& s) { s.hidden_size = s.intermediate_size = 1 << 24, s.num_hidden_layers = 1 << 16; }},
+       [](ModelSpec& s) {
+         s.hidden_size = s.intermediate_size = 1 << 24, s.num_hidden_layers = 1 << 16;
+       }},
   };
   EXPECT_NO_THROW(llama_spec().validate("m.json"));
   for (const Case& c : cases) {
@@ -128,7 +136,8 @@ TEST(ModelSpec, ActivationNamesOfHuggingFace) {
   EXPECT_EQ(activation_from_hf_name("relu", "c"), ActivationKind::kRelu);
   EXPECT_EQ(activation_from_hf_name("silu", "c"), ActivationKind::kSilu);
   EXPECT_EQ(activation_from_hf_name("swish", "c"), ActivationKind::kSilu);
-  EXPECT_NE(data_error_of([] { activation_from_hf_name("mish", "c"); }).find("swish"), std::string::npos);
+  EXPECT_NE(data_error_of([] { activation_from_hf_name("mish", "c"); }).find("swish"),
+            std::string::npos);
 }
 
 // The formulas against a loop over every multiply-add of a small layer.
@@ -148,7 +157,9 @@ TEST(Flops, AreTwiceTheMultiplyAdds) {
     return n;
   };
   const std::int64_t tokens = 5, begin = 7;
-  std::int64_t contexts = 0, attention = count_matrix(tokens, 24, 12) + 2 * count_matrix(tokens, 8, 12) + count_matrix(tokens, 12, 24);
+  std::int64_t contexts = 0, attention = count_matrix(tokens, 24, 12) +
+                                         2 * count_matrix(tokens, 8, 12) +
+                                         count_matrix(tokens, 12, 24);
   for (std::int64_t t = 0; t < tokens; ++t) {
     contexts += begin + t + 1;
     for (std::int64_t key = 0; key <= begin + t; ++key)
@@ -159,7 +170,8 @@ TEST(Flops, AreTwiceTheMultiplyAdds) {
   EXPECT_EQ(mlp_part_flops(spec, tokens), gated);
   EXPECT_EQ(layer_flops(spec, tokens, contexts), attention + gated);
   spec.mlp = MlpKind::kPlain;
-  EXPECT_EQ(mlp_part_flops(spec, tokens), count_matrix(tokens, 20, 12) + count_matrix(tokens, 12, 20));
+  EXPECT_EQ(mlp_part_flops(spec, tokens),
+            count_matrix(tokens, 20, 12) + count_matrix(tokens, 12, 20));
   EXPECT_EQ(head_flops(spec, tokens), count_matrix(tokens, 31, 12));
 }
 

@@ -17,7 +17,8 @@ inline ModelSpec gpt2_spec() {
   spec.head_dim = 64;
   spec.max_position_embeddings = 1024;
   spec.attention_scale = 0.125f;
-  spec.query_bias = spec.key_bias = spec.value_bias = spec.attention_output_bias = spec.mlp_bias = true;
+  spec.query_bias = spec.key_bias = spec.value_bias = spec.attention_output_bias = spec.mlp_bias =
+      true;
   spec.tied_head = true;
   return spec;
 }

@@ -17,7 +17,8 @@ TEST(TensorCatalog, CountsTheParametersOfPublishedModels) {
 
 TEST(TensorCatalog, CountsGpt2LayerByHand) {
   // norms 4·768; q k v o each 768² + 768; up 768·3072 + 3072; down 3072·768 + 768
-  const std::int64_t layer = 4 * 768 + 4 * (768 * 768 + 768) + (768 * 3072 + 3072) + (3072 * 768 + 768);
+  const std::int64_t layer =
+      4 * 768 + 4 * (768 * 768 + 768) + (768 * 3072 + 3072) + (3072 * 768 + 768);
   EXPECT_EQ(slab_weight_bytes(gpt2_spec(), SlabKind::kLayer, DType::kF32), 4 * layer);
 }
 
@@ -74,7 +75,8 @@ TEST(TensorCatalog, VectorsAreF32MatricesAreInTheWeightType) {
       PartKind last = PartKind::kEmbedding;
       std::set<TensorRole> roles;
       for (const TensorSpec& tensor : slab_tensors(spec, slab, DType::kBF16)) {
-        EXPECT_EQ(tensor.type, tensor.is_vector() ? DType::kF32 : DType::kBF16) << role_name(tensor.role);
+        EXPECT_EQ(tensor.type, tensor.is_vector() ? DType::kF32 : DType::kBF16)
+            << role_name(tensor.role);
         EXPECT_GE(tensor.part, last) << "parts are not in order at " << role_name(tensor.role);
         EXPECT_TRUE(roles.insert(tensor.role).second) << role_name(tensor.role);
         last = tensor.part;
@@ -90,7 +92,8 @@ TEST(TensorCatalog, NamesReadBack) {
     EXPECT_EQ(parse_role(role_name(role)), role);
     EXPECT_TRUE(names.insert(role_name(role)).second) << role_name(role);
   }
-  for (PartKind part : {PartKind::kEmbedding, PartKind::kAttention, PartKind::kMlp, PartKind::kHead})
+  for (PartKind part :
+       {PartKind::kEmbedding, PartKind::kAttention, PartKind::kMlp, PartKind::kHead})
     EXPECT_EQ(parse_part(part_name(part)), part);
   EXPECT_EQ(parse_role("q_proj"), std::nullopt);
   EXPECT_EQ(parse_part(""), std::nullopt);

@@ -27,7 +27,12 @@ struct Job {
 // everything that it promises. What it launched, in order.
 class Ring {
  public:
-  explicit Ring(const Job& job) : job_(job), scheduler_(job.limits), random_(job.seed), entered_(job.texts.size()), drawn_(job.texts.size()) {
+  explicit Ring(const Job& job)
+      : job_(job),
+        scheduler_(job.limits),
+        random_(job.seed),
+        entered_(job.texts.size()),
+        drawn_(job.texts.size()) {
     for (std::size_t i = 0; i < job.texts.size(); ++i)
       scheduler_.submit(static_cast<std::int64_t>(i), job.texts[i].prompt, job.texts[i].decodes);
   }
@@ -50,8 +55,10 @@ class Ring {
     }
     EXPECT_FALSE(scheduler_.next().has_value());
     for (std::size_t i = 0; i < job_.texts.size(); ++i) {
-      EXPECT_EQ(drawn_[i], job_.texts[i].decodes ? job_.texts[i].new_tokens : 0) << "sequence " << i;
-      EXPECT_EQ(entered_[i], job_.texts[i].prompt + std::max<std::int64_t>(0, drawn_[i] - 1)) << "sequence " << i;
+      EXPECT_EQ(drawn_[i], job_.texts[i].decodes ? job_.texts[i].new_tokens : 0)
+          << "sequence " << i;
+      EXPECT_EQ(entered_[i], job_.texts[i].prompt + std::max<std::int64_t>(0, drawn_[i] - 1))
+          << "sequence " << i;
     }
     return launched_;
   }
@@ -75,7 +82,8 @@ class Ring {
       EXPECT_EQ(run.last_of_prompt, entered_[i] >= job_.texts[i].prompt);
       if (batch.decode) {
         EXPECT_EQ(run.count, 1);
-        EXPECT_EQ(run.position, job_.texts[i].prompt + drawn_[i] - 1) << "decodes before its token is drawn";
+        EXPECT_EQ(run.position, job_.texts[i].prompt + drawn_[i] - 1)
+            << "decodes before its token is drawn";
       } else {
         EXPECT_LE(entered_[i], job_.texts[i].prompt);
       }
@@ -120,13 +128,19 @@ class Ring {
 
 Job random_job(std::uint32_t seed) {
   std::mt19937 random(seed);
-  const auto between = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  const auto between = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
   Job job;
   job.seed = seed;
-  job.limits = {.micro_batch_tokens = between(0, 3) == 0 ? between(1, 4) : between(5, 300), .depth = between(1, 6), .max_active = between(1, 12)};
+  job.limits = {.micro_batch_tokens = between(0, 3) == 0 ? between(1, 4) : between(5, 300),
+                .depth = between(1, 6),
+                .max_active = between(1, 12)};
   const int texts = between(1, 20);
   for (int i = 0; i < texts; ++i)
-    job.texts.push_back({.prompt = between(0, 4) == 0 ? between(100, 700) : between(1, 40), .decodes = between(0, 4) != 0, .new_tokens = between(1, 12)});
+    job.texts.push_back({.prompt = between(0, 4) == 0 ? between(100, 700) : between(1, 40),
+                         .decodes = between(0, 4) != 0,
+                         .new_tokens = between(1, 12)});
   return job;
 }
 

@@ -43,7 +43,8 @@ std::int64_t best_by_trying_all(const PlanCosts& costs, std::int64_t layers, std
       sizes.pop_back();
       return;
     }
-    for (std::int64_t size = 1; left - size >= windows - static_cast<std::int64_t>(sizes.size()) - 1; ++size) {
+    for (std::int64_t size = 1;
+         left - size >= windows - static_cast<std::int64_t>(sizes.size()) - 1; ++size) {
       sizes.push_back(size);
       extend(left - size);
       sizes.pop_back();
@@ -59,7 +60,8 @@ TEST(BalancedPlan, NoSplitHasASmallerLargestWindow) {
       for (int rounds = 1; ranks * rounds <= layers; ++rounds)
         for (std::int64_t embedding : {0, 3, 10, 25, 90})
           for (std::int64_t head : {0, 4, 11, 60}) {
-            const PlanCosts costs{.layer_bytes = 10, .embedding_bytes = embedding, .head_bytes = head};
+            const PlanCosts costs{
+                .layer_bytes = 10, .embedding_bytes = embedding, .head_bytes = head};
             const StagePlan plan = balanced_plan(costs, 2, 2 + layers, ranks, rounds);
             ASSERT_EQ(plan.windows.size(), static_cast<std::size_t>(ranks * rounds));
             std::vector<std::int64_t> sizes;
@@ -72,8 +74,10 @@ TEST(BalancedPlan, NoSplitHasASmallerLargestWindow) {
               next = plan.windows[i].end;
             }
             EXPECT_EQ(next, 2 + layers);
-            EXPECT_EQ(largest_window(costs, sizes), best_by_trying_all(costs, layers, ranks * rounds))
-                << layers << " layers, " << ranks << " ranks, " << rounds << " rounds, " << embedding << ", " << head;
+            EXPECT_EQ(largest_window(costs, sizes),
+                      best_by_trying_all(costs, layers, ranks * rounds))
+                << layers << " layers, " << ranks << " ranks, " << rounds << " rounds, "
+                << embedding << ", " << head;
           }
 }
 
@@ -82,13 +86,16 @@ TEST(BalancedPlan, EvenWithoutEndsAndLighterWhereTheEmbeddingIs) {
             (std::vector<Window>{{0, 3, 0}, {3, 6, 1}, {6, 9, 2}, {9, 12, 3}}));
   EXPECT_EQ(balanced_plan({.layer_bytes = 10, .embedding_bytes = 20}, 0, 10, 2, 1).windows,
             (std::vector<Window>{{0, 4, 0}, {4, 10, 1}}));
-  EXPECT_EQ(balanced_plan({.layer_bytes = 10, .embedding_bytes = 0, .head_bytes = 20}, 0, 10, 2, 1).windows,
+  EXPECT_EQ(balanced_plan({.layer_bytes = 10, .embedding_bytes = 0, .head_bytes = 20}, 0, 10, 2, 1)
+                .windows,
             (std::vector<Window>{{0, 6, 0}, {6, 10, 1}}));
 }
 
 TEST(BalancedPlan, MoreWindowsThanLayersIsAUsageError) {
-  expect_usage_error([] { balanced_plan({.layer_bytes = 1}, 0, 4, 5, 1); }, "5 ranks need at least 5 layers, the model has 4");
-  expect_usage_error([] { balanced_plan({.layer_bytes = 1}, 0, 4, 2, 3); }, "2 ranks with 3 rounds need at least 6 layers");
+  expect_usage_error([] { balanced_plan({.layer_bytes = 1}, 0, 4, 5, 1); },
+                     "5 ranks need at least 5 layers, the model has 4");
+  expect_usage_error([] { balanced_plan({.layer_bytes = 1}, 0, 4, 2, 3); },
+                     "2 ranks with 3 rounds need at least 6 layers");
   try {
     balanced_plan({.layer_bytes = 1}, 0, 4, 1, 9);
     FAIL();
@@ -121,8 +128,8 @@ TEST(ExplicitPlan, NamesWhatDoesNotFit) {
 TEST(LayerRange, Table) {
   EXPECT_EQ(parse_layer_range("0:12", 12), (std::pair<std::int64_t, std::int64_t>{0, 12}));
   EXPECT_EQ(parse_layer_range("11:12", 12), (std::pair<std::int64_t, std::int64_t>{11, 12}));
-  for (const char* text : {"", ":", "3", "3:", ":3", "a:3", "3:b", "3:4:5", " 0:3", "0: 3", "0:3 ", "+0:3", "-0:3", "-1:3",
-                           "0x0:3", "1.0:3", "0:99999999999999999999"})
+  for (const char* text : {"", ":", "3", "3:", ":3", "a:3", "3:b", "3:4:5", " 0:3", "0: 3", "0:3 ",
+                           "+0:3", "-0:3", "-1:3", "0x0:3", "1.0:3", "0:99999999999999999999"})
     expect_usage_error([&] { parse_layer_range(text, 12); }, "not a layer range");
   for (const char* text : {"3:3", "4:3", "0:13", "12:13"})
     expect_usage_error([&] { parse_layer_range(text, 12); }, "0 ≤ A < B ≤ 12");
