@@ -206,7 +206,7 @@ instructions.
   {VALIDATION_EVERY}th chapter is held out.
 - **Tokenizer**: byte-level BPE of GPT-2's kind, {facts["vocab"]} tokens, trained on the same text.
 - **Training**: `scripts/train_demo_model.py --text kjv.txt`, seed {facts["seed"]}, {facts["steps"]} steps of {facts["batch"]} × {SHAPE["n_positions"]} tokens, AdamW,
-  cosine from {facts["learning_rate"]}, one CPU thread, about {facts["minutes"]} minutes.
+  cosine from {facts["learning_rate"]}, one CPU thread, about {facts["minutes"]} minutes of wall time.
 - **Final loss**: {facts["train_loss"]:.4f} nats a token (mean of the last 100 steps); held out {facts["held_out_loss"]:.4f}, measured on the
   f16 file with float32 arithmetic.
 - `golden.json` holds what Hugging Face transformers computes from these weights (`scripts/make_golden.py`).

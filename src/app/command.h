@@ -13,6 +13,7 @@ using CommandRunner = std::function<int()>;
 struct Command {
   CLI::App* app = nullptr;
   CommandRunner run;
+  bool parallel = false;  // under mpirun its processes are ranks of one job
 };
 
 Command import_command(CLI::App& parent);

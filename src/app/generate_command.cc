@@ -103,7 +103,8 @@ class GenerateJob {
   }
 
  private:
-  bool streams() const { return generations_.size() == 1 && !flags_.run.json; }
+  // One prompt from the command line; prompts from a file are blocks with a head, even a single one.
+  bool streams() const { return app_.count("--prompts") == 0 && !flags_.run.json; }
 
   bool take(Generation& generation, TokenId token) {
     const std::string text = generation.push(token);
@@ -152,7 +153,7 @@ Command generate_command(CLI::App& parent) {
                                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
                                 .make_source = [&](const JobView& view) { return job.make_source(view); },
                                 .finish = [&](const JobView&, const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-  }};
+  }, true};
 }
 
 }  // namespace stagecoach

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "base/byte_size.h"
@@ -21,6 +22,13 @@ void print(std::string_view text) {
 
 void print_json_line(const Json& json) {
   print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Error as_error(const std::exception& exception) {
+  if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;
+  if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr)
+    return resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type");
+  return {ErrorKind::kInternal, std::string("internal error: ") + exception.what(), "report this, with the command"};
 }
 
 void print_error(const Error& error, const std::string& who) {

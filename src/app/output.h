@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <string_view>
 
@@ -14,6 +15,9 @@ namespace stagecoach {
 // stdout cannot take it.
 void print(std::string_view text);
 void print_json_line(const Json& json);
+
+// What an exception that reached the top means to the user.
+Error as_error(const std::exception& exception);
 
 // The one message of an error, on stderr; `who` names the rank that met it, or is empty.
 void print_error(const Error& error, const std::string& who);

@@ -1,6 +1,9 @@
 #include "app/run_job.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -24,6 +27,9 @@
 namespace stagecoach {
 namespace {
 
+// How long another rank waits before it says what rank 0 may be saying for all.
+constexpr std::chrono::seconds kRankZeroFirst{2};
+
 std::unique_ptr<Transport> open_transport() {
   if (launched_size() > 1) return open_mpi_transport();
   return std::move(make_loopback(1).front());
@@ -40,6 +46,11 @@ BackendRegistry device_registry() {
   BackendRegistry registry;
   registry.add("cpu", make_cpu_backend);
   return registry;
+}
+
+std::string local_host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "this host";
 }
 
 std::string name_of(const Transport& transport, int rank) {
@@ -66,14 +77,19 @@ class JobRun {
                                                    : parse_layer_range(kind_.layers, layers);
     make_plan(begin, end);
     const int rank = transport_.rank();
+    if (rank == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
     slice_.layers = plan_.layers_of(rank);
     slice_.embedding = begin == 0 && rank == plan_.windows.front().rank;
     slice_.head = end == layers && rank == plan_.last_rank();
     backend_ = device_registry().create(settings_.device == "auto" ? "cpu" : settings_.device,
                                         {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
     isa_ = backend_->isa();
+    {
+      const std::lock_guard lock(description_mutex_);
+      for (int r = 0; r < transport_.size(); ++r) descriptions_.push_back(" (" + plan_.describe(r) + ")");
+    }
     if (rank == 0) {
-      if (!settings_.report.empty()) write_report(settings_.report, {});  // before hours of work, not after
+      if (!settings_.report.empty()) check_writable(settings_.report);  // before hours of work, not after
       kind_.prepare(*store_);
     }
   }
@@ -92,7 +108,7 @@ class JobRun {
   RankStatus status() const {
     const Manifest& manifest = store_->manifest();
     RankStatus status;
-    status.version = STAGECOACH_VERSION;
+    status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
     status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {}", plan_hash(plan_), settings_.wire, settings_.kv, settings_.micro_batch)));
     status.model_hash = xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
     const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -126,11 +142,22 @@ class JobRun {
     kind_.finish(view(), ranks_);
   }
 
-  std::string describe(int rank) const { return plan_.windows.empty() ? "" : " (" + plan_.describe(rank) + ")"; }
+  // The layers of a rank, for messages; empty before there is a plan. Called by the watching thread.
+  std::string describe(int rank) const {
+    const std::lock_guard lock(description_mutex_);
+    return descriptions_.empty() ? "" : descriptions_[static_cast<std::size_t>(rank)];
+  }
 
  private:
   const ModelSpec& spec() const { return store_->manifest().spec; }
   JobView view() const { return {*store_, plan_, settings_.micro_batch, isa_}; }
+
+  // What a host's store must hold.
+  std::string describe_plan() const {
+    std::string text = fmt::format("{} ranks:", plan_.ranks);
+    for (int r = 0; r < plan_.ranks; ++r) text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r), plan_.describe(r));
+    return text;
+  }
 
   void make_plan(std::int64_t begin, std::int64_t end) {
     const ModelSpec& s = spec();
@@ -143,7 +170,7 @@ class JobRun {
     const std::int64_t embedding = slab_weight_bytes(s, SlabKind::kEmbedding, weights);
     if (begin == 0) costs.embedding_bytes = embedding;
     if (end == s.num_hidden_layers) costs.head_bytes = slab_weight_bytes(s, SlabKind::kHead, weights) + (s.tied_head ? embedding : 0);
-    plan_ = balanced_plan(costs, begin, end, transport_.size(), settings_.rounds);
+    plan_ = balanced_plan(costs, begin, end, transport_.size(), settings_.rounds_per_rank());
   }
 
   const RunSettings& settings_;
@@ -152,6 +179,8 @@ class JobRun {
   ControlChannel control_;
   std::optional<LayerStore> store_;
   StagePlan plan_;
+  mutable std::mutex description_mutex_;
+  std::vector<std::string> descriptions_;
   ResidentSlice slice_;
   std::unique_ptr<Backend> backend_;
   std::string isa_;
@@ -170,10 +199,8 @@ void step_together(JobRun& job, const Step& step) {
   try {
     step();
     status = job.status();
-  } catch (const Error& error) {
-    status = failed_status(error);
-  } catch (const std::bad_alloc&) {
-    status = failed_status(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
+  } catch (const std::exception& exception) {
+    status = failed_status(as_error(exception));
   }
   // Ranks agree three times, and a warning is worth one line.
   agree(job.control(), status, {.error = [](const Error& error) { print_error(error, ""); },
@@ -189,44 +216,83 @@ void run_together(JobRun& job) {
   step_together(job, [&] { job.finish(); });
 }
 
-}  // namespace
+// Others depend on this rank: says what went wrong and ends the job everywhere.
+[[noreturn]] void end_for_all(Transport& transport, const Error& error) {
+  // Who pressed Ctrl-C knows; and mpirun sends the same signal to the ranks of a job that failed elsewhere.
+  if (error.kind() != ErrorKind::kInterrupted) print_error(error, name_of(transport, transport.rank()));
+  transport.abort(error.exit_code());
+  std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through the interface
+}
 
-int run_job(const RunSettings& settings, const JobKind& kind) {
-  if (settings.store.empty()) throw usage_error("no store was given", "--store STORE");
-  const std::unique_ptr<Transport> transport = open_transport();
-  const int rank = transport->rank();
-  setup_logging(settings.verbose ? Verbosity::kVerbose : settings.quiet || rank > 0 ? Verbosity::kQuiet : Verbosity::kNormal,
-                name_of(*transport, rank));
+void finalize(Transport& transport) {
+  try {
+    transport.finalize();
+  } catch (const Error& error) {
+    if (transport.size() == 1) throw;
+    end_for_all(transport, error);
+  }
+}
 
-  JobRun job(settings, kind, *transport);
-  const auto lost = [&](int peer, double seconds, bool reporter) {
+std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& transport, const JobRun& job) {
+  PeerWatch::Events events;
+  events.lost = [&](int peer, double seconds, bool reporter) {
     if (reporter) {
       const std::string problem = fmt::format("{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is down",
-                                              name_of(*transport, peer), job.describe(peer), seconds);
+                                              name_of(transport, peer), job.describe(peer), seconds);
       print_error(Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"), "");
     } else {
       std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
     }
-    transport->abort(static_cast<int>(ErrorKind::kPeerLost));
+    transport.abort(static_cast<int>(ErrorKind::kPeerLost));
   };
-  PeerWatchOptions watch_options;
-  watch_options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
-  auto watch = std::make_unique<PeerWatch>(*transport, watch_options, lost);
+  events.failed = [&](const Error& error) { end_for_all(transport, error); };
+  PeerWatchOptions options;
+  options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
+  return std::make_unique<PeerWatch>(transport, options, std::move(events));
+}
+
+}  // namespace
+
+int run_job(const RunSettings& settings, const JobKind& kind) {
+  const std::unique_ptr<Transport> transport = open_transport();
+  const int rank = transport->rank();
+  setup_logging(settings.verbose ? Verbosity::kVerbose : settings.quiet || rank > 0 ? Verbosity::kQuiet : Verbosity::kNormal,
+                name_of(*transport, rank));
+  JobRun job(settings, kind, *transport);
+  auto watch = watch_peers(settings, *transport, job);
   try {
     run_together(job);
   } catch (const AgreedError&) {
     // Every rank knows, so that this is an orderly end.
     watch.reset();
-    transport->finalize();
+    finalize(*transport);
     throw;
-  } catch (const Error& error) {
+  } catch (const std::exception& exception) {
     if (transport->size() == 1) throw;
-    if (error.kind() != ErrorKind::kInterrupted || rank == 0) print_error(error, name_of(*transport, rank));
-    transport->abort(error.exit_code());
+    end_for_all(*transport, as_error(exception));
   }
   watch.reset();
-  transport->finalize();
+  finalize(*transport);
   return 0;
+}
+
+void share_failure(const Error& error) {
+  std::unique_ptr<Transport> transport;
+  try {
+    transport = open_transport();
+  } catch (const Error& unreachable) {
+    // Nobody can be told through MPI. Rank 0 speaks first; where it has the same trouble its exit ends us.
+    if (launched_rank() > 0) std::this_thread::sleep_for(kRankZeroFirst);
+    if (!interrupt_requested) print_error(unreachable, launched_rank() > 0 ? fmt::format("rank {} on {}", launched_rank(), local_host_name()) : "");
+    throw AgreedError(unreachable.kind(), unreachable.what(), unreachable.hint());
+  }
+  ControlChannel control(*transport);
+  try {
+    agree(control, failed_status(error), {.error = [](const Error& agreed) { print_error(agreed, ""); }, .warning = [](const std::string&) {}});
+  } catch (const AgreedError&) {
+    finalize(*transport);
+    throw;
+  }
 }
 
 }  // namespace stagecoach

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/settings.h"
+#include "base/error.h"
 #include "pipeline/rank_loop.h"
 #include "timeline/report.h"
 
@@ -38,5 +39,9 @@ struct JobKind {
 // Runs this process's part of the job. Returns 0; errors are thrown (AgreedError when rank 0 has reported
 // them) or, once ranks depend on one another, end all of them.
 int run_job(const RunSettings& settings, const JobKind& kind);
+
+// For a rank of a job whose settings are wrong before run_job: joins the others at their first agreement,
+// so that all end with this error and one message. Always throws AgreedError.
+void share_failure(const Error& error);
 
 }  // namespace stagecoach

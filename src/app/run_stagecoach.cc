@@ -3,6 +3,7 @@
 
 #include "app/command.h"
 #include "app/output.h"
+#include "app/run_job.h"
 #include "app/settings.h"
 #include "app/signals.h"
 #include "base/error.h"
@@ -16,8 +17,9 @@ namespace {
 // Every rank parses the same words; only rank 0 complains about them.
 bool speaks() { return launched_rank() == 0; }
 
-int report(const Error& error) {
-  const bool told = dynamic_cast<const AgreedError*>(&error) != nullptr;
+int report(const std::exception& exception) {
+  const Error error = as_error(exception);
+  const bool told = dynamic_cast<const AgreedError*>(&exception) != nullptr;
   if (!told && speaks()) print_error(error, "");
   return error.exit_code();
 }
@@ -35,8 +37,16 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
   }
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
-    apply_environment_and_job(*command.app);
-    return command.run();
+    try {
+      apply_environment_and_job(*command.app);
+      return command.run();
+    } catch (const AgreedError&) {
+      throw;
+    } catch (const Error& error) {
+      // Settings may be wrong on one host alone (its job file, its environment): the others must hear of it.
+      if (command.parallel && launched_size() > 1) share_failure(error);
+      throw;
+    }
   }
   throw usage_error("no command was given", "stagecoach --help");
 }
@@ -55,12 +65,8 @@ int run_stagecoach(int argc, char** argv) {
                                         inspect_command(app),  verify_command(app),   tokenize_command(app),
                                         generate_command(app), score_command(app),    time_command(app)};
     return parse_and_run(app, commands, argc, argv);
-  } catch (const Error& error) {
-    return report(error);
-  } catch (const std::bad_alloc&) {
-    return report(resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type"));
-  } catch (const std::exception& error) {
-    return report(Error(ErrorKind::kInternal, std::string("internal error: ") + error.what(), "please report this, with the command"));
+  } catch (const std::exception& exception) {
+    return report(exception);
   }
 }
 

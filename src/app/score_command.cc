@@ -97,7 +97,7 @@ Command score_command(CLI::App& parent) {
                                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
                                 .make_source = [&](const JobView& view) { return job.make_source(view); },
                                 .finish = [&](const JobView&, const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-  }};
+  }, true};
 }
 
 }  // namespace stagecoach

@@ -3,6 +3,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <sstream>
 
@@ -44,12 +45,9 @@ std::string scalar_text(const std::string& file, const toml::node& node) {
 
 void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
   try {
-    // A flag without a value takes true or false here; false is the same as leaving it out.
-    if (option.get_items_expected_max() == 0) {
-      if (values.front() == "false" || values.front() == "0") return;
-      if (values.front() != "true" && values.front() != "1")
-        throw usage_error(fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
-    }
+    // A flag without a value takes true or false here. False counts too: it goes before what follows.
+    if (option.get_items_expected_max() == 0 && values.front() != "true" && values.front() != "false")
+      throw usage_error(fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
     for (const std::string& value : values) option.add_result(value);
     option.run_callback();
   } catch (const CLI::Error& error) {
@@ -96,13 +94,22 @@ VerifyMode RunSettings::verify_mode() const {
   return verify == "off" ? VerifyMode::kOff : verify == "always" ? VerifyMode::kAlways : VerifyMode::kFirst;
 }
 
+int RunSettings::rounds_per_rank() const {
+  if (rounds == "auto") return 1;
+  int value = 0;
+  const auto [end, error] = std::from_chars(rounds.data(), rounds.data() + rounds.size(), value);
+  if (error != std::errc{} || end != rounds.data() + rounds.size() || value < 1)
+    throw usage_error(fmt::format("--rounds should be a positive number or auto, found '{}'", rounds));
+  return value;
+}
+
 void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--store", s.store, "Store directory, on every host at this path")->type_name("STORE");
   command.add_option("--job", "Job file: [run] holds any of these settings")->type_name("FILE.toml");
   command.add_option("--threads", s.threads, "Compute threads per rank (default: allowed cores / ranks on this host)")->check(CLI::Range(1, 4096));
   command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")->capture_default_str()->check(CLI::Range(1, 65536));
   command.add_option("--windows", s.windows, "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")->type_name("A:B,...");
-  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order")->capture_default_str()->check(CLI::Range(1, 1024));
+  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")->capture_default_str()->type_name("K|auto");
   command.add_option("--device", s.device, "Device to compute on")->capture_default_str()->check(CLI::IsMember({"auto", "cpu"}));
   command.add_option("--verify", s.verify, "When to check weights against their checksums")->capture_default_str()->check(CLI::IsMember({"always", "first", "off"}));
   command.add_option("--wire", s.wire, "Type of hidden states between ranks")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));

@@ -20,7 +20,7 @@ struct RunSettings {
   int threads = 0;                     // 0: allowed cores ÷ ranks on this host
   std::int64_t micro_batch = 256;      // tokens
   std::string windows;                 // "0:5,5:12": empty: balanced by bytes
-  int rounds = 1;
+  std::string rounds = "auto";         // windows of each rank; auto: 1, as the slices are in memory
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";
@@ -31,6 +31,7 @@ struct RunSettings {
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;
+  int rounds_per_rank() const;
 };
 
 // Adds the flags of RunSettings, --job included.

@@ -50,6 +50,9 @@ void print_sharing_note(const Manifest& manifest) {
 }
 
 int run_list(const std::string& root, bool json) {
+  std::error_code trouble;
+  if (!std::filesystem::is_directory(root, trouble))
+    throw data_error(fmt::format("{} is not a folder{}", root, trouble ? ": " + trouble.message() : ""), "check the path");
   const auto stores = find_stores(root);
   if (!json && stores.empty()) print(fmt::format("no stores under {}\n", root));
   if (!json && !stores.empty())

@@ -68,7 +68,9 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
 std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store) { return load_tokenizer(store / "tokenizer"); }
 
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source) {
-  const bool store = std::filesystem::exists(source / "manifest.json");
+  std::error_code error;
+  const bool store = std::filesystem::exists(source / "manifest.json", error);
+  if (error) throw data_error(fmt::format("cannot look into {}: {}", source.string(), error.message()), "check the path");
   auto tokenizer = store ? store_tokenizer(source) : load_tokenizer(source);
   if (tokenizer == nullptr)
     throw data_error(fmt::format("{} has no tokenizer files (tokenizer.json, or vocab.json with merges.txt)", source.string()),

@@ -106,7 +106,7 @@ Command time_command(CLI::App& parent) {
                                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
                                 .make_source = [&](const JobView& view) { return job.make_source(view); },
                                 .finish = [&](const JobView& view, const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
-  }};
+  }, true};
 }
 
 }  // namespace stagecoach

@@ -148,6 +148,15 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
   }
 }
 
+void check_writable(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()));
+  const fs::path probe = folder / fmt::format(".stagecoach-{}", ::getpid());
+  File::create(probe);
+  fs::remove(probe, error);
+}
+
 void rename_synced(const fs::path& from, const fs::path& to) {
   if (::rename(from.c_str(), to.c_str()) != 0) throw output_error("rename to", to, errno);
   sync_folder(to);

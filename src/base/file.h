@@ -46,6 +46,9 @@ std::string read_text_file(const std::filesystem::path& path, std::int64_t max_b
 // after a crash `path` holds either the old content or the new.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
+// Makes the folder if need be, and sees whether files can be made in it. Throws resource_error.
+void check_writable(const std::filesystem::path& folder);
+
 void rename_synced(const std::filesystem::path& from, const std::filesystem::path& to);
 
 inline std::span<const std::byte> as_bytes(std::string_view text) {

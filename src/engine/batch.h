@@ -22,7 +22,6 @@ struct TokenRun {
   bool sample = false;  // draw the next token after the last row
 
   std::int64_t count() const { return static_cast<std::int64_t>(ids.size()); }
-  bool wants_logits() const { return sample || !targets.empty(); }
 
   template <class Archive>
   void serialize(Archive& archive) {

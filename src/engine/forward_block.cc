@@ -1,21 +1,9 @@
 #include "engine/forward_block.h"
 
+#include "engine/kernel_kinds.h"
+
 namespace stagecoach {
 namespace {
-
-NormKind norm_kind(const ModelSpec& spec) {
-  return spec.norm == NormAxis::kLayerNorm ? NormKind::kLayerNorm : NormKind::kRmsNorm;
-}
-
-Activation activation_kind(const ModelSpec& spec) {
-  switch (spec.activation) {
-    case ActivationKind::kGeluTanh: return Activation::kGeluTanh;
-    case ActivationKind::kGeluErf: return Activation::kGeluErf;
-    case ActivationKind::kRelu: return Activation::kRelu;
-    case ActivationKind::kSilu: return Activation::kSilu;
-  }
-  return Activation::kRelu;
-}
 
 // The ops below with everything filled in that is the same all through the block: rows and strides.
 class RowOps {

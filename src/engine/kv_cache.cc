@@ -9,10 +9,6 @@ namespace stagecoach {
 KvCache::KvCache(const ModelSpec& spec, Backend& backend)
     : backend_(backend), page_floats_(spec.key_value_size() * kKvPageTokens) {}
 
-std::int64_t KvCache::bytes_per_page(const ModelSpec& spec) {
-  return 2 * spec.key_value_size() * kKvPageTokens * static_cast<std::int64_t>(sizeof(float));
-}
-
 void KvCache::add_layers(std::int64_t begin, std::int64_t end) {
   STAGECOACH_CHECK(sequences_.empty());
   for (std::int64_t layer = begin; layer < end; ++layer) slot_of_layer_.emplace(layer, slot_of_layer_.size());

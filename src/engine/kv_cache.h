@@ -17,8 +17,8 @@ namespace stagecoach {
 
 class KvCache {
  public:
-  // For layers [layer_begin, layer_end) and whatever other windows add_layers names.
   KvCache(const ModelSpec& spec, Backend& backend);
+  // Declares the layers that it holds, before any sequence comes.
   void add_layers(std::int64_t begin, std::int64_t end);
 
   // Makes room for the positions of `runs` in every layer. Throws resource_error when memory ends.
@@ -31,7 +31,6 @@ class KvCache {
   void drop(SequenceId sequence);
 
   std::int64_t bytes() const { return allocated_bytes_; }
-  static std::int64_t bytes_per_page(const ModelSpec& spec);  // of one layer: keys and values
 
  private:
   struct Sequence {

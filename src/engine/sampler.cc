@@ -118,7 +118,9 @@ TokenId Sampler::sample(SequenceId sequence, std::int64_t position, std::span<fl
   const auto top_k = static_cast<std::size_t>(params.top_k);
   if (top_k > 0 && top_k < candidates.size()) {
     std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(top_k) - 1, candidates.end(), more_probable);
-    candidates.resize(top_k);
+    // Tokens as probable as the k-th stay, as in Hugging Face's processor.
+    const double least = candidates[top_k - 1].logit;
+    std::erase_if(candidates, [least](const Candidate& c) { return c.logit < least; });
   }
   if (params.top_p < 1) {
     std::sort(candidates.begin(), candidates.end(), more_probable);
@@ -140,6 +142,7 @@ TokenId Sampler::sample(SequenceId sequence, std::int64_t position, std::span<fl
 }
 
 double log_probability(std::span<const float> logits, TokenId target) {
+  check_logits(logits);
   const double top = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (float logit : logits) sum += portable_exp(logit - top);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "engine/kernel_kinds.h"
 
 namespace stagecoach {
 namespace {
@@ -79,7 +80,7 @@ void StageRunner::head_rows(std::int64_t first, std::int64_t count, const BatchL
   backend_.norm({.x = workspace_.hidden.f32() + first * spec_.hidden_size,
                  .weight = head[TensorRole::kFinalNorm].f32(), .bias = head[TensorRole::kFinalNormBias].f32(),
                  .y = workspace_.normed.f32(), .rows = count, .cols = spec_.hidden_size, .epsilon = spec_.norm_epsilon,
-                 .kind = spec_.norm == NormAxis::kLayerNorm ? NormKind::kLayerNorm : NormKind::kRmsNorm});
+                 .kind = norm_kind(spec_)});
   backend_.matmul({.x = workspace_.normed.f32(), .x_stride = spec_.hidden_size, .weight = matrix.data,
                    .weight_type = matrix.type, .bias = head[TensorRole::kHeadBias].f32(), .y = logits_.f32(),
                    .y_stride = spec_.vocab_size, .rows = count, .in = spec_.hidden_size, .out = spec_.vocab_size,

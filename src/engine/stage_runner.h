@@ -23,8 +23,6 @@ class StageRunner {
               std::int64_t max_rows);
 
   KvCache& kv() { return kv_; }
-  const Workspace& workspace() const { return workspace_; }
-  std::int64_t max_rows() const { return workspace_.max_rows; }
 
   // Token ids of `runs` → hidden state (rows, hidden_size), kept in the workspace.
   void embed(std::span<const TokenRun> runs, const BatchLabel& label);

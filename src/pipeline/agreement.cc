@@ -93,6 +93,16 @@ std::string difference_worth_knowing(const Transport& transport, const std::vect
   return {};
 }
 
+// A status that cannot be read comes from another Stagecoach: that is its rank's error.
+RankStatus read_status(ControlChannel& control, int rank) {
+  const std::vector<std::byte> payload = control.receive_from(rank);
+  try {
+    return from_archive<RankStatus>(kStatus, payload, "rank status");
+  } catch (const Error& error) {
+    return failed_status(error);
+  }
+}
+
 }  // namespace
 
 void agree(ControlChannel& control, const RankStatus& status, const AgreementEvents& events) {
@@ -100,7 +110,7 @@ void agree(ControlChannel& control, const RankStatus& status, const AgreementEve
   if (control.rank() == 0) {
     std::vector<RankStatus> all{status};
     for (int r = 1; r < control.size(); ++r)
-      all.push_back(from_archive<RankStatus>(kStatus, control.receive_from(r), "rank status"));
+      all.push_back(read_status(control, r));
     verdict = judge(control.transport(), all);
     if (verdict.code != 0) {
       events.error(Error(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint));

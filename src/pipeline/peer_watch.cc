@@ -1,12 +1,19 @@
 #include "pipeline/peer_watch.h"
 
-#include "base/error.h"
-#include "base/log.h"
+#include <algorithm>
+#include <utility>
 
 namespace stagecoach {
+namespace {
 
-PeerWatch::PeerWatch(Transport& transport, const PeerWatchOptions& options, Lost lost)
-    : transport_(transport), options_(options), lost_(std::move(lost)) {
+constexpr std::chrono::milliseconds kLook{100};
+// What others have to report a failed transport with what they were waiting for.
+constexpr std::chrono::milliseconds kGrace{1000};
+
+}  // namespace
+
+PeerWatch::PeerWatch(Transport& transport, const PeerWatchOptions& options, Events events)
+    : transport_(transport), options_(options), events_(std::move(events)) {
   if (transport.size() > 1) thread_ = std::thread([this] { run(); });
 }
 
@@ -16,25 +23,31 @@ PeerWatch::~PeerWatch() {
 }
 
 void PeerWatch::run() {
+  try {
+    beat_and_listen();
+  } catch (const std::exception& exception) {
+    const Deadline end = Clock::now() + kGrace;
+    while (!stop_ && Clock::now() < end) std::this_thread::sleep_for(kLook);
+    if (stop_) return;
+    const auto* error = dynamic_cast<const Error*>(&exception);
+    events_.failed(error != nullptr ? *error : Error(ErrorKind::kInternal, exception.what()));
+  }
+}
+
+void PeerWatch::beat_and_listen() {
   std::vector<Deadline> last_heard(static_cast<std::size_t>(transport_.size()), Clock::now());
   Deadline next_beat = Clock::now();
   Deadline last_look = next_beat;
   while (!stop_) {
     const Deadline now = Clock::now();
-    try {
-      if (now >= next_beat) {
-        for (int peer = 0; peer < transport_.size(); ++peer)
-          if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
-        next_beat = now + options_.interval;
-      }
-      while (auto message = transport_.receive(Channel::kHeartbeat, std::min(next_beat, now + std::chrono::milliseconds(100)))) {
-        last_heard[static_cast<std::size_t>(message->source)] = Clock::now();
-        if (stop_) return;
-      }
-    } catch (const Error& error) {
-      // The transport itself has failed; whoever waits for data will say so with more context.
-      spdlog::debug("heartbeats end: {}", error.what());
-      return;
+    if (now >= next_beat) {
+      for (int peer = 0; peer < transport_.size(); ++peer)
+        if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
+      next_beat = now + options_.interval;
+    }
+    while (auto message = transport_.receive(Channel::kHeartbeat, std::min(next_beat, now + kLook))) {
+      last_heard[static_cast<std::size_t>(message->source)] = Clock::now();
+      if (stop_) return;
     }
     // A rank that was stopped or starved itself has not listened: that says nothing of its peers.
     if (Clock::now() - last_look > options_.silence / 2) std::fill(last_heard.begin(), last_heard.end(), Clock::now());
@@ -43,7 +56,7 @@ void PeerWatch::run() {
   }
 }
 
-void PeerWatch::check(std::vector<Deadline>& last_heard) {
+void PeerWatch::check(const std::vector<Deadline>& last_heard) {
   const Deadline now = Clock::now();
   const auto silent = [&](int peer) {
     return peer != transport_.rank() && now - last_heard[static_cast<std::size_t>(peer)] > options_.silence;
@@ -54,7 +67,7 @@ void PeerWatch::check(std::vector<Deadline>& last_heard) {
     while (reporter < transport_.rank() && silent(reporter)) ++reporter;
     stop_ = true;
     const std::chrono::duration<double> seconds = now - last_heard[static_cast<std::size_t>(peer)];
-    lost_(peer, seconds.count(), reporter == transport_.rank());
+    events_.lost(peer, seconds.count(), reporter == transport_.rank());
     return;
   }
 }

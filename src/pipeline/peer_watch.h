@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/error.h"
 #include "transport/transport.h"
 
 namespace stagecoach {
@@ -20,20 +21,24 @@ struct PeerWatchOptions {
 
 class PeerWatch {
  public:
-  // `lost(peer, seconds of silence, reporter)` is called once, on the watching thread: `reporter` says
-  // whether this rank is the one that should tell the user (the lowest that still hears from itself).
-  // It is expected to end the process.
-  using Lost = std::function<void(int peer, double seconds, bool reporter)>;
-  PeerWatch(Transport& transport, const PeerWatchOptions& options, Lost lost);
+  // Called once at most, on the watching thread, and expected to end the process.
+  struct Events {
+    // `reporter`: this rank is the one that should tell the user (the lowest that is not silent).
+    std::function<void(int peer, double seconds, bool reporter)> lost;
+    // The transport has failed, and whoever waits for data has had a second to say so with more context.
+    std::function<void(const Error&)> failed;
+  };
+  PeerWatch(Transport& transport, const PeerWatchOptions& options, Events events);
   ~PeerWatch();
 
  private:
   void run();
-  void check(std::vector<Deadline>& last_heard);
+  void beat_and_listen();
+  void check(const std::vector<Deadline>& last_heard);
 
   Transport& transport_;
   PeerWatchOptions options_;
-  Lost lost_;
+  Events events_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };

@@ -40,7 +40,11 @@ std::optional<MicroBatch> TextBatches::next() {
   auto scheduled = scheduler_.next();
   if (!scheduled) return std::nullopt;
   MicroBatch batch;
-  batch.label = {.micro_batch = scheduled->number, .pass = 0, .phase = scheduled->decode ? Phase::kDecode : Phase::kPrefill};
+// A pass in the timing tables: a decode micro-batch, or all prefill since prompts were last admitted.
+  if (!scheduled->admitted.empty()) prefill_pass_ = scheduled->number;
+  batch.label = {.micro_batch = scheduled->number,
+                 .pass = scheduled->decode ? scheduled->number : prefill_pass_,
+                 .phase = scheduled->decode ? Phase::kDecode : Phase::kPrefill};
   batch.controls = std::exchange(drops_, {});
   for (SequenceId id : scheduled->admitted) {
     const Sequence& sequence = sequences_.at(id);
@@ -53,8 +57,6 @@ std::optional<MicroBatch> TextBatches::next() {
     batch.runs.push_back(make_run(run));
     const Sequence& sequence = sequences_.at(run.sequence);
     if (sequence.request.score && run.last_of_prompt) score_ends_[scheduled->number].push_back(run.sequence);
-    // A decode step's pass is the number of tokens drawn before it: medians are over steps.
-    if (scheduled->decode) batch.label.pass = run.position - static_cast<std::int64_t>(sequence.prompt_length) + 1;
   }
   return batch;
 }
@@ -70,7 +72,9 @@ void TextBatches::returned(const BatchResult& result) {
   for (const BatchResult::LogProbs& values : result.log_probs)
     if (events_.log_probs) events_.log_probs(values.sequence, values.position, values.values);
   for (const auto& [id, token] : result.tokens) {
-    Sequence& sequence = sequences_.at(id);
+    const auto found = sequences_.find(id);
+    if (found == sequences_.end()) throw data_error(fmt::format("a token was drawn for sequence {}, which is not under way", id));
+    Sequence& sequence = found->second;
     sequence.request.tokens.push_back(token);
     const std::size_t drawn = sequence.request.tokens.size() - sequence.prompt_length;
     const bool wanted = events_.token(id, token);

@@ -52,6 +52,7 @@ class TextBatches : public BatchSource {
   TextEvents events_;
   std::map<SequenceId, Sequence> sequences_;
   std::vector<Control> drops_;  // go out with the next micro-batch
+  std::int64_t prefill_pass_ = 0;
   // Scored sequences end when their last micro-batch returns.
   std::map<std::int64_t, std::vector<SequenceId>> score_ends_;
 };

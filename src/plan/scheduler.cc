@@ -8,7 +8,8 @@ namespace stagecoach {
 
 std::int64_t prefill_rows(std::int64_t rows, int depth, std::int64_t micro_batch_tokens) {
   constexpr std::int64_t kFewestRows = 32;
-  const std::int64_t share = (rows + depth - 1) / depth;
+  const std::int64_t parts = depth == 1 ? 1 : 2 * depth;
+  const std::int64_t share = (rows + parts - 1) / parts;
   return std::min(micro_batch_tokens, std::max(share, kFewestRows));
 }
 
@@ -58,7 +59,8 @@ std::optional<ScheduledBatch> Scheduler::next_prefill() {
     batch.admitted.push_back(id);
   }
   if (prefilling_.empty()) return std::nullopt;
-  std::int64_t room = prefill_rows(rows_to_prefill(), limits_.depth, limits_.micro_batch_tokens);
+  if (!batch.admitted.empty()) prefill_rows_ = prefill_rows(rows_to_prefill(), limits_.depth, limits_.micro_batch_tokens);
+  std::int64_t room = prefill_rows_;
   while (room > 0 && !prefilling_.empty()) {
     const std::int64_t id = prefilling_.front();
     Sequence& sequence = active_.at(id);

@@ -20,9 +20,9 @@ struct SchedulerLimits {
   int max_active = 32;                    // sequences that hold KV pages
 };
 
-// Rows of one prefill micro-batch when `rows` are at hand: every one of `depth` ranks gets its share, but
-// no slivers: below some tens of rows a micro-batch costs as much as one row, since it reads the same
-// weights.
+// Rows of one prefill micro-batch when `rows` are at hand. Two for each of `depth` ranks: with one each,
+// filling and draining the ring would cost nearly as much as the work itself. But no slivers: below some
+// tens of rows a micro-batch costs as much as one row, since it reads the same weights.
 std::int64_t prefill_rows(std::int64_t rows, int depth, std::int64_t micro_batch_tokens);
 
 struct ScheduledRun {
@@ -78,6 +78,9 @@ class Scheduler {
   std::map<std::int64_t, Sequence> waiting_sequences_;
   std::map<std::int64_t, Sequence> active_;
   std::map<std::int64_t, ScheduledBatch> in_flight_;
+  // Rows of a prefill micro-batch, settled when prompts are admitted: shares of what is left would
+  // shrink with every micro-batch, and each one reads all weights again.
+  std::int64_t prefill_rows_ = 0;
 };
 
 }  // namespace stagecoach

@@ -26,8 +26,6 @@ std::string_view span_kind_name(SpanKind kind) {
       return "sample";
     case SpanKind::kSend:
       return "send";
-    case SpanKind::kReceive:
-      return "receive";
     case SpanKind::kIdle:
       return "idle";
   }

@@ -23,7 +23,6 @@ enum class SpanKind : std::uint8_t {
   kHead,
   kSample,
   kSend,
-  kReceive,
   kIdle,  // waited for a micro-batch
 };
 std::string_view span_kind_name(SpanKind kind);

@@ -20,7 +20,6 @@ Lane lane_of(SpanKind kind) {
     case SpanKind::kVerify:
       return kDisk;
     case SpanKind::kSend:
-    case SpanKind::kReceive:
       return kNetwork;
     default:
       return kCompute;

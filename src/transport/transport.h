@@ -14,8 +14,8 @@
 namespace stagecoach {
 
 // Messages of one channel from one rank arrive in the order in which they were sent.
-enum class Channel : std::uint8_t { kControl, kData, kResult, kHeartbeat };
-inline constexpr int kChannels = 4;
+enum class Channel : std::uint8_t { kControl, kData, kHeartbeat };
+inline constexpr int kChannels = 3;
 
 struct Message {
   int source = -1;

@@ -97,8 +97,6 @@ const char* channel_name(Channel channel) {
       return "control";
     case Channel::kData:
       return "data";
-    case Channel::kResult:
-      return "result";
     case Channel::kHeartbeat:
       return "heartbeat";
   }

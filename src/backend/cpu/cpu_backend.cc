@@ -115,6 +115,7 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   // the threads, rows are split too; they are independent.
   constexpr std::int64_t kGroup = 8;
   constexpr std::int64_t kRowBlock = 96;
+  if (args.rows == 0) return;
   const std::int64_t panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
   const std::int64_t groups = divide_up(panels, kGroup);
@@ -143,7 +144,7 @@ void CpuBackend::attention(const AttentionArgs& args) {
 
 const KernelTable& choose_kernels(const BackendOptions& options) {
   const IsaList isas = supported_isas();
-  std::string wanted = options.isa, source = "--isa";
+  std::string wanted = options.isa, source = "the forced instruction set";
   if (wanted.empty()) {
     const char* variable = std::getenv("STAGECOACH_ISA");
     if (variable == nullptr || *variable == '\0') return *kernel_table(isas.names[0]);

@@ -57,6 +57,7 @@ class ThreadPool {
     std::exception_ptr error;
   };
 
+  void stop();
   void run(Job& job);
   static void run_chunks(Job& job);
   void worker_loop();

@@ -17,8 +17,8 @@
 namespace stagecoach {
 namespace {
 
-// Long enough for rank 0 to write its reports while the others wait.
-constexpr std::chrono::seconds kFinalizeLimit{60};
+// Ranks come here within moments of one another: they have agreed that nothing is left to do.
+constexpr std::chrono::seconds kFinalizeLimit{8};
 // What MPI_Abort gets before the watchdog ends this process, and what the launcher gets then. The
 // whole job has 10 s, of which a silent peer takes 8 to be noticed. mpirun 4.1 gives its own host's
 // ranks SIGCONT, a second, SIGTERM, and up to another second that is wasted when they have ended by

@@ -66,6 +66,7 @@ void Outbox::mark_left() {
 void Outbox::discard() {
   const std::lock_guard lock(mutex_);
   discarding_ = true;
+  work_waits_ = false;  // nobody will take work any more, and a waiter must not spin on it
   queue_.clear();
   left_.notify_all();
 }

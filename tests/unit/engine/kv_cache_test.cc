@@ -39,7 +39,7 @@ class KvCacheTest : public testing::Test {
     return all;
   }
   std::int64_t bytes_of_pages(std::int64_t pages) const {
-    return pages * 3 * KvCache::bytes_per_page(spec_);
+    return pages * 3 * 2 * spec_.key_value_size() * kKvPageTokens * 4;
   }
 
   std::unique_ptr<Backend> backend_ = make_cpu_backend({.threads = 1, .isa = {}});
@@ -49,7 +49,6 @@ class KvCacheTest : public testing::Test {
 
 TEST_F(KvCacheTest, ReservesWholePagesForEveryLayer) {
   EXPECT_EQ(cache_->bytes(), 0);
-  EXPECT_EQ(KvCache::bytes_per_page(spec_), 2 * 2 * 8 * kKvPageTokens * 4);
   reserve({run(0, 0, 1)});
   EXPECT_EQ(cache_->bytes(), bytes_of_pages(1));
   reserve({run(0, 1, kKvPageTokens - 1)});

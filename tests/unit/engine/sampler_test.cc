@@ -92,8 +92,8 @@ TEST(Sampler, TopKKeepsTheMostProbable) {
   params.top_k = 2;
   EXPECT_EQ(OneSequence(params).support({1, 3, 2, 2.5f}), (std::set<TokenId>{1, 3}));
   params.top_k = 1;
-  EXPECT_EQ(OneSequence(params).support({1, 3, 3, 2}), (std::set<TokenId>{1}))
-      << "of equals the lowest id";
+  EXPECT_EQ(OneSequence(params).support({1, 3, 3, 2}), (std::set<TokenId>{1, 2}))
+      << "equals of the k-th stay";
   params.top_k = 100;
   EXPECT_EQ(OneSequence(params).support({1, 1, 1}).size(), 3U);
 }

@@ -38,12 +38,19 @@ class PeerWatchTest : public testing::Test {
     watches_.push_back(std::make_unique<PeerWatch>(
         *transports_[static_cast<std::size_t>(rank)],
         PeerWatchOptions{.interval = milliseconds(20), .silence = milliseconds(2000)},
-        [this, rank](int peer, double seconds, bool reporter) {
-          EXPECT_GE(seconds, 2.0);
-          const std::lock_guard lock(mutex_);
-          reports_.push_back({rank, peer, reporter});
-          changed_.notify_all();
-        }));
+        PeerWatch::Events{.lost =
+                              [this, rank](int peer, double seconds, bool reporter) {
+                                EXPECT_GE(seconds, 2.0);
+                                const std::lock_guard lock(mutex_);
+                                reports_.push_back({rank, peer, reporter});
+                                changed_.notify_all();
+                              },
+                          .failed =
+                              [this](const Error& error) {
+                                const std::lock_guard lock(mutex_);
+                                failures_.push_back(error.what());
+                                changed_.notify_all();
+                              }}));
   }
   std::vector<Report> wait_for_reports(std::size_t count) {
     std::unique_lock lock(mutex_);
@@ -56,6 +63,7 @@ class PeerWatchTest : public testing::Test {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Report> reports_;
+  std::vector<std::string> failures_;
   std::vector<std::unique_ptr<PeerWatch>> watches_;
 };
 
@@ -94,13 +102,17 @@ TEST_F(PeerWatchTest, ABusyPeerThatBeatsIsNotLost) {
   EXPECT_TRUE(reports_.empty());
 }
 
-TEST_F(PeerWatchTest, AFailedTransportEndsTheWatchQuietly) {
+TEST_F(PeerWatchTest, AFailedTransportIsToldAfterASecondOfGrace) {
   auto plain = make_loopback(2);
   transports_.push_back(make_faulty(std::move(plain[0]), {{.kind = Fault::Kind::kFailReceive}}, 1));
   watch(0);
-  std::this_thread::sleep_for(milliseconds(50));
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, std::chrono::seconds(60), [&] { return !failures_.empty(); });
+  }
   end();
   EXPECT_TRUE(reports_.empty());
+  EXPECT_EQ(failures_.size(), 1U);
 }
 
 TEST_F(PeerWatchTest, ALoneRankWatchesNobody) {

@@ -59,14 +59,14 @@ TEST(Inbox, KeepsChannelsApartAndOrderWithin) {
 TEST(Inbox, ReturnsNothingAtTheDeadline) {
   Inbox inbox(0, 1);
   const auto deadline = Clock::now() + milliseconds(20);
-  EXPECT_FALSE(inbox.pop(Channel::kResult, deadline));
+  EXPECT_FALSE(inbox.pop(Channel::kHeartbeat, deadline));
   EXPECT_GE(Clock::now(), deadline);
 }
 
 TEST(Inbox, WakesAReaderThatWaits) {
   Inbox inbox(1, 2);
-  std::thread writer([&] { push(inbox, 0, Channel::kResult, 0, 7); });
-  const auto message = inbox.pop(Channel::kResult, soon());
+  std::thread writer([&] { push(inbox, 0, Channel::kHeartbeat, 0, 7); });
+  const auto message = inbox.pop(Channel::kHeartbeat, soon());
   writer.join();
   ASSERT_TRUE(message);
   EXPECT_EQ(message->payload, bytes({7}));
@@ -109,8 +109,8 @@ TEST(Inbox, NoticesLostRepeatedAndMisdirectedMessages) {
   push(inbox, 0, Channel::kControl, 0, 0);
   EXPECT_TRUE(inbox.pop(Channel::kControl, soon()));
   expect_internal_error(inbox, Channel::kControl, "expected message 1");
-  push(inbox, 2, Channel::kResult, 0, 0);
-  expect_internal_error(inbox, Channel::kResult, "from rank 2");
+  push(inbox, 2, Channel::kHeartbeat, 0, 0);
+  expect_internal_error(inbox, Channel::kHeartbeat, "from rank 2");
   inbox.push({.channel = Channel::kHeartbeat, .source = 0, .destination = 0}, {});
   expect_internal_error(inbox, Channel::kHeartbeat, "for rank 0");
 }

@@ -10,7 +10,7 @@
 namespace stagecoach {
 namespace {
 
-const WireHeader kExample{.channel = Channel::kResult,
+const WireHeader kExample{.channel = Channel::kHeartbeat,
                           .source = 3,
                           .destination = 0x01020304,
                           .sequence = 0x1122334455667788,
@@ -73,7 +73,7 @@ TEST(WireHeader, NoticesEveryTruncation) {
 TEST(WireHeader, RefusesWhatAHoldingChecksumMakesNoBetter) {
   Encoded channel = encode_wire_header(kExample);
   channel[6] = std::byte{kChannels};
-  EXPECT_NE(error_of(resealed(channel)).find("channel 4"), std::string::npos);
+  EXPECT_NE(error_of(resealed(channel)).find(fmt::format("channel {}", kChannels)), std::string::npos);
 
   Encoded version = encode_wire_header(kExample);
   version[4] = std::byte{kWireVersion + 1};
