@@ -29,18 +29,18 @@ void add_flags(CLI::App& app, GenerateFlags& f) {
   app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")->type_name("FILE");
   app.add_option("--prompt-ids", f.prompt_ids, "Token ids to go on from, separated by blanks")->type_name("IDS");
   app.add_flag("--no-bos", f.no_bos, "Without the tokens that the tokenizer adds");
-  app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")->capture_default_str()->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
-  app.add_option("--min-new-tokens", f.sampling.min_new_tokens, "No end of text before this many tokens")->capture_default_str();
+  app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")->capture_default_str()->check(integer_in(1, std::int64_t{1} << 40));
+  app.add_option("--min-new-tokens", f.sampling.min_new_tokens, "No end of text before this many tokens")->capture_default_str()->check(integer_in(0, std::int64_t{1} << 40));
   app.add_flag("--ignore-eos", f.ignore_eos, "Go on after an end-of-text token");
   app.add_option("--stop", f.stops, "End before this text (repeatable)")->type_name("TEXT")->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--greedy", f.sampling.greedy, "Always the most probable token");
   app.add_option("--temperature", f.sampling.temperature, "Divides the logits")->capture_default_str();
-  app.add_option("--top-k", f.sampling.top_k, "Only the k most probable tokens; 0: off")->capture_default_str();
+  app.add_option("--top-k", f.sampling.top_k, "Only the k most probable tokens; 0: off")->capture_default_str()->check(integer_in(0, std::int64_t{1} << 40));
   app.add_option("--top-p", f.sampling.top_p, "Only the most probable tokens that reach this probability; 1: off")->capture_default_str();
   app.add_option("--min-p", f.sampling.min_p, "Only tokens at least this probable beside the most probable; 0: off")->capture_default_str();
   app.add_option("--repetition-penalty", f.sampling.repetition_penalty, "Weakens tokens already there; 1: off")->capture_default_str();
-  app.add_option("--seed", f.sampling.seed, "Seed of the sampler")->capture_default_str();
-  app.add_option("--max-sequences", f.max_sequences, "Prompts in the pipeline at once, at most")->capture_default_str()->check(CLI::Range(1, 65536));
+  app.add_option("--seed", f.sampling.seed, "Seed of the sampler")->capture_default_str()->check(unsigned_integer());
+  app.add_option("--max-sequences", f.max_sequences, "Prompts in the pipeline at once, at most")->capture_default_str()->check(integer_in(1, 65536));
 }
 
 // Rank 0's side of the job: prompts in, text out, in prompt order.
@@ -71,6 +71,7 @@ class GenerateJob {
     for (std::size_t i = 0; i < prompts.size(); ++i) {
       const std::string what = from_file ? fmt::format("prompt {} of {}", i + 1, flags_.prompts_file) : "the prompt";
       if (!is_valid_utf8(prompts[i])) throw data_error(what + " is not valid UTF-8");
+      check_text_length(prompts[i], spec, what);
       std::vector<TokenId> ids = tokenizer_->encode(prompts[i], {.add_special_tokens = !flags_.no_bos});
       check_tokens(ids, spec, what);
       generations_.emplace_back(prompts[i], std::move(ids), tokenizer_.get(), rules);

@@ -3,6 +3,7 @@
 
 #include "app/command.h"
 #include "app/output.h"
+#include "app/settings.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
 #include "base/byte_size.h"
@@ -12,6 +13,7 @@
 #include "base/log.h"
 #include "checkpoint/import.h"
 #include "plan/stage_plan.h"
+#include "text/tokenizer.h"
 
 namespace stagecoach {
 namespace {
@@ -30,7 +32,7 @@ void add_write_flags(CLI::App& app, WriteFlags& flags) {
   app.add_option("--name", flags.name, "Name of the model in the store (default: the source's)");
   app.add_option("--model-version", flags.version, "Version of the model in the store")->capture_default_str();
   app.add_option("--metadata", flags.metadata, "KEY=VALUE to keep in the manifest (repeatable)")->type_name("KEY=VALUE");
-  app.add_option("--threads", flags.threads, "Threads that convert (default: all allowed cores)")->check(CLI::Range(1, 4096));
+  app.add_option("--threads", flags.threads, "Threads that convert (default: all allowed cores)")->check(integer_in(1, 4096));
   app.add_flag("--quiet", flags.quiet, "No progress");
   app.add_flag("--json", flags.json, "The result as JSON");
 }
@@ -81,21 +83,35 @@ int write_store(WeightSource& source, const WriteFlags& flags, const std::string
   return 0;
 }
 
+// A tokenizer that cannot be used should be known now, not when another PC opens the store.
+void check_tokenizer(const std::string& checkpoint) {
+  try {
+    if (load_tokenizer(checkpoint) == nullptr)
+      spdlog::warn("{} has no tokenizer files: the store will take token ids only (--prompt-ids, --ids)", checkpoint);
+  } catch (const Error& error) {
+    throw Error(error.kind(), error.what(), "--no-tokenizer imports the weights alone, for token ids (--prompt-ids, --ids)");
+  }
+}
+
 }  // namespace
 
 Command import_command(CLI::App& parent) {
   struct Flags : WriteFlags {
     std::string checkpoint, layers;
+    bool no_tokenizer = false;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand("import", "Turn a checkpoint into a layer-wise store");
   app->add_option("CHECKPOINT", flags->checkpoint, "Hugging Face directory (config.json, model.safetensors or its shards)")->required();
   add_write_flags(*app, *flags);
   app->add_option("--layers", flags->layers, "Only these layers, A:B, 0-based and half-open")->type_name("A:B");
+  app->add_flag("--no-tokenizer", flags->no_tokenizer, "Leave the tokenizer out: the store takes token ids only");
   return {app, [flags] {
     setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
     const std::unique_ptr<WeightSource> source = open_huggingface(flags->checkpoint);
+    if (!flags->no_tokenizer) check_tokenizer(flags->checkpoint);
     return write_store(*source, *flags, "importing", [&](ImportOptions& options) {
+      options.tokenizer = !flags->no_tokenizer;
       if (!flags->layers.empty())
         std::tie(options.layer_begin, options.layer_end) = parse_layer_range(flags->layers, source->spec().num_hidden_layers);
     });
@@ -112,8 +128,8 @@ Command create_command(CLI::App& parent) {
   CLI::App* app = parent.add_subcommand("create", "Make a randomly initialised model at a preset's shape");
   app->add_option("PRESET", flags->preset, "A preset (gpt3-175b, gpt-j-6b, …), or the path of a config.json")->required();
   add_write_flags(*app, *flags);
-  app->add_option("--seed", flags->seed, "Seed of the weights")->capture_default_str();
-  app->add_option("--distinct-layers", flags->distinct_layers, "Layers share this many slabs (for small disks)")->check(CLI::PositiveNumber);
+  app->add_option("--seed", flags->seed, "Seed of the weights")->capture_default_str()->check(unsigned_integer());
+  app->add_option("--distinct-layers", flags->distinct_layers, "Layers share this many slabs (for small disks)")->check(integer_in(1, 65536));
   app->footer([] {
     std::string names;
     for (const auto& [name, spec] : presets()) names += (names.empty() ? "" : ", ") + name;

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <utility>
 
 #include "base/byte_size.h"
@@ -28,6 +29,9 @@ Error as_error(const std::exception& exception) {
   if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr)
     return resource_error("out of memory", "use more ranks, a smaller --micro-batch or a smaller weight type");
+  if (const auto* system = dynamic_cast<const std::system_error*>(&exception);
+      system != nullptr && system->code() == std::errc::resource_unavailable_try_again)
+    return resource_error(std::string("cannot start a thread: ") + exception.what(), "a smaller --threads");
   return {ErrorKind::kInternal, std::string("internal error: ") + exception.what(), "report this, with the command"};
 }
 

@@ -164,6 +164,10 @@ class JobRun {
     const DType weights = store_->manifest().weights;
     if (!settings_.windows.empty()) {
       plan_ = explicit_plan(settings_.windows, begin, end, transport_.size());
+      if (settings_.rounds != "auto" && settings_.rounds_per_rank() * transport_.size() != static_cast<int>(plan_.windows.size()))
+        throw usage_error(fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}", settings_.windows,
+                                      plan_.windows.size(), settings_.rounds, transport_.size(),
+                                      settings_.rounds_per_rank() * transport_.size()));
       return;
     }
     PlanCosts costs{.layer_bytes = slab_weight_bytes(s, SlabKind::kLayer, weights)};
@@ -276,14 +280,18 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
   return 0;
 }
 
+void print_error_of_launched_rank(const Error& error) {
+  const int rank = launched_rank();
+  if (rank > 0) std::this_thread::sleep_for(kRankZeroFirst);
+  if (rank == 0 || !interrupt_requested) print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, local_host_name()) : "");
+}
+
 void share_failure(const Error& error) {
   std::unique_ptr<Transport> transport;
   try {
     transport = open_transport();
   } catch (const Error& unreachable) {
-    // Nobody can be told through MPI. Rank 0 speaks first; where it has the same trouble its exit ends us.
-    if (launched_rank() > 0) std::this_thread::sleep_for(kRankZeroFirst);
-    if (!interrupt_requested) print_error(unreachable, launched_rank() > 0 ? fmt::format("rank {} on {}", launched_rank(), local_host_name()) : "");
+    print_error_of_launched_rank(unreachable);  // nobody can be told through MPI
     throw AgreedError(unreachable.kind(), unreachable.what(), unreachable.hint());
   }
   ControlChannel control(*transport);

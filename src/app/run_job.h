@@ -40,6 +40,10 @@ struct JobKind {
 // them) or, once ranks depend on one another, end all of them.
 int run_job(const RunSettings& settings, const JobKind& kind);
 
+// Says what kept this process from joining its job. Rank 0 speaks at once; another rank waits, because
+// where rank 0 has the same trouble its exit ends us.
+void print_error_of_launched_rank(const Error& error);
+
 // For a rank of a job whose settings are wrong before run_job: joins the others at their first agreement,
 // so that all end with this error and one message. Always throws AgreedError.
 void share_failure(const Error& error);

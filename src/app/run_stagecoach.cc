@@ -20,7 +20,7 @@ bool speaks() { return launched_rank() == 0; }
 int report(const std::exception& exception) {
   const Error error = as_error(exception);
   const bool told = dynamic_cast<const AgreedError*>(&exception) != nullptr;
-  if (!told && speaks()) print_error(error, "");
+  if (!told) print_error_of_launched_rank(error);
   return error.exit_code();
 }
 
@@ -37,6 +37,9 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
   }
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
+    if (!command.parallel && launched_size() > 1)
+      throw usage_error(fmt::format("stagecoach {} runs as one process, found {} ranks", command.app->get_name(), launched_size()),
+                        "run it without mpirun");
     try {
       apply_environment_and_job(*command.app);
       return command.run();

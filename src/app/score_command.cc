@@ -27,7 +27,9 @@ class ScoreJob {
     if (app_.count("--ids") > 0) {
       ids_ = parse_ids(read_text(flags_.ids_file), flags_.ids_file);
     } else {
-      ids_ = require_tokenizer(store.root())->encode(read_text(flags_.text_file), {.add_special_tokens = !flags_.no_bos});
+      const std::string text = read_text(flags_.text_file);
+      check_text_length(text, store.manifest().spec, "the text");
+      ids_ = require_tokenizer(store.root())->encode(text, {.add_special_tokens = !flags_.no_bos});
     }
     check_tokens(ids_, store.manifest().spec, "the text");
     log_probs_.assign(ids_.size(), 0);

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace stagecoach {
 namespace {
@@ -56,8 +57,15 @@ void set(CLI::Option& option, const std::vector<std::string>& values, const std:
 }
 
 toml::table parse_job(const std::string& file) {
+  constexpr std::int64_t kMaxJobBytes = 1 << 20;
+  std::string text;
   try {
-    return toml::parse_file(file);
+    text = read_text_file(file, kMaxJobBytes);
+  } catch (const Error& error) {
+    throw usage_error(fmt::format("the job file: {}", error.what()), "check --job");
+  }
+  try {
+    return toml::parse(text, file);
   } catch (const toml::parse_error& error) {
     throw job_error(file, error.source(), std::string(error.description()));
   }
@@ -84,11 +92,44 @@ void apply_job(CLI::App& command, const std::string& file) {
       values.push_back(scalar_text(file, node));
     }
     const auto& begin = node.source().begin;
-    if (!values.empty()) set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
+    const bool repeatable = target->get_expected_max() > 1 || target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+    if (values.size() != 1 && !(repeatable && !values.empty()))
+      throw job_error(file, node.source(), fmt::format("{}: expected one value, found {}", key.str(), values.size()));
+    set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
   }
 }
 
 }  // namespace
+
+namespace {
+
+template <typename Number>
+CLI::Validator parsed_in(Number low, Number high, const std::string& expected) {
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        Number value{};
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool whole = error == std::errc{} && end == text.data() + text.size();
+        // Written so that nan fails.
+        if (whole && value >= low && value <= high) return {};
+        return fmt::format("expected {}, found '{}'", expected, text.substr(0, 40));
+      },
+      "");
+}
+
+}  // namespace
+
+CLI::Validator integer_in(std::int64_t low, std::int64_t high) {
+  return parsed_in<std::int64_t>(low, high, fmt::format("a whole number from {} to {}", low, high));
+}
+
+CLI::Validator unsigned_integer() {
+  return parsed_in<std::uint64_t>(0, ~std::uint64_t{0}, "a whole number from 0 to 18446744073709551615");
+}
+
+CLI::Validator number_in(double low, double high) {
+  return parsed_in<double>(low, high, fmt::format("a number from {} to {}", low, high));
+}
 
 VerifyMode RunSettings::verify_mode() const {
   return verify == "off" ? VerifyMode::kOff : verify == "always" ? VerifyMode::kAlways : VerifyMode::kFirst;
@@ -106,8 +147,8 @@ int RunSettings::rounds_per_rank() const {
 void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--store", s.store, "Store directory, on every host at this path")->type_name("STORE");
   command.add_option("--job", "Job file: [run] holds any of these settings")->type_name("FILE.toml");
-  command.add_option("--threads", s.threads, "Compute threads per rank (default: allowed cores / ranks on this host)")->check(CLI::Range(1, 4096));
-  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")->capture_default_str()->check(CLI::Range(1, 65536));
+  command.add_option("--threads", s.threads, "Compute threads per rank (default: allowed cores / ranks on this host)")->check(integer_in(1, 4096));
+  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")->capture_default_str()->check(integer_in(1, 65536));
   command.add_option("--windows", s.windows, "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")->type_name("A:B,...");
   command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")->capture_default_str()->type_name("K|auto");
   command.add_option("--device", s.device, "Device to compute on")->capture_default_str()->check(CLI::IsMember({"auto", "cpu"}));
@@ -116,7 +157,7 @@ void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--kv", s.kv, "Type of the KV cache")->capture_default_str()->check(CLI::IsMember({"f32"}));
   command.add_option("--activations", s.activations, "Type of activations in matrix products")->capture_default_str()->check(CLI::IsMember({"auto", "f32"}));
   command.add_option("--report", s.report, "Write layers.csv and trace.json there")->type_name("DIR");
-  command.add_option("--peer-timeout", s.peer_timeout, "Seconds of silence after which a rank counts as lost")->capture_default_str()->check(CLI::Range(1.0, 86400.0));
+  command.add_option("--peer-timeout", s.peer_timeout, "Seconds of silence after which a rank counts as lost")->capture_default_str()->check(number_in(1, 86400));
   command.add_flag("--json", s.json, "Results as JSON, one object a line");
   command.add_flag("--quiet", s.quiet, "Warnings and errors only on stderr");
   command.add_flag("--verbose", s.verbose, "Say more on stderr, from every rank");

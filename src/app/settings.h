@@ -41,6 +41,12 @@ void add_run_flags(CLI::App& command, RunSettings& settings);
 // line and column for an unknown key or a value of the wrong type.
 void apply_environment_and_job(CLI::App& command);
 
+// Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as 1, and
+// nan as anything).
+CLI::Validator integer_in(std::int64_t low, std::int64_t high);
+CLI::Validator unsigned_integer();
+CLI::Validator number_in(double low, double high);
+
 // "--prompt" and friends: throws usage_error unless exactly one of the named flags was given.
 void require_exactly_one(const CLI::App& command, std::initializer_list<const char*> flags);
 // Throws usage_error naming the flag unless it has a value.

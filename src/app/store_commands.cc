@@ -246,8 +246,8 @@ Command inspect_command(CLI::App& parent) {
   app->add_option("STORE", flags->store, "Store directory")->required();
   app->add_option("--tensor", flags->tensor, "Summarise one tensor, like layers.0.q_proj.weight")->type_name("NAME");
   app->add_flag("--json", flags->json, "As JSON");
-  return {app, [flags] {
-    return flags->tensor.empty() ? run_inspect(flags->store, flags->json)
+  return {app, [app, flags] {
+    return app->count("--tensor") == 0 ? run_inspect(flags->store, flags->json)
                                  : run_inspect_tensor(flags->store, flags->tensor, flags->json);
   }};
 }

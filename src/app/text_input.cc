@@ -78,6 +78,15 @@ std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source
   return tokenizer;
 }
 
+void check_text_length(std::string_view text, const ModelSpec& spec, const std::string& what) {
+  constexpr std::size_t kLongestToken = 1024;  // bytes; runs of blanks are the longest that vocabularies hold
+  const std::size_t limit = static_cast<std::size_t>(spec.max_position_embeddings) * kLongestToken;
+  if (text.size() > limit)
+    throw usage_error(fmt::format("{} has {} bytes, far more than the model's context of {} tokens can hold", what, text.size(),
+                                  spec.max_position_embeddings),
+                      "shorten it");
+}
+
 void check_tokens(const std::vector<TokenId>& ids, const ModelSpec& spec, const std::string& what) {
   if (ids.empty())
     throw usage_error(fmt::format("{} is empty, and the tokenizer adds no token of its own", what), "give at least one token");

@@ -23,6 +23,10 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source);
 std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store);  // null when there is none
 
+// Throws usage_error for a text so long that no tokenizer could fit it into the model's context: encoding
+// it first would take the time and memory of the whole text.
+void check_text_length(std::string_view text, const ModelSpec& spec, const std::string& what);
+
 // Throws usage_error for ids outside the vocabulary, no tokens at all, or more than the context.
 void check_tokens(const std::vector<TokenId>& ids, const ModelSpec& spec, const std::string& what);
 

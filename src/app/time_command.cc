@@ -92,11 +92,11 @@ Command time_command(CLI::App& parent) {
   auto flags = std::make_shared<TimeFlags>();
   CLI::App* app = parent.add_subcommand("time", "A timing study: every layer's time, on random hidden states");
   add_run_flags(*app, flags->run);
-  app->add_option("--tokens", flags->tokens, "Prefill: tokens of a sequence. Decode: context before the step")->check(CLI::Range(1, 1 << 24));
+  app->add_option("--tokens", flags->tokens, "Prefill: tokens of a sequence. Decode: context before the step")->check(integer_in(1, 1 << 24));
   app->add_option("--phase", flags->phase, "What to time")->capture_default_str()->check(CLI::IsMember({"prefill", "decode", "both"}));
-  app->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(CLI::Range(1, 65536));
-  app->add_option("--warmup", flags->warmup, "Passes that are not counted, first")->capture_default_str()->check(CLI::Range(0, 1000000));
-  app->add_option("--repeat", flags->repeat, "Passes that are counted; figures are medians over them")->capture_default_str()->check(CLI::Range(1, 1000000));
+  app->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(integer_in(1, 65536));
+  app->add_option("--warmup", flags->warmup, "Passes that are not counted, first")->capture_default_str()->check(integer_in(0, 1000000));
+  app->add_option("--repeat", flags->repeat, "Passes that are counted; figures are medians over them")->capture_default_str()->check(integer_in(1, 1000000));
   app->add_option("--layers", flags->layers, "Only these layers, A:B, 0-based and half-open")->type_name("A:B");
   return {app, [app, flags] {
     require_flag(*app, "--store");

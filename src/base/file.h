@@ -14,7 +14,7 @@ class File {
  public:
   // Throws data_error when a file to read is missing, resource_error when the system refuses.
   static File open_read(const std::filesystem::path& path);
-  static File create(const std::filesystem::path& path);  // truncates
+  static File create(const std::filesystem::path& path);  // in place of what was there
 
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;

@@ -96,6 +96,9 @@ Error wrong_type(const std::string& where, const char* key, const char* expected
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& source, int max_depth) {
+  // nlohmann's lexer takes a NUL for the end and would not look at what follows.
+  if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos)
+    throw data_error(fmt::format("{} is not valid JSON (byte {}): a NUL byte", source, nul));
   StrictHandler handler(source, max_depth);
   Json::sax_parse(text.begin(), text.end(), &handler);
   return handler.take();

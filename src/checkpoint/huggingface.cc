@@ -22,10 +22,12 @@ constexpr std::int64_t kMaxConfigBytes = 16 << 20;
 constexpr std::int64_t kMaxTokenizerBytes = 256 << 20;
 constexpr std::int64_t kCompareChunk = 1 << 20;
 
-// A path that cannot be looked at counts as there: opening it then says why it cannot.
+// A path that cannot be looked at counts as there, and so does a link to nowhere (a snapshot of Hugging
+// Face's cache that was copied without its blobs): opening it then says what is wrong.
 bool present(const fs::path& path) {
   std::error_code error;
-  return fs::exists(path, error) || error;
+  const fs::file_status status = fs::symlink_status(path, error);
+  return status.type() != fs::file_type::not_found;
 }
 
 // The directory's name in lower case. In Hugging Face's cache, where that is a commit

@@ -142,8 +142,9 @@ Manifest Importer::run(const std::filesystem::path& store) {
   try {
     reuse_finished(writer);
     write_slabs(writer);
-    for (const auto& [name, content] : source_.tokenizer_files())
-      writer.add_file(std::filesystem::path("tokenizer") / name, content);
+    if (options_.tokenizer)
+      for (const auto& [name, content] : source_.tokenizer_files())
+        writer.add_file(std::filesystem::path("tokenizer") / name, content);
     for (PlannedSlab& slab : planned_) manifest_.slabs.push_back(std::move(slab.layout));
     writer.commit(manifest_);
   } catch (const Error& error) {

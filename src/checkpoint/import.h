@@ -17,6 +17,7 @@ struct ImportOptions {
   std::int64_t layer_begin = 0;             // half-open; end -1: all
   std::int64_t layer_end = -1;
   std::int64_t distinct_layers = 0;         // 0: every layer has its own slab
+  bool tokenizer = true;                    // copy the source's tokenizer files
   int threads = 1;
   std::string name = {}, version = "1";     // name empty: the source's
   std::map<std::string, std::string> metadata = {};

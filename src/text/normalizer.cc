@@ -1,5 +1,7 @@
 #include "text/normalizer.h"
 
+#include "base/error.h"
+
 #include "text/unicode.h"
 
 namespace stagecoach {
@@ -20,11 +22,15 @@ struct Apply {
 std::string replace_all(std::string text, const ReplaceStep& replace) {
   std::size_t found = text.find(replace.pattern);
   if (found == std::string::npos) return text;
+  // Two such steps multiply: a file of a few bytes must not make terabytes of text.
+  constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
   std::string result;
   std::size_t copied = 0;
   for (; found != std::string::npos; found = text.find(replace.pattern, copied)) {
     result.append(text, copied, found - copied).append(replace.content);
     copied = found + replace.pattern.size();
+    if (result.size() > kMaxBytes)
+      throw data_error("the tokenizer's normalizer makes more than 1 GiB of this text", "check its Replace steps");
   }
   return result.append(text, copied);
 }

@@ -145,6 +145,29 @@ class Checkpoints(StoreTest):
         self.refuse("n_embd", config=self.edit(n_embd="wide"))
         self.refuse("config.json", config=lambda path: path.write_text('{"n_layer": 1, "n_layer": 2}'))
         self.refuse("config.json", config=lambda path: path.unlink())
+        self.refuse("NUL", config=lambda path: path.write_text(path.read_text() + "\0{}"))
+
+    def test_tokenizers(self):
+        checkpoint, store = self.folder / "checkpoint", self.folder / "store"
+        shutil.copytree(DEMO, checkpoint)
+        (checkpoint / "tokenizer.json").write_text("garbage")
+        self.fails(run("import", checkpoint, store), 3, "tokenizer.json", "--no-tokenizer")
+        self.assertFalse(store.exists())
+        self.succeeds(run("import", checkpoint, store, "--no-tokenizer", "--quiet"))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (checkpoint / name).unlink()
+        self.assertIn("token ids only", self.succeeds(run("import", checkpoint, self.folder / "bare")).stderr)
+        (checkpoint / "generation_config.json").unlink()
+        (checkpoint / "generation_config.json").symlink_to("/nonexistent")
+        self.fails(run("import", checkpoint, self.folder / "dangling"), 3, "generation_config.json")
+
+    def test_a_link_in_the_way_is_not_followed(self):
+        store, victim = self.folder / "store", self.folder / "victim"
+        victim.write_text("v")
+        store.mkdir()
+        (store / "import.journal.tmp").symlink_to(victim)
+        run("import", DEMO, store, "--quiet")
+        self.assertEqual(victim.read_text(), "v")
 
     def test_weights(self):
         self.refuse("truncated", weights=lambda path: os.truncate(path, 5000))
@@ -238,6 +261,20 @@ class Text(StoreTest):
         self.fails(run("frobnicate"), 2)
         self.fails(run(), 2)
 
+    def test_numbers_are_whole_and_decimal(self):
+        generate = ("generate", "--store", self.store, "--prompt", "a")
+        for flag, values in {"--seed": ("-1", "18446744073709551616", "0x1"), "--top-k": ("99999999999999999999", "1.5", "-1"),
+                             "--threads": ("0", "two"), "--peer-timeout": ("nan", "0"), "--max-new-tokens": ("0",), "--rounds": ("0", "many"),
+                             "--temperature": ("nan", "inf")}.items():
+            for value in values:
+                self.fails(run(*generate, f"{flag}={value}"), 2, flag)
+        self.fails(run(*generate, "--rounds", 2, "--windows", "0:7"), 2, "--rounds 2")
+
+    def test_a_text_that_cannot_fit_is_refused_at_once(self):
+        path = self.folder / "long"
+        path.write_text("a " * 400_000)
+        self.fails(run("score", "--store", self.store, "--text", path), 2, "context of 256")
+
     def test_an_instruction_set_that_is_not_there(self):
         self.fails(run("generate", "--store", self.store, "--prompt", "a", environment={"STAGECOACH_ISA": "avx9"}), 2, "avx9", "scalar")
 
@@ -265,11 +302,21 @@ class Jobs(StoreTest):
         self.assertEqual(tokens(STAGECOACH_MAX_NEW_TOKENS="4"), 4)
         self.assertEqual(tokens("--max-new-tokens", "5", STAGECOACH_MAX_NEW_TOKENS="4"), 5)
 
+    def test_false_goes_before_what_follows(self):
+        job = self.job(f'[run]\nstore = "{self.store}"\nprompt = "And"\nmax_new_tokens = 8\njson = true\ngreedy = true\n')
+        def ids(*flags, **environment):
+            return json_lines(self.succeeds(run("generate", "--job", job, "--seed", 3, *flags, environment=environment)))[0]["ids"]
+        self.assertNotEqual(ids(), ids(STAGECOACH_GREEDY="false"))
+
     def test_errors_carry_file_line_and_column(self):
         self.fails(run("generate", "--job", self.job("[run]\nstore = \n")), 2, "job.toml:2:")
         self.fails(run("generate", "--job", self.job("[run]\n\ntempreature = 1\n")), 2, "job.toml:3:", "tempreature")
         self.fails(run("generate", "--job", self.job('[run]\nmax_new_tokens = "many"\n')), 2, "job.toml:2:", "max_new_tokens")
         self.fails(run("generate", "--job", self.folder / "none.toml"), 2, "none.toml")
+        self.fails(run("generate", "--job", self.job("[run]\nthreads = []\n")), 2, "job.toml:2:", "threads")
+        self.fails(run("generate", "--job", self.job("[run]\ngreedy = [true, false]\n")), 2, "job.toml:2:", "greedy")
+        os.mkfifo(self.folder / "fifo")
+        self.fails(run("generate", "--job", self.folder / "fifo"), 2, "fifo")
 
     def test_every_example_runs(self):
         examples = sorted((SOURCE / "configs/jobs").glob("*.toml"))

@@ -69,6 +69,14 @@ class Jobs(StoreTest):
         script = f'exec "$0" generate --store {self.store} --prompt a --windows 0:$((3 + OMPI_COMM_WORLD_RANK)),$((3 + OMPI_COMM_WORLD_RANK)):7'
         self.fails(run_shell(script, ranks=2), 3, "rank 1", "plan")
 
+    def test_settings_that_are_wrong_on_one_rank(self):
+        for setting in ("STAGECOACH_JOB=/nonexistent.toml", "STAGECOACH_MICRO_BATCH=x"):
+            script = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && export {setting}; exec "$0" generate --store {self.store} --prompt a'
+            self.fails(run_shell(script, ranks=3), 2, "rank 1", setting.split("=")[1])
+
+    def test_commands_that_are_one_process(self):
+        self.fails(run("import", DEMO, self.folder / "store", ranks=2), 2, "without mpirun")
+
     def test_without_the_mpi_module(self):
         modules = {"STAGECOACH_MODULES": str(self.folder)}
         self.succeeds(run("generate", "--store", self.store, "--prompt", "a", "--max-new-tokens", 2, environment=modules))

@@ -73,7 +73,8 @@ TEST(WireHeader, NoticesEveryTruncation) {
 TEST(WireHeader, RefusesWhatAHoldingChecksumMakesNoBetter) {
   Encoded channel = encode_wire_header(kExample);
   channel[6] = std::byte{kChannels};
-  EXPECT_NE(error_of(resealed(channel)).find(fmt::format("channel {}", kChannels)), std::string::npos);
+  EXPECT_NE(error_of(resealed(channel)).find(fmt::format("channel {}", kChannels)),
+            std::string::npos);
 
   Encoded version = encode_wire_header(kExample);
   version[4] = std::byte{kWireVersion + 1};
