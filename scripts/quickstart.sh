@@ -33,4 +33,5 @@ fi
 # Four ranks, each with a slice of the layers. --oversubscribe: more ranks than cores is fine here;
 # --bind-to none: a rank's threads may use every core, not just one.
 run "${mpirun[@]}" -np 4 --oversubscribe --bind-to none \
-  "$stagecoach" generate --store "$store" --prompt "In the beginning" --max-new-tokens 60
+  "$stagecoach" generate --store "$store" --prompt "And the king said unto" \
+  --temperature 0.7 --top-k 40 --seed 1 --max-new-tokens 60

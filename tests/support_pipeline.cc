@@ -24,13 +24,20 @@ StagePlan make_plan(const LayerStore& store, const PipelineShape& shape) {
 
 class PipelineRun {
  public:
-  PipelineRun(const LayerStore& store, const PipelineShape& shape, const std::vector<PipelineRequest>& requests)
-      : store_(store), shape_(shape), requests_(requests), plan_(make_plan(store, shape)), outputs_(requests.size()) {}
+  PipelineRun(const LayerStore& store, const PipelineShape& shape,
+              const std::vector<PipelineRequest>& requests)
+      : store_(store),
+        shape_(shape),
+        requests_(requests),
+        plan_(make_plan(store, shape)),
+        outputs_(requests.size()) {}
 
   std::vector<PipelineOutput> run() {
-    auto transports = make_loopback(shape_.ranks, [](int, int) { throw Error(ErrorKind::kPeerLost, "aborted"); });
+    auto transports =
+        make_loopback(shape_.ranks, [](int, int) { throw Error(ErrorKind::kPeerLost, "aborted"); });
     std::vector<std::thread> threads;
-    for (int r = 0; r < shape_.ranks; ++r) threads.emplace_back([&, r] { run_rank(*transports[static_cast<std::size_t>(r)]); });
+    for (int r = 0; r < shape_.ranks; ++r)
+      threads.emplace_back([&, r] { run_rank(*transports[static_cast<std::size_t>(r)]); });
     for (std::thread& thread : threads) thread.join();
     if (error_) std::rethrow_exception(error_);
     return std::move(outputs_);
@@ -43,13 +50,25 @@ class PipelineRun {
       const int rank = transport.rank();
       const auto backend = make_cpu_backend({.threads = shape_.threads, .isa = shape_.isa});
       Timeline timeline;
-      ResidentSource source(store_, {.layers = plan_.layers_of(rank), .embedding = rank == 0, .head = rank == plan_.last_rank()},
+      ResidentSource source(store_,
+                            {.layers = plan_.layers_of(rank),
+                             .embedding = rank == 0,
+                             .head = rank == plan_.last_rank()},
                             VerifyMode::kFirst, timeline);
       StageRunner runner(spec, *backend, source, timeline, shape_.micro_batch);
-      RankContext context{.spec = spec, .plan = plan_, .runner = runner, .transport = transport, .timeline = timeline,
-                          .wire = WireType::kF32, .has_head = true, .interrupted = nullptr, .observe_logits = nullptr};
-      context.observe_logits = [this](SequenceId id, std::int64_t position, std::span<const float> logits) {
-        outputs_[static_cast<std::size_t>(id)].logits[position].assign(logits.begin(), logits.end());
+      RankContext context{.spec = spec,
+                          .plan = plan_,
+                          .runner = runner,
+                          .transport = transport,
+                          .timeline = timeline,
+                          .wire = WireType::kF32,
+                          .has_head = true,
+                          .interrupted = nullptr,
+                          .observe_logits = nullptr};
+      context.observe_logits = [this](SequenceId id, std::int64_t position,
+                                      std::span<const float> logits) {
+        outputs_[static_cast<std::size_t>(id)].logits[position].assign(logits.begin(),
+                                                                       logits.end());
       };
       if (rank == 0) {
         TextBatches batches = make_batches(spec);
@@ -67,8 +86,11 @@ class PipelineRun {
   TextBatches make_batches(const ModelSpec& spec) {
     std::vector<TextRequest> requests;
     for (std::size_t i = 0; i < requests_.size(); ++i)
-      requests.push_back({.sequence = static_cast<SequenceId>(i), .tokens = requests_[i].tokens, .score = requests_[i].score,
-                          .max_new_tokens = requests_[i].max_new_tokens, .sampling = requests_[i].sampling});
+      requests.push_back({.sequence = static_cast<SequenceId>(i),
+                          .tokens = requests_[i].tokens,
+                          .score = requests_[i].score,
+                          .max_new_tokens = requests_[i].max_new_tokens,
+                          .sampling = requests_[i].sampling});
     TextEvents events;
     events.token = [this](SequenceId id, std::int32_t token) {
       outputs_[static_cast<std::size_t>(id)].drawn.push_back(token);
@@ -78,7 +100,8 @@ class PipelineRun {
       auto& all = outputs_[static_cast<std::size_t>(id)].log_probs;
       all.insert(all.end(), values.begin(), values.end());
     };
-    return TextBatches({shape_.micro_batch, shape_.ranks, shape_.max_active}, spec.max_position_embeddings, std::move(requests), events);
+    return TextBatches({shape_.micro_batch, shape_.ranks, shape_.max_active},
+                       spec.max_position_embeddings, std::move(requests), events);
   }
 
   const LayerStore& store_;
@@ -94,7 +117,8 @@ class PipelineRun {
 }  // namespace
 
 std::string PipelineShape::name() const {
-  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}", ranks, threads, rounds, micro_batch, max_active, isa, windows);
+  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}", ranks,
+                     threads, rounds, micro_batch, max_active, isa, windows);
 }
 
 std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,

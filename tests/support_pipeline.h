@@ -1,5 +1,5 @@
-// A whole pipeline in one process: ranks as threads over the loopback transport, the same rank loop, plan and
-// weights as a real job.
+// A whole pipeline in one process: ranks as threads over the loopback transport, the same rank
+// loop, plan and weights as a real job.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct PipelineRequest {
 
 struct PipelineOutput {
   std::vector<std::int32_t> drawn;
-  std::vector<double> log_probs;                   // score: of tokens 1, 2, …
+  std::vector<double> log_probs;                      // score: of tokens 1, 2, …
   std::map<std::int64_t, std::vector<float>> logits;  // by position of the row
 };
 

@@ -1,7 +1,6 @@
 // Writes small checkpoints, honest and hostile, for tests.
 #pragma once
 
-
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -10,9 +9,9 @@
 #include <string_view>
 #include <vector>
 
-#include "support_temporary_folder.h"
 #include "base/json.h"
 #include "kernels/include/dtype.h"
+#include "support_temporary_folder.h"
 
 namespace stagecoach::test {
 

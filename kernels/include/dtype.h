@@ -10,7 +10,9 @@ namespace stagecoach {
 enum class DType : std::uint8_t { kF32, kF16, kBF16 };
 
 // Bytes per element.
-constexpr std::size_t dtype_size(DType type) { return type == DType::kF32 ? 4 : 2; }
+constexpr std::size_t dtype_size(DType type) {
+  return type == DType::kF32 ? 4 : 2;
+}
 
 // IEEE 754 binary16 → binary32. Exact, subnormals included.
 constexpr float f16_to_f32(std::uint16_t half) {
@@ -34,7 +36,8 @@ constexpr std::uint16_t f32_to_f16(float value) {
   if (magnitude > 0x7f800000u) return sign | 0x7e00u;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and above round to infinity
   if (magnitude < 0x38800000u) {
-    // Below the smallest normal: adding 0.5 aligns the result's last bit with float32's, which rounds.
+    // Below the smallest normal: adding 0.5 aligns the result's last bit with float32's, which
+    // rounds.
     const float aligned = std::bit_cast<float>(magnitude) + 0.5f;
     return sign | static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(aligned) - 0x3f000000u);
   }

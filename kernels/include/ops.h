@@ -1,11 +1,11 @@
 // Contract of every CPU kernel: raw pointers, sizes, strides, no allocation, no threads, no errors.
-// Callers (src/backend/cpu) split the index range [begin, end) over threads; no split changes a bit,
-// since each output element is computed whole by one call. `kernels/ref` is the scalar oracle of
-// the same contract, `kernels/cpu` the fast bodies, compiled once per instruction set.
+// Callers (src/backend/cpu) split the index range [begin, end) over threads; no split changes a
+// bit, since each output element is computed whole by one call. `kernels/ref` is the scalar oracle
+// of the same contract, `kernels/cpu` the fast bodies, compiled once per instruction set.
 //
 // Numbers (docs/ARCHITECTURE.md, "Numbers"): activations are float32; each output of a matrix
-// product is one float32 accumulator in ascending k, whatever the number of rows, so that a row's bits
-// do not depend on its batch-mates.
+// product is one float32 accumulator in ascending k, whatever the number of rows, so that a row's
+// bits do not depend on its batch-mates.
 #pragma once
 
 #include <cstddef>
@@ -60,10 +60,10 @@ inline constexpr std::int64_t kKvPageTokens = 64;
 
 // A run of consecutive positions of one sequence inside a batch of rows.
 struct KvSpan {
-  std::int64_t row;       // first row in the batch
-  std::int64_t rows;      // number of rows
-  std::int64_t position;  // position of the first row in its sequence
-  float* const* key_pages;    // page p holds positions [64p, 64p + 64)
+  std::int64_t row;         // first row in the batch
+  std::int64_t rows;        // number of rows
+  std::int64_t position;    // position of the first row in its sequence
+  float* const* key_pages;  // page p holds positions [64p, 64p + 64)
   float* const* value_pages;
 };
 
@@ -78,8 +78,8 @@ struct AppendKvArgs {
 };
 
 // Causal attention with grouped-query heads: query head h reads kv head h / (heads / kv_heads).
-// Online softmax (Milakov & Gimelshein 2018) over key blocks of one page, anchored at position 0: the
-// order of every sum depends on the position alone. out: (rows, heads · head_dim).
+// Online softmax (Milakov & Gimelshein 2018) over key blocks of one page, anchored at position 0:
+// the order of every sum depends on the position alone. out: (rows, heads · head_dim).
 struct AttentionArgs {
   const float* q;
   std::int64_t q_stride;
@@ -105,11 +105,11 @@ struct ActivationArgs {
 // One table per instruction set. [begin, end) counts what the comment says.
 struct KernelTable {
   const char* isa;  // "avx512", "avx2", "scalar"
-  void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end);      // panels of 16 outputs
-  void (*norm)(const NormArgs&, std::int64_t begin, std::int64_t end);          // rows
-  void (*rotary)(const RotaryArgs&, std::int64_t begin, std::int64_t end);      // rows
-  void (*append_kv)(const AppendKvArgs&, std::int64_t begin, std::int64_t end); // kv heads
-  void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end);// query heads
+  void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end);  // panels of 16 outputs
+  void (*norm)(const NormArgs&, std::int64_t begin, std::int64_t end);      // rows
+  void (*rotary)(const RotaryArgs&, std::int64_t begin, std::int64_t end);  // rows
+  void (*append_kv)(const AppendKvArgs&, std::int64_t begin, std::int64_t end);     // kv heads
+  void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end);    // query heads
   void (*activation)(const ActivationArgs&, std::int64_t begin, std::int64_t end);  // elements
 };
 

@@ -1,4 +1,5 @@
-// The portable weight layouts. Pure host code: the importer packs with it, kernels read what it packs.
+// The portable weight layouts. Pure host code: the importer packs with it, kernels read what it
+// packs.
 //
 // Panel layout `p16.v1` of a matrix W (rows = out features, cols = in features):
 //   rows are grouped into panels of 16; a panel is stored column by column:
@@ -11,8 +12,8 @@
 //   is what makes results independent of batch and split. Row r, column k stands at element
 //   (r / 16) · 16 · cols + k · 16 + r % 16.
 //
-// Row layout `rows.v1`: plain row-major, for vectors (norms, biases; always f32) and for tables that
-// are only ever gathered.
+// Row layout `rows.v1`: plain row-major, for vectors (norms, biases; always f32) and for tables
+// that are only ever gathered.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +33,8 @@ constexpr std::int64_t layout_elements(Layout layout, std::int64_t rows, std::in
   return (rows + kPanelRows - 1) / kPanelRows * kPanelRows * cols;
 }
 
-constexpr std::int64_t layout_bytes(Layout layout, DType type, std::int64_t rows, std::int64_t cols) {
+constexpr std::int64_t layout_bytes(Layout layout, DType type, std::int64_t rows,
+                                    std::int64_t cols) {
   return layout_elements(layout, rows, cols) * static_cast<std::int64_t>(dtype_size(type));
 }
 

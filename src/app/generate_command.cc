@@ -26,21 +26,44 @@ struct GenerateFlags {
 void add_flags(CLI::App& app, GenerateFlags& f) {
   add_run_flags(app, f.run);
   app.add_option("--prompt", f.prompt, "Text to go on from")->type_name("TEXT");
-  app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")->type_name("FILE");
-  app.add_option("--prompt-ids", f.prompt_ids, "Token ids to go on from, separated by blanks")->type_name("IDS");
+  app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")
+      ->type_name("FILE");
+  app.add_option("--prompt-ids", f.prompt_ids, "Token ids to go on from, separated by blanks")
+      ->type_name("IDS");
   app.add_flag("--no-bos", f.no_bos, "Without the tokens that the tokenizer adds");
-  app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")->capture_default_str()->check(integer_in(1, std::int64_t{1} << 40));
-  app.add_option("--min-new-tokens", f.sampling.min_new_tokens, "No end of text before this many tokens")->capture_default_str()->check(integer_in(0, std::int64_t{1} << 40));
+  app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")
+      ->capture_default_str()
+      ->check(integer_in(1, std::int64_t{1} << 40));
+  app.add_option("--min-new-tokens", f.sampling.min_new_tokens,
+                 "No end of text before this many tokens")
+      ->capture_default_str()
+      ->check(integer_in(0, std::int64_t{1} << 40));
   app.add_flag("--ignore-eos", f.ignore_eos, "Go on after an end-of-text token");
-  app.add_option("--stop", f.stops, "End before this text (repeatable)")->type_name("TEXT")->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--stop", f.stops, "End before this text (repeatable)")
+      ->type_name("TEXT")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--greedy", f.sampling.greedy, "Always the most probable token");
-  app.add_option("--temperature", f.sampling.temperature, "Divides the logits")->capture_default_str();
-  app.add_option("--top-k", f.sampling.top_k, "Only the k most probable tokens; 0: off")->capture_default_str()->check(integer_in(0, std::int64_t{1} << 40));
-  app.add_option("--top-p", f.sampling.top_p, "Only the most probable tokens that reach this probability; 1: off")->capture_default_str();
-  app.add_option("--min-p", f.sampling.min_p, "Only tokens at least this probable beside the most probable; 0: off")->capture_default_str();
-  app.add_option("--repetition-penalty", f.sampling.repetition_penalty, "Weakens tokens already there; 1: off")->capture_default_str();
-  app.add_option("--seed", f.sampling.seed, "Seed of the sampler")->capture_default_str()->check(unsigned_integer());
-  app.add_option("--max-sequences", f.max_sequences, "Prompts in the pipeline at once, at most")->capture_default_str()->check(integer_in(1, 65536));
+  app.add_option("--temperature", f.sampling.temperature, "Divides the logits")
+      ->capture_default_str();
+  app.add_option("--top-k", f.sampling.top_k, "Only the k most probable tokens; 0: off")
+      ->capture_default_str()
+      ->check(integer_in(0, std::int64_t{1} << 40));
+  app.add_option("--top-p", f.sampling.top_p,
+                 "Only the most probable tokens that reach this probability; 1: off")
+      ->capture_default_str();
+  app.add_option("--min-p", f.sampling.min_p,
+                 "Only tokens at least this probable beside the most probable; 0: off")
+      ->capture_default_str();
+  app.add_option("--repetition-penalty", f.sampling.repetition_penalty,
+                 "Weakens tokens already there; 1: off")
+      ->capture_default_str();
+  app.add_option("--seed", f.sampling.seed, "Seed of the sampler")
+      ->capture_default_str()
+      ->check(unsigned_integer());
+  app.add_option("--max-sequences", f.max_sequences, "Prompts in the pipeline at once, at most")
+      ->capture_default_str()
+      ->check(integer_in(1, 65536));
 }
 
 // Rank 0's side of the job: prompts in, text out, in prompt order.
@@ -67,12 +90,15 @@ class GenerateJob {
     }
     if (tokenizer_ == nullptr) tokenizer_ = require_tokenizer(store.root());
     const bool from_file = app_.count("--prompts") > 0;
-    const std::vector<std::string> prompts = from_file ? read_prompts(flags_.prompts_file) : std::vector{flags_.prompt};
+    const std::vector<std::string> prompts =
+        from_file ? read_prompts(flags_.prompts_file) : std::vector{flags_.prompt};
     for (std::size_t i = 0; i < prompts.size(); ++i) {
-      const std::string what = from_file ? fmt::format("prompt {} of {}", i + 1, flags_.prompts_file) : "the prompt";
+      const std::string what =
+          from_file ? fmt::format("prompt {} of {}", i + 1, flags_.prompts_file) : "the prompt";
       if (!is_valid_utf8(prompts[i])) throw data_error(what + " is not valid UTF-8");
       check_text_length(prompts[i], spec, what);
-      std::vector<TokenId> ids = tokenizer_->encode(prompts[i], {.add_special_tokens = !flags_.no_bos});
+      std::vector<TokenId> ids =
+          tokenizer_->encode(prompts[i], {.add_special_tokens = !flags_.no_bos});
       check_tokens(ids, spec, what);
       generations_.emplace_back(prompts[i], std::move(ids), tokenizer_.get(), rules);
     }
@@ -81,35 +107,45 @@ class GenerateJob {
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     std::vector<TextRequest> requests;
     for (std::size_t i = 0; i < generations_.size(); ++i)
-      requests.push_back({.sequence = static_cast<SequenceId>(i), .tokens = generations_[i].prompt_ids(), .score = false,
-                          .max_new_tokens = flags_.max_new_tokens, .sampling = flags_.sampling});
+      requests.push_back({.sequence = static_cast<SequenceId>(i),
+                          .tokens = generations_[i].prompt_ids(),
+                          .score = false,
+                          .max_new_tokens = flags_.max_new_tokens,
+                          .sampling = flags_.sampling});
     const TextEvents events{
         .admitted = [this](SequenceId id) { generations_[static_cast<std::size_t>(id)].admit(); },
-        .token = [this](SequenceId id, TokenId token) { return take(generations_[static_cast<std::size_t>(id)], token); },
+        .token =
+            [this](SequenceId id, TokenId token) {
+              return take(generations_[static_cast<std::size_t>(id)], token);
+            },
         .log_probs = {},
-        .finished = [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
+        .finished =
+            [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
     begin_ns_ = now_ns();
     // Streamed text is its own progress.
     progress_.emplace("generating", ProgressUnit::kTokens, !streams() && !flags_.run.quiet);
-    return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences)},
-                                         view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
+    return std::make_unique<TextBatches>(
+        SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences)},
+        view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
   }
 
   void finish(const std::vector<RankTimeline>& ranks) {
     progress_.reset();
     if (flags_.run.quiet) return;
-    std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_, static_cast<long long>(drawn_),
-                 static_cast<double>(drawn_) / seconds_);
+    std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_,
+                 static_cast<long long>(drawn_), static_cast<double>(drawn_) / seconds_);
     std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
   }
 
  private:
-  // One prompt from the command line; prompts from a file are blocks with a head, even a single one.
+  // One prompt from the command line; prompts from a file are blocks with a head, even a single
+  // one.
   bool streams() const { return app_.count("--prompts") == 0 && !flags_.run.json; }
 
   bool take(Generation& generation, TokenId token) {
     const std::string text = generation.push(token);
-    progress_->update(++drawn_, static_cast<std::int64_t>(generations_.size()) * flags_.max_new_tokens);
+    progress_->update(++drawn_,
+                      static_cast<std::int64_t>(generations_.size()) * flags_.max_new_tokens);
     if (streams()) print(text);
     return !generation.ended();
   }
@@ -119,7 +155,8 @@ class GenerateJob {
     if (streams()) print(rest + "\n");
     seconds_ = seconds_since(begin_ns_);
     // In prompt order: one that ends early waits for those before it.
-    for (; !streams() && printed_ < generations_.size() && generations_[printed_].finished(); ++printed_) {
+    for (; !streams() && printed_ < generations_.size() && generations_[printed_].finished();
+         ++printed_) {
       const Generation& next = generations_[printed_];
       if (flags_.run.json) {
         print_json_line(next.to_json());
@@ -144,17 +181,23 @@ class GenerateJob {
 
 Command generate_command(CLI::App& parent) {
   auto flags = std::make_shared<GenerateFlags>();
-  CLI::App* app = parent.add_subcommand("generate", "Go on from prompts (under mpirun: over several machines)");
+  CLI::App* app =
+      parent.add_subcommand("generate", "Go on from prompts (under mpirun: over several machines)");
   add_flags(*app, *flags);
-  return {app, [app, flags] {
-    require_flag(*app, "--store");
-    require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
-    GenerateJob job(*app, *flags);
-    return run_job(flags->run, {.layers = {},
-                                .prepare = [&](const LayerStore& store) { job.prepare(store); },
-                                .make_source = [&](const JobView& view) { return job.make_source(view); },
-                                .finish = [&](const JobView&, const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-  }, true};
+  return {app,
+          [app, flags] {
+            require_flag(*app, "--store");
+            require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
+            GenerateJob job(*app, *flags);
+            return run_job(
+                flags->run,
+                {.layers = {},
+                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
+                 .make_source = [&](const JobView& view) { return job.make_source(view); },
+                 .finish = [&](const JobView&,
+                               const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
+          },
+          true};
 }
 
 }  // namespace stagecoach

@@ -28,20 +28,28 @@ std::string StopStrings::push(std::string_view text) {
   return certain;
 }
 
-std::string StopStrings::finish() { return std::exchange(held_, {}); }
+std::string StopStrings::finish() {
+  return std::exchange(held_, {});
+}
 
-Generation::Generation(std::optional<std::string> prompt, std::vector<TokenId> prompt_ids, const Tokenizer* tokenizer,
-                       const GenerationRules& rules)
-    : prompt_(std::move(prompt)), prompt_ids_(std::move(prompt_ids)), rules_(rules), stops_(rules.stops) {
+Generation::Generation(std::optional<std::string> prompt, std::vector<TokenId> prompt_ids,
+                       const Tokenizer* tokenizer, const GenerationRules& rules)
+    : prompt_(std::move(prompt)),
+      prompt_ids_(std::move(prompt_ids)),
+      rules_(rules),
+      stops_(rules.stops) {
   if (tokenizer != nullptr) detokenizer_.emplace(*tokenizer, prompt_ids_);
 }
 
-void Generation::admit() { begin_ns_ = last_token_ns_ = now_ns(); }
+void Generation::admit() {
+  begin_ns_ = last_token_ns_ = now_ns();
+}
 
 std::string Generation::push(TokenId id) {
   ids_.push_back(id);
   last_token_ns_ = now_ns();
-  const bool eos = std::find(rules_.eos_token_ids.begin(), rules_.eos_token_ids.end(), id) != rules_.eos_token_ids.end();
+  const bool eos = std::find(rules_.eos_token_ids.begin(), rules_.eos_token_ids.end(), id) !=
+                   rules_.eos_token_ids.end();
   std::string certain;
   if (detokenizer_) certain = stops_.push(detokenizer_->push(id));
   ended_ = (eos && !rules_.ignore_eos) || stops_.stopped();

@@ -37,11 +37,12 @@ struct GenerationRules {
 class Generation {
  public:
   // `tokenizer` may be null (no text then) and outlives this.
-  Generation(std::optional<std::string> prompt, std::vector<TokenId> prompt_ids, const Tokenizer* tokenizer,
-             const GenerationRules& rules);
+  Generation(std::optional<std::string> prompt, std::vector<TokenId> prompt_ids,
+             const Tokenizer* tokenizer, const GenerationRules& rules);
 
   void admit();  // the clock starts
-  // Takes one more token; returns the text that became certain. ended() tells whether the text is over.
+  // Takes one more token; returns the text that became certain. ended() tells whether the text is
+  // over.
   std::string push(TokenId id);
   // After the last token: what was held back.
   std::string finish();

@@ -28,11 +28,15 @@ struct WriteFlags {
 
 void add_write_flags(CLI::App& app, WriteFlags& flags) {
   app.add_option("STORE", flags.store, "Directory to create")->required();
-  app.add_option("--weights", flags.weights, "Type of the matrices (default: the source's own)")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--weights", flags.weights, "Type of the matrices (default: the source's own)")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--name", flags.name, "Name of the model in the store (default: the source's)");
-  app.add_option("--model-version", flags.version, "Version of the model in the store")->capture_default_str();
-  app.add_option("--metadata", flags.metadata, "KEY=VALUE to keep in the manifest (repeatable)")->type_name("KEY=VALUE");
-  app.add_option("--threads", flags.threads, "Threads that convert (default: all allowed cores)")->check(integer_in(1, 4096));
+  app.add_option("--model-version", flags.version, "Version of the model in the store")
+      ->capture_default_str();
+  app.add_option("--metadata", flags.metadata, "KEY=VALUE to keep in the manifest (repeatable)")
+      ->type_name("KEY=VALUE");
+  app.add_option("--threads", flags.threads, "Threads that convert (default: all allowed cores)")
+      ->check(integer_in(1, 4096));
   app.add_flag("--quiet", flags.quiet, "No progress");
   app.add_flag("--json", flags.json, "The result as JSON");
 }
@@ -49,7 +53,9 @@ ImportOptions options_from(const WriteFlags& flags, Progress& progress) {
       throw usage_error(fmt::format("--metadata should be KEY=VALUE, found '{}'", pair));
     options.metadata[pair.substr(0, equals)] = pair.substr(equals + 1);
   }
-  options.progress = [&progress](std::int64_t done, std::int64_t total) { progress.update(done, total); };
+  options.progress = [&progress](std::int64_t done, std::int64_t total) {
+    progress.update(done, total);
+  };
   options.interrupted = [] { return interrupt_requested.load(); };
   return options;
 }
@@ -58,15 +64,22 @@ void report_store(const WriteFlags& flags, const Manifest& manifest, double seco
   std::int64_t bytes = 0;
   for (const SlabEntry& slab : manifest.slabs) bytes += slab.bytes;
   if (flags.json) {
-    print_json_line({{"store", flags.store}, {"name", manifest.name}, {"weights", dtype_name(manifest.weights)},
-                     {"parameters", parameter_count(manifest.spec)}, {"bytes", bytes}, {"slabs", manifest.slabs.size()},
-                     {"distinct_layers", manifest.distinct_layers}, {"seconds", seconds}});
+    print_json_line({{"store", flags.store},
+                     {"name", manifest.name},
+                     {"weights", dtype_name(manifest.weights)},
+                     {"parameters", parameter_count(manifest.spec)},
+                     {"bytes", bytes},
+                     {"slabs", manifest.slabs.size()},
+                     {"distinct_layers", manifest.distinct_layers},
+                     {"seconds", seconds}});
     return;
   }
-  print(fmt::format("{}: {} in {}, {} slabs, {} in {:.1f} s\n", flags.store, manifest.name, dtype_name(manifest.weights),
-                    manifest.slabs.size(), format_bytes(bytes), seconds));
+  print(fmt::format("{}: {} in {}, {} slabs, {} in {:.1f} s\n", flags.store, manifest.name,
+                    dtype_name(manifest.weights), manifest.slabs.size(), format_bytes(bytes),
+                    seconds));
   if (manifest.distinct_layers < manifest.spec.num_hidden_layers)
-    print(fmt::format("note: its {} layers share {} slabs\n", manifest.spec.num_hidden_layers, manifest.distinct_layers));
+    print(fmt::format("note: its {} layers share {} slabs\n", manifest.spec.num_hidden_layers,
+                      manifest.distinct_layers));
 }
 
 int write_store(WeightSource& source, const WriteFlags& flags, const std::string& what,
@@ -87,9 +100,12 @@ int write_store(WeightSource& source, const WriteFlags& flags, const std::string
 void check_tokenizer(const std::string& checkpoint) {
   try {
     if (load_tokenizer(checkpoint) == nullptr)
-      spdlog::warn("{} has no tokenizer files: the store will take token ids only (--prompt-ids, --ids)", checkpoint);
+      spdlog::warn(
+          "{} has no tokenizer files: the store will take token ids only (--prompt-ids, --ids)",
+          checkpoint);
   } catch (const Error& error) {
-    throw Error(error.kind(), error.what(), "--no-tokenizer imports the weights alone, for token ids (--prompt-ids, --ids)");
+    throw Error(error.kind(), error.what(),
+                "--no-tokenizer imports the weights alone, for token ids (--prompt-ids, --ids)");
   }
 }
 
@@ -102,20 +118,25 @@ Command import_command(CLI::App& parent) {
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand("import", "Turn a checkpoint into a layer-wise store");
-  app->add_option("CHECKPOINT", flags->checkpoint, "Hugging Face directory (config.json, model.safetensors or its shards)")->required();
+  app->add_option("CHECKPOINT", flags->checkpoint,
+                  "Hugging Face directory (config.json, model.safetensors or its shards)")
+      ->required();
   add_write_flags(*app, *flags);
-  app->add_option("--layers", flags->layers, "Only these layers, A:B, 0-based and half-open")->type_name("A:B");
-  app->add_flag("--no-tokenizer", flags->no_tokenizer, "Leave the tokenizer out: the store takes token ids only");
+  app->add_option("--layers", flags->layers, "Only these layers, A:B, 0-based and half-open")
+      ->type_name("A:B");
+  app->add_flag("--no-tokenizer", flags->no_tokenizer,
+                "Leave the tokenizer out: the store takes token ids only");
   return {app, [flags] {
-    setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
-    const std::unique_ptr<WeightSource> source = open_huggingface(flags->checkpoint);
-    if (!flags->no_tokenizer) check_tokenizer(flags->checkpoint);
-    return write_store(*source, *flags, "importing", [&](ImportOptions& options) {
-      options.tokenizer = !flags->no_tokenizer;
-      if (!flags->layers.empty())
-        std::tie(options.layer_begin, options.layer_end) = parse_layer_range(flags->layers, source->spec().num_hidden_layers);
-    });
-  }};
+            setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
+            const std::unique_ptr<WeightSource> source = open_huggingface(flags->checkpoint);
+            if (!flags->no_tokenizer) check_tokenizer(flags->checkpoint);
+            return write_store(*source, *flags, "importing", [&](ImportOptions& options) {
+              options.tokenizer = !flags->no_tokenizer;
+              if (!flags->layers.empty())
+                std::tie(options.layer_begin, options.layer_end) =
+                    parse_layer_range(flags->layers, source->spec().num_hidden_layers);
+            });
+          }};
 }
 
 Command create_command(CLI::App& parent) {
@@ -125,26 +146,34 @@ Command create_command(CLI::App& parent) {
     std::int64_t distinct_layers = 0;
   };
   auto flags = std::make_shared<Flags>();
-  CLI::App* app = parent.add_subcommand("create", "Make a randomly initialised model at a preset's shape");
-  app->add_option("PRESET", flags->preset, "A preset (gpt3-175b, gpt-j-6b, …), or the path of a config.json")->required();
+  CLI::App* app =
+      parent.add_subcommand("create", "Make a randomly initialised model at a preset's shape");
+  app->add_option("PRESET", flags->preset,
+                  "A preset (gpt3-175b, gpt-j-6b, …), or the path of a config.json")
+      ->required();
   add_write_flags(*app, *flags);
-  app->add_option("--seed", flags->seed, "Seed of the weights")->capture_default_str()->check(unsigned_integer());
-  app->add_option("--distinct-layers", flags->distinct_layers, "Layers share this many slabs (for small disks)")->check(integer_in(1, 65536));
+  app->add_option("--seed", flags->seed, "Seed of the weights")
+      ->capture_default_str()
+      ->check(unsigned_integer());
+  app->add_option("--distinct-layers", flags->distinct_layers,
+                  "Layers share this many slabs (for small disks)")
+      ->check(integer_in(1, 65536));
   app->footer([] {
     std::string names;
     for (const auto& [name, spec] : presets()) names += (names.empty() ? "" : ", ") + name;
     return "Presets: " + names;
   });
   return {app, [flags] {
-    setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
-    const std::unique_ptr<WeightSource> source = open_random(flags->preset, flags->seed);
-    return write_store(*source, *flags, "creating", [&](ImportOptions& options) {
-      if (flags->distinct_layers > source->spec().num_hidden_layers)
-        throw usage_error(fmt::format("--distinct-layers {} is more than the model's {} layers", flags->distinct_layers,
-                                      source->spec().num_hidden_layers));
-      options.distinct_layers = flags->distinct_layers;
-    });
-  }};
+            setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
+            const std::unique_ptr<WeightSource> source = open_random(flags->preset, flags->seed);
+            return write_store(*source, *flags, "creating", [&](ImportOptions& options) {
+              if (flags->distinct_layers > source->spec().num_hidden_layers)
+                throw usage_error(
+                    fmt::format("--distinct-layers {} is more than the model's {} layers",
+                                flags->distinct_layers, source->spec().num_hidden_layers));
+              options.distinct_layers = flags->distinct_layers;
+            });
+          }};
 }
 
 }  // namespace stagecoach

@@ -1,3 +1,5 @@
 #include "app/command.h"
 
-int main(int argc, char** argv) { return stagecoach::run_stagecoach(argc, argv); }
+int main(int argc, char** argv) {
+  return stagecoach::run_stagecoach(argc, argv);
+}

@@ -73,44 +73,51 @@ class JobRun {
     store_.emplace(settings_.store);
     const Manifest& manifest = store_->manifest();
     const std::int64_t layers = manifest.spec.num_hidden_layers;
-    const auto [begin, end] = kind_.layers.empty() ? std::pair<std::int64_t, std::int64_t>{0, layers}
-                                                   : parse_layer_range(kind_.layers, layers);
+    const auto [begin, end] = kind_.layers.empty()
+                                  ? std::pair<std::int64_t, std::int64_t>{0, layers}
+                                  : parse_layer_range(kind_.layers, layers);
     make_plan(begin, end);
     const int rank = transport_.rank();
     if (rank == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
     slice_.layers = plan_.layers_of(rank);
     slice_.embedding = begin == 0 && rank == plan_.windows.front().rank;
     slice_.head = end == layers && rank == plan_.last_rank();
-    backend_ = device_registry().create(settings_.device == "auto" ? "cpu" : settings_.device,
-                                        {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
+    backend_ = device_registry().create(
+        settings_.device == "auto" ? "cpu" : settings_.device,
+        {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
     isa_ = backend_->isa();
     {
       const std::lock_guard lock(description_mutex_);
-      for (int r = 0; r < transport_.size(); ++r) descriptions_.push_back(" (" + plan_.describe(r) + ")");
+      for (int r = 0; r < transport_.size(); ++r)
+        descriptions_.push_back(" (" + plan_.describe(r) + ")");
     }
     if (rank == 0) {
-      if (!settings_.report.empty()) check_writable(settings_.report);  // before hours of work, not after
+      if (!settings_.report.empty())
+        check_writable(settings_.report);  // before hours of work, not after
       kind_.prepare(*store_);
     }
   }
 
   void load() {
     Progress progress("loading", ProgressUnit::kBytes, transport_.rank() == 0 && !settings_.quiet);
-    source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_, [&](std::int64_t done, std::int64_t total) {
-      if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
-      progress.update(done, total);
-    });
+    source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_,
+                    [&](std::int64_t done, std::int64_t total) {
+                      if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
+                      progress.update(done, total);
+                    });
     runner_.emplace(spec(), *backend_, *source_, timeline_, settings_.micro_batch);
-    spdlog::debug("{}: {} of weights, {} threads, {}", plan_.describe(transport_.rank()), format_bytes(source_->bytes()),
-                  backend_->threads(), isa_);
+    spdlog::debug("{}: {} of weights, {} threads, {}", plan_.describe(transport_.rank()),
+                  format_bytes(source_->bytes()), backend_->threads(), isa_);
   }
 
   RankStatus status() const {
     const Manifest& manifest = store_->manifest();
     RankStatus status;
     status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
-    status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {}", plan_hash(plan_), settings_.wire, settings_.kv, settings_.micro_batch)));
-    status.model_hash = xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
+    status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {}", plan_hash(plan_), settings_.wire,
+                                                 settings_.kv, settings_.micro_batch)));
+    status.model_hash =
+        xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
     const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
     for (int slab : manifest.layer_slab) status.slab_checksums.push_back(checksum(slab));
     status.slab_checksums.push_back(checksum(manifest.embedding_slab));
@@ -121,10 +128,15 @@ class JobRun {
   }
 
   void run() {
-    const RankContext context{.spec = spec(), .plan = plan_, .runner = *runner_, .transport = transport_, .timeline = timeline_,
+    const RankContext context{.spec = spec(),
+                              .plan = plan_,
+                              .runner = *runner_,
+                              .transport = transport_,
+                              .timeline = timeline_,
                               .wire = settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32,
                               .has_head = plan_.layer_end() == spec().num_hidden_layers,
-                              .interrupted = &interrupt_requested, .observe_logits = nullptr};
+                              .interrupted = &interrupt_requested,
+                              .observe_logits = nullptr};
     const std::vector<ClockOffset> clocks_before = measure_clocks(control_);
     if (transport_.rank() == 0) {
       batches_ = kind_.make_source(view());
@@ -142,7 +154,8 @@ class JobRun {
     kind_.finish(view(), ranks_);
   }
 
-  // The layers of a rank, for messages; empty before there is a plan. Called by the watching thread.
+  // The layers of a rank, for messages; empty before there is a plan. Called by the watching
+  // thread.
   std::string describe(int rank) const {
     const std::lock_guard lock(description_mutex_);
     return descriptions_.empty() ? "" : descriptions_[static_cast<std::size_t>(rank)];
@@ -155,7 +168,8 @@ class JobRun {
   // What a host's store must hold.
   std::string describe_plan() const {
     std::string text = fmt::format("{} ranks:", plan_.ranks);
-    for (int r = 0; r < plan_.ranks; ++r) text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r), plan_.describe(r));
+    for (int r = 0; r < plan_.ranks; ++r)
+      text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r), plan_.describe(r));
     return text;
   }
 
@@ -164,16 +178,20 @@ class JobRun {
     const DType weights = store_->manifest().weights;
     if (!settings_.windows.empty()) {
       plan_ = explicit_plan(settings_.windows, begin, end, transport_.size());
-      if (settings_.rounds != "auto" && settings_.rounds_per_rank() * transport_.size() != static_cast<int>(plan_.windows.size()))
-        throw usage_error(fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}", settings_.windows,
-                                      plan_.windows.size(), settings_.rounds, transport_.size(),
-                                      settings_.rounds_per_rank() * transport_.size()));
+      if (settings_.rounds != "auto" &&
+          settings_.rounds_per_rank() * transport_.size() != static_cast<int>(plan_.windows.size()))
+        throw usage_error(
+            fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}",
+                        settings_.windows, plan_.windows.size(), settings_.rounds,
+                        transport_.size(), settings_.rounds_per_rank() * transport_.size()));
       return;
     }
     PlanCosts costs{.layer_bytes = slab_weight_bytes(s, SlabKind::kLayer, weights)};
     const std::int64_t embedding = slab_weight_bytes(s, SlabKind::kEmbedding, weights);
     if (begin == 0) costs.embedding_bytes = embedding;
-    if (end == s.num_hidden_layers) costs.head_bytes = slab_weight_bytes(s, SlabKind::kHead, weights) + (s.tied_head ? embedding : 0);
+    if (end == s.num_hidden_layers)
+      costs.head_bytes =
+          slab_weight_bytes(s, SlabKind::kHead, weights) + (s.tied_head ? embedding : 0);
     plan_ = balanced_plan(costs, begin, end, transport_.size(), settings_.rounds_per_rank());
   }
 
@@ -196,7 +214,8 @@ class JobRun {
   bool warned_ = false;
 };
 
-// One step that may fail on some ranks, and its agreement. The error of any rank becomes that of all.
+// One step that may fail on some ranks, and its agreement. The error of any rank becomes that of
+// all.
 template <typename Step>
 void step_together(JobRun& job, const Step& step) {
   RankStatus status;
@@ -207,8 +226,9 @@ void step_together(JobRun& job, const Step& step) {
     status = failed_status(as_error(exception));
   }
   // Ranks agree three times, and a warning is worth one line.
-  agree(job.control(), status, {.error = [](const Error& error) { print_error(error, ""); },
-                                .warning = [&](const std::string& warning) { job.warn_once(warning); }});
+  agree(job.control(), status,
+        {.error = [](const Error& error) { print_error(error, ""); },
+         .warning = [&](const std::string& warning) { job.warn_once(warning); }});
 }
 
 void run_together(JobRun& job) {
@@ -222,10 +242,13 @@ void run_together(JobRun& job) {
 
 // Others depend on this rank: says what went wrong and ends the job everywhere.
 [[noreturn]] void end_for_all(Transport& transport, const Error& error) {
-  // Who pressed Ctrl-C knows; and mpirun sends the same signal to the ranks of a job that failed elsewhere.
-  if (error.kind() != ErrorKind::kInterrupted) print_error(error, name_of(transport, transport.rank()));
+  // Who pressed Ctrl-C knows; and mpirun sends the same signal to the ranks of a job that failed
+  // elsewhere.
+  if (error.kind() != ErrorKind::kInterrupted)
+    print_error(error, name_of(transport, transport.rank()));
   transport.abort(error.exit_code());
-  std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through the interface
+  std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through
+                                  // the interface
 }
 
 void finalize(Transport& transport) {
@@ -237,13 +260,18 @@ void finalize(Transport& transport) {
   }
 }
 
-std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& transport, const JobRun& job) {
+std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& transport,
+                                       const JobRun& job) {
   PeerWatch::Events events;
   events.lost = [&](int peer, double seconds, bool reporter) {
     if (reporter) {
-      const std::string problem = fmt::format("{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is down",
-                                              name_of(transport, peer), job.describe(peer), seconds);
-      print_error(Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"), "");
+      const std::string problem = fmt::format(
+          "{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is "
+          "down",
+          name_of(transport, peer), job.describe(peer), seconds);
+      print_error(
+          Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"),
+          "");
     } else {
       std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
     }
@@ -251,7 +279,8 @@ std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& t
   };
   events.failed = [&](const Error& error) { end_for_all(transport, error); };
   PeerWatchOptions options;
-  options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
+  options.silence =
+      std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
   return std::make_unique<PeerWatch>(transport, options, std::move(events));
 }
 
@@ -260,7 +289,9 @@ std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& t
 int run_job(const RunSettings& settings, const JobKind& kind) {
   const std::unique_ptr<Transport> transport = open_transport();
   const int rank = transport->rank();
-  setup_logging(settings.verbose ? Verbosity::kVerbose : settings.quiet || rank > 0 ? Verbosity::kQuiet : Verbosity::kNormal,
+  setup_logging(settings.verbose             ? Verbosity::kVerbose
+                : settings.quiet || rank > 0 ? Verbosity::kQuiet
+                                             : Verbosity::kNormal,
                 name_of(*transport, rank));
   JobRun job(settings, kind, *transport);
   auto watch = watch_peers(settings, *transport, job);
@@ -283,7 +314,8 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
 void print_error_of_launched_rank(const Error& error) {
   const int rank = launched_rank();
   if (rank > 0) std::this_thread::sleep_for(kRankZeroFirst);
-  if (rank == 0 || !interrupt_requested) print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, local_host_name()) : "");
+  if (rank == 0 || !interrupt_requested)
+    print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, local_host_name()) : "");
 }
 
 void share_failure(const Error& error) {
@@ -296,7 +328,9 @@ void share_failure(const Error& error) {
   }
   ControlChannel control(*transport);
   try {
-    agree(control, failed_status(error), {.error = [](const Error& agreed) { print_error(agreed, ""); }, .warning = [](const std::string&) {}});
+    agree(control, failed_status(error),
+          {.error = [](const Error& agreed) { print_error(agreed, ""); },
+           .warning = [](const std::string&) {}});
   } catch (const AgreedError&) {
     finalize(*transport);
     throw;

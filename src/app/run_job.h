@@ -1,5 +1,5 @@
-// A run of a model on the ranks of a job: the composition root of generate, score and time. Everything
-// that differs between those three is in the JobKind.
+// A run of a model on the ranks of a job: the composition root of generate, score and time.
+// Everything that differs between those three is in the JobKind.
 #pragma once
 
 #include <functional>
@@ -27,8 +27,8 @@ struct JobView {
 struct JobKind {
   // Layers to run, A:B; empty: all.
   std::string layers;
-  // Rank 0, before weights are read: reads prompts, checks them, opens outputs. Usage and data errors
-  // thrown here end the job everywhere with one message.
+  // Rank 0, before weights are read: reads prompts, checks them, opens outputs. Usage and data
+  // errors thrown here end the job everywhere with one message.
   std::function<void(const LayerStore&)> prepare;
   // Rank 0: the work. Called when all ranks are ready.
   std::function<std::unique_ptr<BatchSource>(const JobView&)> make_source;
@@ -36,16 +36,16 @@ struct JobKind {
   std::function<void(const JobView&, const std::vector<RankTimeline>& ranks)> finish;
 };
 
-// Runs this process's part of the job. Returns 0; errors are thrown (AgreedError when rank 0 has reported
-// them) or, once ranks depend on one another, end all of them.
+// Runs this process's part of the job. Returns 0; errors are thrown (AgreedError when rank 0 has
+// reported them) or, once ranks depend on one another, end all of them.
 int run_job(const RunSettings& settings, const JobKind& kind);
 
-// Says what kept this process from joining its job. Rank 0 speaks at once; another rank waits, because
-// where rank 0 has the same trouble its exit ends us.
+// Says what kept this process from joining its job. Rank 0 speaks at once; another rank waits,
+// because where rank 0 has the same trouble its exit ends us.
 void print_error_of_launched_rank(const Error& error);
 
-// For a rank of a job whose settings are wrong before run_job: joins the others at their first agreement,
-// so that all end with this error and one message. Always throws AgreedError.
+// For a rank of a job whose settings are wrong before run_job: joins the others at their first
+// agreement, so that all end with this error and one message. Always throws AgreedError.
 void share_failure(const Error& error);
 
 }  // namespace stagecoach

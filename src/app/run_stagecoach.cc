@@ -15,7 +15,9 @@ namespace stagecoach {
 namespace {
 
 // Every rank parses the same words; only rank 0 complains about them.
-bool speaks() { return launched_rank() == 0; }
+bool speaks() {
+  return launched_rank() == 0;
+}
 
 int report(const std::exception& exception) {
   const Error error = as_error(exception);
@@ -38,7 +40,8 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
     if (!command.parallel && launched_size() > 1)
-      throw usage_error(fmt::format("stagecoach {} runs as one process, found {} ranks", command.app->get_name(), launched_size()),
+      throw usage_error(fmt::format("stagecoach {} runs as one process, found {} ranks",
+                                    command.app->get_name(), launched_size()),
                         "run it without mpirun");
     try {
       apply_environment_and_job(*command.app);
@@ -46,7 +49,8 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
     } catch (const AgreedError&) {
       throw;
     } catch (const Error& error) {
-      // Settings may be wrong on one host alone (its job file, its environment): the others must hear of it.
+      // Settings may be wrong on one host alone (its job file, its environment): the others must
+      // hear of it.
       if (command.parallel && launched_size() > 1) share_failure(error);
       throw;
     }
@@ -59,14 +63,19 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
 int run_stagecoach(int argc, char** argv) {
   try {
     install_signal_handlers();
-    CLI::App app("Stagecoach runs transformers that fit on none of your PCs, on several of them.", "stagecoach");
+    CLI::App app("Stagecoach runs transformers that fit on none of your PCs, on several of them.",
+                 "stagecoach");
     app.set_version_flag("--version", std::string("stagecoach ") + STAGECOACH_VERSION);
     app.require_subcommand(0, 1);
-    app.footer("Several machines: mpirun --oversubscribe --bind-to none -np N stagecoach generate|score|time …\n"
-               "Exit codes: 0 done, 1 internal error, 2 usage, 3 bad data, 4 not enough resources, 5 peer lost, 130 interrupted.");
-    const std::vector<Command> commands{import_command(app),   create_command(app),   list_command(app),
-                                        inspect_command(app),  verify_command(app),   tokenize_command(app),
-                                        generate_command(app), score_command(app),    time_command(app)};
+    app.footer(
+        "Several machines: mpirun --oversubscribe --bind-to none -np N stagecoach "
+        "generate|score|time …\n"
+        "Exit codes: 0 done, 1 internal error, 2 usage, 3 bad data, 4 not enough resources, 5 peer "
+        "lost, 130 interrupted.");
+    const std::vector<Command> commands{
+        import_command(app),   create_command(app), list_command(app),
+        inspect_command(app),  verify_command(app), tokenize_command(app),
+        generate_command(app), score_command(app),  time_command(app)};
     return parse_and_run(app, commands, argc, argv);
   } catch (const std::exception& exception) {
     return report(exception);

@@ -40,35 +40,45 @@ class ScoreJob {
     progress_.emplace("scoring", ProgressUnit::kTokens, !flags_.run.quiet);
     TextEvents events;
     events.log_probs = [this](SequenceId, std::int64_t position, std::span<const double> values) {
-      for (std::size_t i = 0; i < values.size(); ++i) log_probs_[static_cast<std::size_t>(position) + 1 + i] = values[i];
-      progress_->update(position + static_cast<std::int64_t>(values.size()), static_cast<std::int64_t>(ids_.size()));
+      for (std::size_t i = 0; i < values.size(); ++i)
+        log_probs_[static_cast<std::size_t>(position) + 1 + i] = values[i];
+      progress_->update(position + static_cast<std::int64_t>(values.size()),
+                        static_cast<std::int64_t>(ids_.size()));
     };
     events.finished = [this](SequenceId) {
       seconds_ = seconds_since(begin_ns_);
       progress_.reset();
     };
-    std::vector<TextRequest> requests{{.sequence = 0, .tokens = ids_, .score = true, .max_new_tokens = 0, .sampling = {}}};
+    std::vector<TextRequest> requests{
+        {.sequence = 0, .tokens = ids_, .score = true, .max_new_tokens = 0, .sampling = {}}};
     return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, 1},
-                                         view.store.manifest().spec.max_position_embeddings, std::move(requests), std::move(events));
+                                         view.store.manifest().spec.max_position_embeddings,
+                                         std::move(requests), std::move(events));
   }
 
   void finish(const std::vector<RankTimeline>& ranks) const {
     double sum = 0;
     for (std::size_t i = 1; i < log_probs_.size(); ++i) sum += log_probs_[i];
     const bool predicted = log_probs_.size() > 1;
-    const double perplexity = predicted ? std::exp(-sum / static_cast<double>(log_probs_.size() - 1)) : std::nan("");
+    const double perplexity =
+        predicted ? std::exp(-sum / static_cast<double>(log_probs_.size() - 1)) : std::nan("");
     if (flags_.run.json) {
       Json log_probs = Json::array({nullptr});
       for (std::size_t i = 1; i < log_probs_.size(); ++i) log_probs.push_back(log_probs_[i]);
       // JSON has no NaN: a single token predicts nothing.
-      print_json_line({{"ids", ids_}, {"logprobs", log_probs}, {"perplexity", predicted ? Json(perplexity) : Json(nullptr)}, {"seconds", seconds_}});
+      print_json_line({{"ids", ids_},
+                       {"logprobs", log_probs},
+                       {"perplexity", predicted ? Json(perplexity) : Json(nullptr)},
+                       {"seconds", seconds_}});
     } else if (predicted) {
-      print(fmt::format("{} tokens, perplexity {}, mean ln P {}\n", ids_.size(), perplexity, sum / static_cast<double>(ids_.size() - 1)));
+      print(fmt::format("{} tokens, perplexity {}, mean ln P {}\n", ids_.size(), perplexity,
+                        sum / static_cast<double>(ids_.size() - 1)));
     } else {
       print("1 token: nothing to predict, no perplexity\n");
     }
     if (flags_.run.quiet) return;
-    std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_, ids_.size(), static_cast<double>(ids_.size()) / seconds_);
+    std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_, ids_.size(),
+                 static_cast<double>(ids_.size()) / seconds_);
     std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
   }
 
@@ -86,20 +96,27 @@ class ScoreJob {
 
 Command score_command(CLI::App& parent) {
   auto flags = std::make_shared<ScoreFlags>();
-  CLI::App* app = parent.add_subcommand("score", "The forward pass over a text: token log-probabilities and perplexity");
+  CLI::App* app = parent.add_subcommand(
+      "score", "The forward pass over a text: token log-probabilities and perplexity");
   add_run_flags(*app, flags->run);
   app->add_option("--text", flags->text_file, "A file of text, - for stdin")->type_name("FILE");
-  app->add_option("--ids", flags->ids_file, "A file of token ids separated by blanks, - for stdin")->type_name("FILE");
+  app->add_option("--ids", flags->ids_file, "A file of token ids separated by blanks, - for stdin")
+      ->type_name("FILE");
   app->add_flag("--no-bos", flags->no_bos, "Without the tokens that the tokenizer adds");
-  return {app, [app, flags] {
-    require_flag(*app, "--store");
-    require_exactly_one(*app, {"--text", "--ids"});
-    ScoreJob job(*app, *flags);
-    return run_job(flags->run, {.layers = {},
-                                .prepare = [&](const LayerStore& store) { job.prepare(store); },
-                                .make_source = [&](const JobView& view) { return job.make_source(view); },
-                                .finish = [&](const JobView&, const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-  }, true};
+  return {app,
+          [app, flags] {
+            require_flag(*app, "--store");
+            require_exactly_one(*app, {"--text", "--ids"});
+            ScoreJob job(*app, *flags);
+            return run_job(
+                flags->run,
+                {.layers = {},
+                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
+                 .make_source = [&](const JobView& view) { return job.make_source(view); },
+                 .finish = [&](const JobView&,
+                               const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
+          },
+          true};
 }
 
 }  // namespace stagecoach

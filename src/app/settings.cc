@@ -21,7 +21,8 @@ std::string key_of(const CLI::Option& option) {
 
 std::string environment_name(const CLI::Option& option) {
   std::string name = "STAGECOACH_" + key_of(option);
-  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
   return name;
 }
 
@@ -32,8 +33,10 @@ bool settable(const CLI::Option& option) {
 }
 
 // "jobs/a.toml:3:7: " in front of a problem.
-Error job_error(const std::string& file, const toml::source_region& region, const std::string& problem) {
-  return usage_error(fmt::format("{}:{}:{}: {}", file, region.begin.line, region.begin.column, problem));
+Error job_error(const std::string& file, const toml::source_region& region,
+                const std::string& problem) {
+  return usage_error(
+      fmt::format("{}:{}:{}: {}", file, region.begin.line, region.begin.column, problem));
 }
 
 std::string scalar_text(const std::string& file, const toml::node& node) {
@@ -46,9 +49,12 @@ std::string scalar_text(const std::string& file, const toml::node& node) {
 
 void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
   try {
-    // A flag without a value takes true or false here. False counts too: it goes before what follows.
-    if (option.get_items_expected_max() == 0 && values.front() != "true" && values.front() != "false")
-      throw usage_error(fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
+    // A flag without a value takes true or false here. False counts too: it goes before what
+    // follows.
+    if (option.get_items_expected_max() == 0 && values.front() != "true" &&
+        values.front() != "false")
+      throw usage_error(
+          fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
     for (const std::string& value : values) option.add_result(value);
     option.run_callback();
   } catch (const CLI::Error& error) {
@@ -74,7 +80,9 @@ toml::table parse_job(const std::string& file) {
 void apply_job(CLI::App& command, const std::string& file) {
   toml::table job = parse_job(file);
   for (const auto& [key, node] : job) {
-    if (key.str() != "run") throw job_error(file, node.source(), fmt::format("unknown table or key '{}'; a job has [run]", key.str()));
+    if (key.str() != "run")
+      throw job_error(file, node.source(),
+                      fmt::format("unknown table or key '{}'; a job has [run]", key.str()));
   }
   const toml::table* run = job["run"].as_table();
   if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file));
@@ -83,7 +91,9 @@ void apply_job(CLI::App& command, const std::string& file) {
     for (CLI::Option* option : command.get_options())
       if (settable(*option) && key_of(*option) == key.str()) target = option;
     if (target == nullptr)
-      throw job_error(file, node.source(), fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
+      throw job_error(
+          file, node.source(),
+          fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
     if (target->count() > 0) continue;
     std::vector<std::string> values;
     if (const auto* list = node.as_array()) {
@@ -92,9 +102,11 @@ void apply_job(CLI::App& command, const std::string& file) {
       values.push_back(scalar_text(file, node));
     }
     const auto& begin = node.source().begin;
-    const bool repeatable = target->get_expected_max() > 1 || target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+    const bool repeatable = target->get_expected_max() > 1 ||
+                            target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
     if (values.size() != 1 && !(repeatable && !values.empty()))
-      throw job_error(file, node.source(), fmt::format("{}: expected one value, found {}", key.str(), values.size()));
+      throw job_error(file, node.source(),
+                      fmt::format("{}: expected one value, found {}", key.str(), values.size()));
     set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
   }
 }
@@ -124,7 +136,8 @@ CLI::Validator integer_in(std::int64_t low, std::int64_t high) {
 }
 
 CLI::Validator unsigned_integer() {
-  return parsed_in<std::uint64_t>(0, ~std::uint64_t{0}, "a whole number from 0 to 18446744073709551615");
+  return parsed_in<std::uint64_t>(0, ~std::uint64_t{0},
+                                  "a whole number from 0 to 18446744073709551615");
 }
 
 CLI::Validator number_in(double low, double high) {
@@ -132,7 +145,9 @@ CLI::Validator number_in(double low, double high) {
 }
 
 VerifyMode RunSettings::verify_mode() const {
-  return verify == "off" ? VerifyMode::kOff : verify == "always" ? VerifyMode::kAlways : VerifyMode::kFirst;
+  return verify == "off"      ? VerifyMode::kOff
+         : verify == "always" ? VerifyMode::kAlways
+                              : VerifyMode::kFirst;
 }
 
 int RunSettings::rounds_per_rank() const {
@@ -140,24 +155,52 @@ int RunSettings::rounds_per_rank() const {
   int value = 0;
   const auto [end, error] = std::from_chars(rounds.data(), rounds.data() + rounds.size(), value);
   if (error != std::errc{} || end != rounds.data() + rounds.size() || value < 1)
-    throw usage_error(fmt::format("--rounds should be a positive number or auto, found '{}'", rounds));
+    throw usage_error(
+        fmt::format("--rounds should be a positive number or auto, found '{}'", rounds));
   return value;
 }
 
 void add_run_flags(CLI::App& command, RunSettings& s) {
-  command.add_option("--store", s.store, "Store directory, on every host at this path")->type_name("STORE");
-  command.add_option("--job", "Job file: [run] holds any of these settings")->type_name("FILE.toml");
-  command.add_option("--threads", s.threads, "Compute threads per rank (default: allowed cores / ranks on this host)")->check(integer_in(1, 4096));
-  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")->capture_default_str()->check(integer_in(1, 65536));
-  command.add_option("--windows", s.windows, "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")->type_name("A:B,...");
-  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")->capture_default_str()->type_name("K|auto");
-  command.add_option("--device", s.device, "Device to compute on")->capture_default_str()->check(CLI::IsMember({"auto", "cpu"}));
-  command.add_option("--verify", s.verify, "When to check weights against their checksums")->capture_default_str()->check(CLI::IsMember({"always", "first", "off"}));
-  command.add_option("--wire", s.wire, "Type of hidden states between ranks")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
-  command.add_option("--kv", s.kv, "Type of the KV cache")->capture_default_str()->check(CLI::IsMember({"f32"}));
-  command.add_option("--activations", s.activations, "Type of activations in matrix products")->capture_default_str()->check(CLI::IsMember({"auto", "f32"}));
-  command.add_option("--report", s.report, "Write layers.csv and trace.json there")->type_name("DIR");
-  command.add_option("--peer-timeout", s.peer_timeout, "Seconds of silence after which a rank counts as lost")->capture_default_str()->check(number_in(1, 86400));
+  command.add_option("--store", s.store, "Store directory, on every host at this path")
+      ->type_name("STORE");
+  command.add_option("--job", "Job file: [run] holds any of these settings")
+      ->type_name("FILE.toml");
+  command
+      .add_option("--threads", s.threads,
+                  "Compute threads per rank (default: allowed cores / ranks on this host)")
+      ->check(integer_in(1, 4096));
+  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
+      ->capture_default_str()
+      ->check(integer_in(1, 65536));
+  command
+      .add_option("--windows", s.windows,
+                  "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")
+      ->type_name("A:B,...");
+  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")
+      ->capture_default_str()
+      ->type_name("K|auto");
+  command.add_option("--device", s.device, "Device to compute on")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu"}));
+  command.add_option("--verify", s.verify, "When to check weights against their checksums")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"always", "first", "off"}));
+  command.add_option("--wire", s.wire, "Type of hidden states between ranks")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  command.add_option("--kv", s.kv, "Type of the KV cache")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32"}));
+  command.add_option("--activations", s.activations, "Type of activations in matrix products")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "f32"}));
+  command.add_option("--report", s.report, "Write layers.csv and trace.json there")
+      ->type_name("DIR");
+  command
+      .add_option("--peer-timeout", s.peer_timeout,
+                  "Seconds of silence after which a rank counts as lost")
+      ->capture_default_str()
+      ->check(number_in(1, 86400));
   command.add_flag("--json", s.json, "Results as JSON, one object a line");
   command.add_flag("--quiet", s.quiet, "Warnings and errors only on stderr");
   command.add_flag("--verbose", s.verbose, "Say more on stderr, from every rank");
@@ -187,7 +230,8 @@ void require_exactly_one(const CLI::App& command, std::initializer_list<const ch
     all += (all.empty() ? "" : ", ") + std::string(flag);
   }
   if (given != 1)
-    throw usage_error(fmt::format("stagecoach {} takes exactly one of {}; found {}", command.get_name(), all, given),
+    throw usage_error(fmt::format("stagecoach {} takes exactly one of {}; found {}",
+                                  command.get_name(), all, given),
                       fmt::format("stagecoach {} --help", command.get_name()));
 }
 

@@ -1,5 +1,5 @@
-// Flags, environment and job file as one: flag, then STAGECOACH_ variable, then [run] of --job, then
-// default. Every long flag of a command is a key of the job file with _ for -.
+// Flags, environment and job file as one: flag, then STAGECOACH_ variable, then [run] of --job,
+// then default. Every long flag of a command is a key of the job file with _ for -.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -17,17 +17,17 @@ namespace stagecoach {
 // The flags that every run of a model has (docs/cli.md).
 struct RunSettings {
   std::string store;
-  int threads = 0;                     // 0: allowed cores ÷ ranks on this host
-  std::int64_t micro_batch = 256;      // tokens
-  std::string windows;                 // "0:5,5:12": empty: balanced by bytes
-  std::string rounds = "auto";         // windows of each rank; auto: 1, as the slices are in memory
+  int threads = 0;                 // 0: allowed cores ÷ ranks on this host
+  std::int64_t micro_batch = 256;  // tokens
+  std::string windows;             // "0:5,5:12": empty: balanced by bytes
+  std::string rounds = "auto";     // windows of each rank; auto: 1, as the slices are in memory
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";
   std::string kv = "f32";
   std::string activations = "auto";
-  std::string report;                  // directory
-  double peer_timeout = 8;             // seconds of silence
+  std::string report;       // directory
+  double peer_timeout = 8;  // seconds of silence
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;
@@ -37,12 +37,12 @@ struct RunSettings {
 // Adds the flags of RunSettings, --job included.
 void add_run_flags(CLI::App& command, RunSettings& settings);
 
-// Fills in what the command line left open, from environment and job file. Throws usage_error with file,
-// line and column for an unknown key or a value of the wrong type.
+// Fills in what the command line left open, from environment and job file. Throws usage_error with
+// file, line and column for an unknown key or a value of the wrong type.
 void apply_environment_and_job(CLI::App& command);
 
-// Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as 1, and
-// nan as anything).
+// Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as
+// 1, and nan as anything).
 CLI::Validator integer_in(std::int64_t low, std::int64_t high);
 CLI::Validator unsigned_integer();
 CLI::Validator number_in(double low, double high);

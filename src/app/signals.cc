@@ -6,7 +6,8 @@
 namespace stagecoach {
 
 std::atomic<bool> interrupt_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "the handler may only touch lock-free atomics");
+static_assert(std::atomic<bool>::is_always_lock_free,
+              "the handler may only touch lock-free atomics");
 
 namespace {
 
@@ -23,7 +24,8 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
-  // A reader that has gone (| head) shows as a write error, which is reported; not as a silent death.
+  // A reader that has gone (| head) shows as a write error, which is reported; not as a silent
+  // death.
   ::signal(SIGPIPE, SIG_IGN);
   // Full disks and file size limits likewise.
   ::signal(SIGXFSZ, SIG_IGN);

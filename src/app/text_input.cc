@@ -19,7 +19,8 @@ std::string read_stdin() {
   char buffer[65536];
   for (std::size_t n = 0; (n = std::fread(buffer, 1, sizeof(buffer), stdin)) > 0;) {
     text.append(buffer, n);
-    if (static_cast<std::int64_t>(text.size()) > kMaxTextBytes) throw data_error("stdin holds more text than 1 GiB");
+    if (static_cast<std::int64_t>(text.size()) > kMaxTextBytes)
+      throw data_error("stdin holds more text than 1 GiB");
   }
   if (std::ferror(stdin) != 0) throw resource_error("cannot read stdin");
   return text;
@@ -30,7 +31,8 @@ std::string read_stdin() {
 std::string read_text(const std::string& file) {
   std::string text = file == "-" ? read_stdin() : read_text_file(file, kMaxTextBytes);
   if (!is_valid_utf8(text))
-    throw data_error(fmt::format("{} is not valid UTF-8", file == "-" ? "stdin" : file), "convert it first, for example with iconv");
+    throw data_error(fmt::format("{} is not valid UTF-8", file == "-" ? "stdin" : file),
+                     "convert it first, for example with iconv");
   return text;
 }
 
@@ -44,7 +46,8 @@ std::vector<std::string> read_prompts(const std::string& file) {
     prompts.push_back(std::move(line));
     at = end + 1;
   }
-  if (prompts.empty()) throw usage_error(fmt::format("{} holds no prompts", file), "write one prompt a line");
+  if (prompts.empty())
+    throw usage_error(fmt::format("{} holds no prompts", file), "write one prompt a line");
   return prompts;
 }
 
@@ -57,7 +60,8 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
     if (at == end) return ids;
     TokenId id = 0;
     const auto [after, error] = std::from_chars(at, end, id);
-    if (error != std::errc{} || (after < end && std::isspace(static_cast<unsigned char>(*after)) == 0))
+    if (error != std::errc{} ||
+        (after < end && std::isspace(static_cast<unsigned char>(*after)) == 0))
       throw usage_error(fmt::format("{}: expected token ids separated by blanks, found '{}'", where,
                                     std::string(at, std::min(end, at + 20))));
     ids.push_back(id);
@@ -65,36 +69,48 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
   }
 }
 
-std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store) { return load_tokenizer(store / "tokenizer"); }
+std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store) {
+  return load_tokenizer(store / "tokenizer");
+}
 
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source) {
   std::error_code error;
   const bool store = std::filesystem::exists(source / "manifest.json", error);
-  if (error) throw data_error(fmt::format("cannot look into {}: {}", source.string(), error.message()), "check the path");
+  if (error)
+    throw data_error(fmt::format("cannot look into {}: {}", source.string(), error.message()),
+                     "check the path");
   auto tokenizer = store ? store_tokenizer(source) : load_tokenizer(source);
   if (tokenizer == nullptr)
-    throw data_error(fmt::format("{} has no tokenizer files (tokenizer.json, or vocab.json with merges.txt)", source.string()),
-                     store ? "give token ids instead of text: --prompt-ids or --ids" : "put the checkpoint's tokenizer.json there");
+    throw data_error(
+        fmt::format("{} has no tokenizer files (tokenizer.json, or vocab.json with merges.txt)",
+                    source.string()),
+        store ? "give token ids instead of text: --prompt-ids or --ids"
+              : "put the checkpoint's tokenizer.json there");
   return tokenizer;
 }
 
 void check_text_length(std::string_view text, const ModelSpec& spec, const std::string& what) {
-  constexpr std::size_t kLongestToken = 1024;  // bytes; runs of blanks are the longest that vocabularies hold
+  constexpr std::size_t kLongestToken =
+      1024;  // bytes; runs of blanks are the longest that vocabularies hold
   const std::size_t limit = static_cast<std::size_t>(spec.max_position_embeddings) * kLongestToken;
   if (text.size() > limit)
-    throw usage_error(fmt::format("{} has {} bytes, far more than the model's context of {} tokens can hold", what, text.size(),
-                                  spec.max_position_embeddings),
-                      "shorten it");
+    throw usage_error(
+        fmt::format("{} has {} bytes, far more than the model's context of {} tokens can hold",
+                    what, text.size(), spec.max_position_embeddings),
+        "shorten it");
 }
 
 void check_tokens(const std::vector<TokenId>& ids, const ModelSpec& spec, const std::string& what) {
   if (ids.empty())
-    throw usage_error(fmt::format("{} is empty, and the tokenizer adds no token of its own", what), "give at least one token");
+    throw usage_error(fmt::format("{} is empty, and the tokenizer adds no token of its own", what),
+                      "give at least one token");
   for (TokenId id : ids)
     if (id < 0 || id >= spec.vocab_size)
-      throw usage_error(fmt::format("{}: token id {} is outside the vocabulary: expected 0 to {}", what, id, spec.vocab_size - 1));
+      throw usage_error(fmt::format("{}: token id {} is outside the vocabulary: expected 0 to {}",
+                                    what, id, spec.vocab_size - 1));
   if (static_cast<std::int64_t>(ids.size()) > spec.max_position_embeddings)
-    throw usage_error(fmt::format("{} has {} tokens, the model's context is {}", what, ids.size(), spec.max_position_embeddings),
+    throw usage_error(fmt::format("{} has {} tokens, the model's context is {}", what, ids.size(),
+                                  spec.max_position_embeddings),
                       "shorten it");
 }
 

@@ -18,13 +18,14 @@ std::vector<std::string> read_prompts(const std::string& file);
 // "1 2 3", separated by blanks of any kind. Throws usage_error or, for a file, data_error.
 std::vector<TokenId> parse_ids(const std::string& text, const std::string& where);
 
-// The tokenizer of a store or of a Hugging Face directory. Throws data_error saying what to do when it
-// has none.
+// The tokenizer of a store or of a Hugging Face directory. Throws data_error saying what to do when
+// it has none.
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source);
-std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store);  // null when there is none
+std::unique_ptr<Tokenizer> store_tokenizer(
+    const std::filesystem::path& store);  // null when there is none
 
-// Throws usage_error for a text so long that no tokenizer could fit it into the model's context: encoding
-// it first would take the time and memory of the whole text.
+// Throws usage_error for a text so long that no tokenizer could fit it into the model's context:
+// encoding it first would take the time and memory of the whole text.
 void check_text_length(std::string_view text, const ModelSpec& spec, const std::string& what);
 
 // Throws usage_error for ids outside the vocabulary, no tokens at all, or more than the context.

@@ -1,5 +1,5 @@
-// The device seam: CPU and CUDA meet here and nowhere else. Ops are asynchronous in principle (a CUDA
-// backend queues them on its stream): results may be read after download() or synchronize().
+// The device seam: CPU and CUDA meet here and nowhere else. Ops are asynchronous in principle (a
+// CUDA backend queues them on its stream): results may be read after download() or synchronize().
 //
 // Pointers are the device's own; sizes are in elements unless they say bytes. Contracts of the
 // mathematics stand in kernels/include/ops.h.
@@ -22,7 +22,8 @@ class Backend;
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Backend* backend, std::byte* data, std::int64_t bytes) : backend_(backend), data_(data), bytes_(bytes) {}
+  Buffer(Backend* backend, std::byte* data, std::int64_t bytes)
+      : backend_(backend), data_(data), bytes_(bytes) {}
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     swap(other);
@@ -50,7 +51,8 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string name() const = 0;  // "cpu"
-  virtual std::string isa() const = 0;   // "avx2": results are bit-identical between ranks of equal isa
+  virtual std::string isa()
+      const = 0;  // "avx2": results are bit-identical between ranks of equal isa
   virtual int threads() const = 0;
 
   virtual Buffer allocate(std::int64_t bytes) = 0;
@@ -70,8 +72,8 @@ class Backend {
   virtual void attention(const AttentionArgs& args) = 0;
   virtual void activation(const ActivationArgs& args) = 0;
   // cos, sin (rows, half) for host-side `positions`; see rotary_table.
-  virtual void rotary_table(std::span<const std::int64_t> positions, std::span<const float> inv_freq,
-                            float* cos, float* sin) = 0;
+  virtual void rotary_table(std::span<const std::int64_t> positions,
+                            std::span<const float> inv_freq, float* cos, float* sin) = 0;
 
  protected:
   friend class Buffer;

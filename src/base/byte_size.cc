@@ -11,9 +11,16 @@ namespace stagecoach {
 
 std::int64_t parse_byte_size(std::string_view text) {
   static constexpr std::array<std::pair<std::string_view, double>, 10> kUnits{{
-      {"", 1}, {"B", 1},
-      {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12},
-      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40},
+      {"", 1},
+      {"B", 1},
+      {"kB", 1e3},
+      {"MB", 1e6},
+      {"GB", 1e9},
+      {"TB", 1e12},
+      {"KiB", 0x1p10},
+      {"MiB", 0x1p20},
+      {"GiB", 0x1p30},
+      {"TiB", 0x1p40},
   }};
   // Plain bytes are exact; a fraction of a byte is a typo, not a size.
   std::int64_t bytes = 0;

@@ -10,7 +10,8 @@ using Deadline = Clock::time_point;
 
 // This host's monotonic clock. Clocks of different hosts differ: see timeline/clock_offset.h.
 inline std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch())
+      .count();
 }
 
 inline double seconds_since(std::int64_t begin_ns) {

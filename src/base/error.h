@@ -45,11 +45,12 @@ inline Error resource_error(const std::string& problem, std::string hint = {}) {
 }
 
 // For what only a bug can break. Never for input.
-#define STAGECOACH_CHECK(condition)                                                           \
-  do {                                                                                        \
-    if (!(condition)) [[unlikely]]                                                            \
-      throw ::stagecoach::Error(::stagecoach::ErrorKind::kInternal,                           \
-                                fmt::format("{}:{}: check failed: {}", __FILE__, __LINE__, #condition)); \
+#define STAGECOACH_CHECK(condition)                                                \
+  do {                                                                             \
+    if (!(condition)) [[unlikely]]                                                 \
+      throw ::stagecoach::Error(                                                   \
+          ::stagecoach::ErrorKind::kInternal,                                      \
+          fmt::format("{}:{}: check failed: {}", __FILE__, __LINE__, #condition)); \
   } while (false)
 
 }  // namespace stagecoach

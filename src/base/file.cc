@@ -16,11 +16,17 @@ namespace {
 namespace fs = std::filesystem;
 
 Error system_error(const char* action, const fs::path& path, int code) {
-  const std::string problem = fmt::format("cannot {} {}: {}", action, path.string(), std::strerror(code));
+  const std::string problem =
+      fmt::format("cannot {} {}: {}", action, path.string(), std::strerror(code));
   switch (code) {
-    case ENOENT: case ENOTDIR: case EISDIR: case ELOOP: case ENAMETOOLONG:
+    case ENOENT:
+    case ENOTDIR:
+    case EISDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
       return data_error(problem, "check the path");
-    case ENOSPC: case EDQUOT:
+    case ENOSPC:
+    case EDQUOT:
       return resource_error(problem, "free some space there and run the same command again");
     default:
       return resource_error(problem);
@@ -71,14 +77,17 @@ File File::open_read(const fs::path& path) {
   File file(path, descriptor);
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) throw system_error("stat", path, errno);
-  if (!S_ISREG(status.st_mode)) throw data_error(fmt::format("{} is not a regular file", path.string()));
+  if (!S_ISREG(status.st_mode))
+    throw data_error(fmt::format("{} is not a regular file", path.string()));
   return file;
 }
 
 File File::create(const fs::path& path) {
-  // A new file, never one that a symbolic link points to: in a shared folder that could be anybody's.
+  // A new file, never one that a symbolic link points to: in a shared folder that could be
+  // anybody's.
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) throw output_error("replace", path, errno);
-  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+  const int descriptor =
+      ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
   if (descriptor < 0) throw output_error("create", path, errno);
   return {path, descriptor};
 }
@@ -129,7 +138,8 @@ std::string read_text_file(const fs::path& path, std::int64_t max_bytes) {
   const File file = File::open_read(path);
   const std::int64_t size = file.size();
   if (size > max_bytes)
-    throw data_error(fmt::format("{} has {} bytes, expected at most {}", path.string(), size, max_bytes));
+    throw data_error(
+        fmt::format("{} has {} bytes, expected at most {}", path.string(), size, max_bytes));
   std::string text(static_cast<std::size_t>(size), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(text)));
   return text;
@@ -153,7 +163,8 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
 void check_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()));
+  if (error)
+    throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()));
   const fs::path probe = folder / fmt::format(".stagecoach-{}", ::getpid());
   File::create(probe);
   fs::remove(probe, error);

@@ -26,7 +26,7 @@ class StreamingHash {
   std::unique_ptr<State> state_;
 };
 
-std::string hash_to_hex(std::uint64_t hash);                       // 16 lower-case digits
+std::string hash_to_hex(std::uint64_t hash);  // 16 lower-case digits
 std::optional<std::uint64_t> hash_from_hex(std::string_view hex);
 
 }  // namespace stagecoach

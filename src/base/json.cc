@@ -11,7 +11,8 @@
 namespace stagecoach {
 namespace {
 
-// At most `limit` bytes, cut between characters: values from a hostile file must not flood an error.
+// At most `limit` bytes, cut between characters: values from a hostile file must not flood an
+// error.
 std::string shorten(std::string text, std::size_t limit) {
   if (text.size() <= limit) return text;
   std::size_t end = limit - 3;
@@ -19,10 +20,12 @@ std::string shorten(std::string text, std::size_t limit) {
   return text.substr(0, end) + "...";
 }
 
-// nlohmann's DOM parser keeps the last of two equal keys; this handler builds the same DOM and refuses.
+// nlohmann's DOM parser keeps the last of two equal keys; this handler builds the same DOM and
+// refuses.
 class StrictHandler : public nlohmann::json_sax<Json> {
  public:
-  StrictHandler(std::string source, int max_depth) : source_(std::move(source)), max_depth_(max_depth) {}
+  StrictHandler(std::string source, int max_depth)
+      : source_(std::move(source)), max_depth_(max_depth) {}
 
   Json take() { return std::move(root_); }
 
@@ -39,15 +42,18 @@ class StrictHandler : public nlohmann::json_sax<Json> {
   bool end_array() override { return close(); }
   bool key(std::string& name) override {
     if (stack_.back()->contains(name))
-      throw data_error(fmt::format("{}: the key \"{}\" stands twice in one object", source_, shorten(name, 60)));
+      throw data_error(
+          fmt::format("{}: the key \"{}\" stands twice in one object", source_, shorten(name, 60)));
     key_ = name;
     return true;
   }
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& e) override {
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::detail::exception& e) override {
     // nlohmann's message is "[json.exception.…] parse error at line L, column C: …"
     std::string text = e.what();
     if (const auto cut = text.find("] "); cut != std::string::npos) text.erase(0, cut + 2);
-    throw data_error(fmt::format("{} is not valid JSON (byte {}): {}", source_, position, shorten(text, 200)));
+    throw data_error(
+        fmt::format("{} is not valid JSON (byte {}): {}", source_, position, shorten(text, 200)));
   }
 
  private:
@@ -88,7 +94,8 @@ class StrictHandler : public nlohmann::json_sax<Json> {
   std::string key_;
 };
 
-Error wrong_type(const std::string& where, const char* key, const char* expected, const Json& found) {
+Error wrong_type(const std::string& where, const char* key, const char* expected,
+                 const Json& found) {
   const std::string text = shorten(found.dump(-1, ' ', false, Json::error_handler_t::replace), 60);
   return data_error(fmt::format("{}: \"{}\" should be {}, found {}", where, key, expected, text));
 }
@@ -108,8 +115,10 @@ Json read_json_file(const std::filesystem::path& path, std::int64_t max_bytes) {
   return parse_json(read_text_file(path, max_bytes), path.string());
 }
 
-JsonObject::JsonObject(const Json& json, std::string where) : json_(&json), where_(std::move(where)) {
-  if (!json.is_object()) throw data_error(fmt::format("{} should be a JSON object, found {}", where_, json.type_name()));
+JsonObject::JsonObject(const Json& json, std::string where)
+    : json_(&json), where_(std::move(where)) {
+  if (!json.is_object())
+    throw data_error(fmt::format("{} should be a JSON object, found {}", where_, json.type_name()));
 }
 
 bool JsonObject::has(const char* key) const {
@@ -136,7 +145,9 @@ const Json& JsonObject::array(const char* key) const {
 std::int64_t JsonObject::integer(const char* key) const {
   const Json& j = at(key);
   if (!j.is_number_integer() ||
-      (j.is_number_unsigned() && j.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())))
+      (j.is_number_unsigned() &&
+       j.get<std::uint64_t>() >
+           static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())))
     throw wrong_type(where_, key, "an integer", j);
   return j.get<std::int64_t>();
 }
@@ -144,7 +155,8 @@ std::int64_t JsonObject::integer(const char* key) const {
 std::int64_t JsonObject::integer_in(const char* key, std::int64_t low, std::int64_t high) const {
   const std::int64_t value = integer(key);
   if (value < low || value > high)
-    throw data_error(fmt::format("{}: \"{}\" should be between {} and {}, found {}", where_, key, low, high, value));
+    throw data_error(fmt::format("{}: \"{}\" should be between {} and {}, found {}", where_, key,
+                                 low, high, value));
   return value;
 }
 

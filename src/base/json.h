@@ -1,5 +1,5 @@
-// JSON from files that nobody vouches for: duplicate keys, deep nesting and invalid UTF-8 are errors,
-// and every access that fails says which key of which file.
+// JSON from files that nobody vouches for: duplicate keys, deep nesting and invalid UTF-8 are
+// errors, and every access that fails says which key of which file.
 #pragma once
 
 #include <cstdint>

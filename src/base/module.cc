@@ -12,7 +12,9 @@ std::filesystem::path module_folder() {
   if (const char* folder = std::getenv("STAGECOACH_MODULES")) return folder;
   std::error_code error;
   const auto binary = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (error) throw resource_error("cannot find the running binary: " + error.message(), "set STAGECOACH_MODULES");
+  if (error)
+    throw resource_error("cannot find the running binary: " + error.message(),
+                         "set STAGECOACH_MODULES");
   return binary.parent_path().parent_path() / "lib" / "stagecoach";
 }
 
@@ -21,8 +23,10 @@ Module Module::open(const std::string& name) {
   // Global, because Open MPI opens plugins of its own that look for libmpi's symbols.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr)
-    throw resource_error(fmt::format("the {} module cannot be opened: {}", name, ::dlerror()),
-                         name == "mpi" ? "install Open MPI (apt-get install openmpi-bin), or run without mpirun" : "");
+    throw resource_error(
+        fmt::format("the {} module cannot be opened: {}", name, ::dlerror()),
+        name == "mpi" ? "install Open MPI (apt-get install openmpi-bin), or run without mpirun"
+                      : "");
   return Module(handle);
 }
 

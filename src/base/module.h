@@ -1,5 +1,6 @@
-// Run-time modules: shared objects beside the binary (../lib/stagecoach) that need a package which not
-// every PC has. A module that cannot be opened is a clear line, never a binary that does not start.
+// Run-time modules: shared objects beside the binary (../lib/stagecoach) that need a package which
+// not every PC has. A module that cannot be opened is a clear line, never a binary that does not
+// start.
 #pragma once
 
 #include <filesystem>

@@ -22,8 +22,8 @@ constexpr std::int64_t kMaxConfigBytes = 16 << 20;
 constexpr std::int64_t kMaxTokenizerBytes = 256 << 20;
 constexpr std::int64_t kCompareChunk = 1 << 20;
 
-// A path that cannot be looked at counts as there, and so does a link to nowhere (a snapshot of Hugging
-// Face's cache that was copied without its blobs): opening it then says what is wrong.
+// A path that cannot be looked at counts as there, and so does a link to nowhere (a snapshot of
+// Hugging Face's cache that was copied without its blobs): opening it then says what is wrong.
 bool present(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::symlink_status(path, error);

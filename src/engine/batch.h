@@ -1,4 +1,5 @@
-// What the engine computes at once: rows of hidden state, grouped into runs of consecutive positions.
+// What the engine computes at once: rows of hidden state, grouped into runs of consecutive
+// positions.
 #pragma once
 
 #include <cstdint>

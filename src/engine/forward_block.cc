@@ -12,47 +12,81 @@ class RowOps {
       : spec_(context.spec), backend_(context.backend), rows_(rows) {}
 
   void norm(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
-    backend_.norm({.x = x.f32(), .weight = weight.f32(), .bias = bias.f32(), .y = y.f32(), .rows = rows_,
-                   .cols = spec_.hidden_size, .epsilon = spec_.norm_epsilon, .kind = norm_kind(spec_)});
+    backend_.norm({.x = x.f32(),
+                   .weight = weight.f32(),
+                   .bias = bias.f32(),
+                   .y = y.f32(),
+                   .rows = rows_,
+                   .cols = spec_.hidden_size,
+                   .epsilon = spec_.norm_epsilon,
+                   .kind = norm_kind(spec_)});
   }
 
   void linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
     matmul(x, weight, bias, y, false);
   }
-  void add_linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
+  void add_linear(const Buffer& x, const TensorView& weight, const TensorView& bias,
+                  const Buffer& y) {
     matmul(x, weight, bias, y, true);
   }
 
   void rotary(const Buffer& x, std::int64_t heads, const Workspace& ws) {
-    backend_.rotary({.x = x.f32(), .x_stride = heads * spec_.head_dim, .cos = ws.cos.f32(), .sin = ws.sin.f32(),
-                     .rows = rows_, .heads = heads, .head_dim = spec_.head_dim, .rotary_dim = spec_.rotary_dim});
+    backend_.rotary({.x = x.f32(),
+                     .x_stride = heads * spec_.head_dim,
+                     .cos = ws.cos.f32(),
+                     .sin = ws.sin.f32(),
+                     .rows = rows_,
+                     .heads = heads,
+                     .head_dim = spec_.head_dim,
+                     .rotary_dim = spec_.rotary_dim});
   }
 
   void append_kv(const Buffer& k, const Buffer& v, std::span<const KvSpan> spans) {
-    backend_.append_kv({.k = k.f32(), .v = v.f32(), .stride = spec_.key_value_size(), .spans = spans.data(),
-                        .num_spans = static_cast<std::int64_t>(spans.size()), .kv_heads = spec_.num_key_value_heads,
+    backend_.append_kv({.k = k.f32(),
+                        .v = v.f32(),
+                        .stride = spec_.key_value_size(),
+                        .spans = spans.data(),
+                        .num_spans = static_cast<std::int64_t>(spans.size()),
+                        .kv_heads = spec_.num_key_value_heads,
                         .head_dim = spec_.head_dim});
   }
 
   void attention(const Buffer& q, std::span<const KvSpan> spans, const Buffer& out) {
-    backend_.attention({.q = q.f32(), .q_stride = spec_.query_size(), .out = out.f32(),
-                        .out_stride = spec_.query_size(), .spans = spans.data(),
-                        .num_spans = static_cast<std::int64_t>(spans.size()), .heads = spec_.num_attention_heads,
-                        .kv_heads = spec_.num_key_value_heads, .head_dim = spec_.head_dim,
+    backend_.attention({.q = q.f32(),
+                        .q_stride = spec_.query_size(),
+                        .out = out.f32(),
+                        .out_stride = spec_.query_size(),
+                        .spans = spans.data(),
+                        .num_spans = static_cast<std::int64_t>(spans.size()),
+                        .heads = spec_.num_attention_heads,
+                        .kv_heads = spec_.num_key_value_heads,
+                        .head_dim = spec_.head_dim,
                         .scale = spec_.attention_scale});
   }
 
   // y = activation(x) [⊙ up]
   void activation(const Buffer& x, const float* up, const Buffer& y) {
-    backend_.activation({.x = x.f32(), .up = up, .y = y.f32(), .count = rows_ * spec_.intermediate_size,
+    backend_.activation({.x = x.f32(),
+                         .up = up,
+                         .y = y.f32(),
+                         .count = rows_ * spec_.intermediate_size,
                          .kind = activation_kind(spec_)});
   }
 
  private:
-  void matmul(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y, bool accumulate) {
-    backend_.matmul({.x = x.f32(), .x_stride = weight.cols, .weight = weight.data, .weight_type = weight.type,
-                     .bias = bias.f32(), .y = y.f32(), .y_stride = weight.rows, .rows = rows_, .in = weight.cols,
-                     .out = weight.rows, .accumulate = accumulate});
+  void matmul(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y,
+              bool accumulate) {
+    backend_.matmul({.x = x.f32(),
+                     .x_stride = weight.cols,
+                     .weight = weight.data,
+                     .weight_type = weight.type,
+                     .bias = bias.f32(),
+                     .y = y.f32(),
+                     .y_stride = weight.rows,
+                     .rows = rows_,
+                     .in = weight.cols,
+                     .out = weight.rows,
+                     .accumulate = accumulate});
   }
 
   const ModelSpec& spec_;
@@ -60,9 +94,12 @@ class RowOps {
   std::int64_t rows_;
 };
 
-LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part, const BatchLabel& label) {
-  ScopedSpan span(c.timeline, {.kind = SpanKind::kWeightWait, .phase = label.phase,
-                               .layer = static_cast<std::int32_t>(layer), .micro_batch = label.micro_batch,
+LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part,
+                       const BatchLabel& label) {
+  ScopedSpan span(c.timeline, {.kind = SpanKind::kWeightWait,
+                               .phase = label.phase,
+                               .layer = static_cast<std::int32_t>(layer),
+                               .micro_batch = label.micro_batch,
                                .pass = label.pass});
   return c.weights.lease(layer, part);
 }
@@ -70,7 +107,8 @@ LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part,
 // Σ over rows of the number of keys that a row attends to.
 std::int64_t context_sum(std::span<const TokenRun> runs) {
   std::int64_t sum = 0;
-  for (const TokenRun& run : runs) sum += run.count() * run.position + run.count() * (run.count() + 1) / 2;
+  for (const TokenRun& run : runs)
+    sum += run.count() * run.position + run.count() * (run.count() + 1) / 2;
   return sum;
 }
 
@@ -83,8 +121,11 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
   Workspace& ws = c.workspace;
   const std::int64_t rows = total_rows(runs);
   RowOps ops(c, rows);
-  Span template_span{.phase = label.phase, .layer = static_cast<std::int32_t>(layer),
-                     .micro_batch = label.micro_batch, .pass = label.pass, .tokens = rows};
+  Span template_span{.phase = label.phase,
+                     .layer = static_cast<std::int32_t>(layer),
+                     .micro_batch = label.micro_batch,
+                     .pass = label.pass,
+                     .tokens = rows};
 
   {
     const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label);
@@ -113,8 +154,10 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     template_span.flops = mlp_part_flops(spec, rows);
     ScopedSpan timed(c.timeline, template_span);
 
-    // A parallel block's MLP reads the same normed x as its attention did; it is still in ws.normed.
-    if (spec.residual == ResidualForm::kSequential) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
+    // A parallel block's MLP reads the same normed x as its attention did; it is still in
+    // ws.normed.
+    if (spec.residual == ResidualForm::kSequential)
+      ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
     const bool gated = spec.mlp == MlpKind::kGated;
     const Buffer& inner = gated ? ws.gate : ws.up;
     ops.linear(ws.normed, w[kUp], w[kUpBias], ws.up);

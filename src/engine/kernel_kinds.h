@@ -12,10 +12,14 @@ inline NormKind norm_kind(const ModelSpec& spec) {
 
 inline Activation activation_kind(const ModelSpec& spec) {
   switch (spec.activation) {
-    case ActivationKind::kGeluTanh: return Activation::kGeluTanh;
-    case ActivationKind::kGeluErf: return Activation::kGeluErf;
-    case ActivationKind::kRelu: return Activation::kRelu;
-    case ActivationKind::kSilu: return Activation::kSilu;
+    case ActivationKind::kGeluTanh:
+      return Activation::kGeluTanh;
+    case ActivationKind::kGeluErf:
+      return Activation::kGeluErf;
+    case ActivationKind::kRelu:
+      return Activation::kRelu;
+    case ActivationKind::kSilu:
+      return Activation::kSilu;
   }
   return Activation::kRelu;
 }

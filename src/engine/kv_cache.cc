@@ -11,7 +11,8 @@ KvCache::KvCache(const ModelSpec& spec, Backend& backend)
 
 void KvCache::add_layers(std::int64_t begin, std::int64_t end) {
   STAGECOACH_CHECK(sequences_.empty());
-  for (std::int64_t layer = begin; layer < end; ++layer) slot_of_layer_.emplace(layer, slot_of_layer_.size());
+  for (std::int64_t layer = begin; layer < end; ++layer)
+    slot_of_layer_.emplace(layer, slot_of_layer_.size());
 }
 
 void KvCache::push_page(Sequence& sequence) {

@@ -24,7 +24,8 @@ class KvCache {
   // Makes room for the positions of `runs` in every layer. Throws resource_error when memory ends.
   void reserve(std::span<const TokenRun> runs);
 
-  // Spans of `runs` in one layer, as kernels want them; valid until the next reserve, truncate or drop.
+  // Spans of `runs` in one layer, as kernels want them; valid until the next reserve, truncate or
+  // drop.
   std::vector<KvSpan> view(std::int64_t layer, std::span<const TokenRun> runs) const;
 
   void truncate(SequenceId sequence, std::int64_t positions);  // keeps the first `positions`

@@ -28,7 +28,8 @@ struct SamplingParams {
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed, min_new_tokens, eos_token_ids);
+    archive(greedy, temperature, top_k, top_p, min_p, repetition_penalty, seed, min_new_tokens,
+            eos_token_ids);
   }
 };
 
@@ -42,8 +43,8 @@ class Sampler {
   // Tokens that the sequence has read: its prompt and what was drawn for it.
   void observe(SequenceId sequence, std::span<const TokenId> ids);
 
-  // `position`: of the token to be drawn. `logits` (vocab) is used as scratch. Throws data_error when one is NaN
-  // or +infinite.
+  // `position`: of the token to be drawn. `logits` (vocab) is used as scratch. Throws data_error
+  // when one is NaN or +infinite.
   TokenId sample(SequenceId sequence, std::int64_t position, std::span<float> logits) const;
 
  private:

@@ -14,9 +14,13 @@ constexpr std::int64_t kHeadRows = 16;
 
 }  // namespace
 
-StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights, Timeline& timeline,
-                         std::int64_t max_rows)
-    : spec_(spec), backend_(backend), weights_(weights), timeline_(timeline), workspace_(spec, backend, max_rows),
+StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights,
+                         Timeline& timeline, std::int64_t max_rows)
+    : spec_(spec),
+      backend_(backend),
+      weights_(weights),
+      timeline_(timeline),
+      workspace_(spec, backend, max_rows),
       kv_(spec, backend) {}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
@@ -34,13 +38,17 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
   const TensorView& tokens = weights[TensorRole::kTokenEmbedding];
   const auto rows = static_cast<std::int64_t>(ids.size());
   STAGECOACH_CHECK(rows <= workspace_.max_rows);
-  ScopedSpan timed(timeline_, {.kind = SpanKind::kEmbedding, .phase = label.phase, .micro_batch = label.micro_batch,
+  ScopedSpan timed(timeline_, {.kind = SpanKind::kEmbedding,
+                               .phase = label.phase,
+                               .micro_batch = label.micro_batch,
                                .pass = label.pass,
-                               .bytes = rows * spec_.hidden_size * static_cast<std::int64_t>(dtype_size(tokens.type)),
+                               .bytes = rows * spec_.hidden_size *
+                                        static_cast<std::int64_t>(dtype_size(tokens.type)),
                                .tokens = rows});
   backend_.gather_rows(tokens, ids, workspace_.hidden.f32(), false);
   if (spec_.position == PositionKind::kLearned)
-    backend_.gather_rows(weights[TensorRole::kPositionEmbedding], positions, workspace_.hidden.f32(), true);
+    backend_.gather_rows(weights[TensorRole::kPositionEmbedding], positions,
+                         workspace_.hidden.f32(), true);
 }
 
 void StageRunner::set_hidden(std::span<const float> hidden) {
@@ -57,7 +65,8 @@ void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
   std::vector<std::int64_t> positions;
   for (const TokenRun& run : runs)
     for (std::int64_t i = 0; i < run.count(); ++i) positions.push_back(run.position + i);
-  backend_.rotary_table(positions, spec_.rotary_inv_freq, workspace_.cos.f32(), workspace_.sin.f32());
+  backend_.rotary_table(positions, spec_.rotary_inv_freq, workspace_.cos.f32(),
+                        workspace_.sin.f32());
 }
 
 void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
@@ -72,24 +81,43 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
 void StageRunner::head_rows(std::int64_t first, std::int64_t count, const BatchLabel& label) {
   const LayerLease head = weights_.lease(0, PartKind::kHead);
   // A tied head multiplies with the token embedding, which then is stored in panels.
-  const LayerLease matrix_owner = weights_.lease(0, spec_.tied_head ? PartKind::kEmbedding : PartKind::kHead);
-  const TensorView& matrix = matrix_owner[spec_.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kHead];
-  ScopedSpan timed(timeline_, {.kind = SpanKind::kHead, .phase = label.phase, .micro_batch = label.micro_batch,
-                               .pass = label.pass, .bytes = matrix.bytes(), .flops = head_flops(spec_, count),
+  const LayerLease matrix_owner =
+      weights_.lease(0, spec_.tied_head ? PartKind::kEmbedding : PartKind::kHead);
+  const TensorView& matrix =
+      matrix_owner[spec_.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kHead];
+  ScopedSpan timed(timeline_, {.kind = SpanKind::kHead,
+                               .phase = label.phase,
+                               .micro_batch = label.micro_batch,
+                               .pass = label.pass,
+                               .bytes = matrix.bytes(),
+                               .flops = head_flops(spec_, count),
                                .tokens = count});
   backend_.norm({.x = workspace_.hidden.f32() + first * spec_.hidden_size,
-                 .weight = head[TensorRole::kFinalNorm].f32(), .bias = head[TensorRole::kFinalNormBias].f32(),
-                 .y = workspace_.normed.f32(), .rows = count, .cols = spec_.hidden_size, .epsilon = spec_.norm_epsilon,
+                 .weight = head[TensorRole::kFinalNorm].f32(),
+                 .bias = head[TensorRole::kFinalNormBias].f32(),
+                 .y = workspace_.normed.f32(),
+                 .rows = count,
+                 .cols = spec_.hidden_size,
+                 .epsilon = spec_.norm_epsilon,
                  .kind = norm_kind(spec_)});
-  backend_.matmul({.x = workspace_.normed.f32(), .x_stride = spec_.hidden_size, .weight = matrix.data,
-                   .weight_type = matrix.type, .bias = head[TensorRole::kHeadBias].f32(), .y = logits_.f32(),
-                   .y_stride = spec_.vocab_size, .rows = count, .in = spec_.hidden_size, .out = spec_.vocab_size,
+  backend_.matmul({.x = workspace_.normed.f32(),
+                   .x_stride = spec_.hidden_size,
+                   .weight = matrix.data,
+                   .weight_type = matrix.type,
+                   .bias = head[TensorRole::kHeadBias].f32(),
+                   .y = logits_.f32(),
+                   .y_stride = spec_.vocab_size,
+                   .rows = count,
+                   .in = spec_.hidden_size,
+                   .out = spec_.vocab_size,
                    .accumulate = false});
-  const std::span<float> used(host_logits_.data(), static_cast<std::size_t>(count * spec_.vocab_size));
+  const std::span<float> used(host_logits_.data(),
+                              static_cast<std::size_t>(count * spec_.vocab_size));
   backend_.download(std::as_writable_bytes(used), logits_.data());
 }
 
-void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& label, const UseLogits& use) {
+void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& label,
+                           const UseLogits& use) {
   struct Wanted {
     const TokenRun* run;
     std::int64_t row_in_run, row;
@@ -104,17 +132,21 @@ void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& lab
   }
   if (wanted.empty()) return;
   if (host_logits_.empty()) {
-    logits_ = backend_.allocate(kHeadRows * spec_.vocab_size * static_cast<std::int64_t>(sizeof(float)));
+    logits_ =
+        backend_.allocate(kHeadRows * spec_.vocab_size * static_cast<std::int64_t>(sizeof(float)));
     host_logits_.resize(static_cast<std::size_t>(kHeadRows * spec_.vocab_size));
   }
   // Neighbouring rows go through the head together.
   for (std::size_t begin = 0; begin < wanted.size();) {
     std::size_t end = begin + 1;
-    while (end < wanted.size() && end - begin < kHeadRows && wanted[end].row == wanted[end - 1].row + 1) ++end;
+    while (end < wanted.size() && end - begin < kHeadRows &&
+           wanted[end].row == wanted[end - 1].row + 1)
+      ++end;
     head_rows(wanted[begin].row, static_cast<std::int64_t>(end - begin), label);
     for (std::size_t i = begin; i < end; ++i) {
       const std::size_t offset = (i - begin) * static_cast<std::size_t>(spec_.vocab_size);
-      use(*wanted[i].run, wanted[i].row_in_run, {host_logits_.data() + offset, static_cast<std::size_t>(spec_.vocab_size)});
+      use(*wanted[i].run, wanted[i].row_in_run,
+          {host_logits_.data() + offset, static_cast<std::size_t>(spec_.vocab_size)});
     }
     begin = end;
   }

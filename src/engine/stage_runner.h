@@ -1,5 +1,5 @@
-// The one layer loop of a rank: embedding, its windows of layers, and the head, whichever of them it has.
-// Knows nothing of ranks; the pipeline tells it what to run.
+// The one layer loop of a rank: embedding, its windows of layers, and the head, whichever of them
+// it has. Knows nothing of ranks; the pipeline tells it what to run.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ class StageRunner {
   void get_hidden(std::span<float> hidden);
 
   // Layers [begin, end) on the hidden state. Their KV must have been declared (kv().add_layers).
-  void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs, const BatchLabel& label);
+  void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
+                  const BatchLabel& label);
 
   // Final norm and head for every row whose logits are wanted, a few rows at a time:
   // use(run, row in run, logits (vocab)). The callee may scribble on the logits.

@@ -2,7 +2,8 @@
 
 namespace stagecoach {
 
-Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_rows_in) : max_rows(max_rows_in) {
+Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_rows_in)
+    : max_rows(max_rows_in) {
   const auto floats = [&](std::int64_t width) {
     return backend.allocate(max_rows * width * static_cast<std::int64_t>(sizeof(float)));
   };
@@ -22,7 +23,8 @@ Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_r
 
 std::int64_t Workspace::bytes() const {
   std::int64_t sum = 0;
-  for (const Buffer* buffer : {&hidden, &normed, &query, &key, &value, &attended, &up, &gate, &cos, &sin})
+  for (const Buffer* buffer :
+       {&hidden, &normed, &query, &key, &value, &attended, &up, &gate, &cos, &sin})
     sum += buffer->bytes();
   return sum;
 }

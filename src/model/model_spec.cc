@@ -13,9 +13,11 @@ namespace {
 template <typename Axis, std::size_t N>
 using AxisNames = std::array<std::pair<Axis, std::string_view>, N>;
 
-constexpr AxisNames<NormAxis, 2> kNormNames{{{NormAxis::kLayerNorm, "layernorm"}, {NormAxis::kRmsNorm, "rmsnorm"}}};
+constexpr AxisNames<NormAxis, 2> kNormNames{
+    {{NormAxis::kLayerNorm, "layernorm"}, {NormAxis::kRmsNorm, "rmsnorm"}}};
 constexpr AxisNames<ResidualForm, 2> kResidualNames{
-    {{ResidualForm::kSequential, "sequential"}, {ResidualForm::kParallelSharedNorm, "parallel_shared_norm"}}};
+    {{ResidualForm::kSequential, "sequential"},
+     {ResidualForm::kParallelSharedNorm, "parallel_shared_norm"}}};
 constexpr AxisNames<PositionKind, 2> kPositionNames{
     {{PositionKind::kLearned, "learned"}, {PositionKind::kRotary, "rotary"}}};
 constexpr AxisNames<MlpKind, 2> kMlpNames{{{MlpKind::kPlain, "plain"}, {MlpKind::kGated, "gated"}}};
@@ -39,15 +41,17 @@ Axis axis_at(const JsonObject& object, const char* key, const AxisNames<Axis, N>
     if (name == text) return axis;
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  throw data_error(fmt::format("{}: unknown {} \"{}\"; this build knows {}", object.where(), key, text, known),
-                   "the file may have been written by a newer Stagecoach");
+  throw data_error(
+      fmt::format("{}: unknown {} \"{}\"; this build knows {}", object.where(), key, text, known),
+      "the file may have been written by a newer Stagecoach");
 }
 
 // Generous bounds: the largest published dense models stay far below, and every product of two of
 // them fits in 63 bits.
 constexpr std::int64_t kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
-// Three orders of magnitude above the largest: bytes and flops of any batch stay countable in 63 bits.
+// Three orders of magnitude above the largest: bytes and flops of any batch stay countable in 63
+// bits.
 constexpr double kMaxParameters = 0x1p50;
 
 // One list of the integer fields, for reading and writing alike.
@@ -89,7 +93,8 @@ void ModelSpec::validate(const std::string& where) const {
     if (!condition) throw data_error(fmt::format("{}: {}", where, problem));
   };
   const auto in_range = [&](const char* name, std::int64_t value, std::int64_t high) {
-    require(value >= 1 && value <= high, fmt::format("{} should be between 1 and {}, found {}", name, high, value));
+    require(value >= 1 && value <= high,
+            fmt::format("{} should be between 1 and {}, found {}", name, high, value));
   };
   in_range("vocab_size", vocab_size, kMaxWidth);
   in_range("hidden_size", hidden_size, kMaxWidth);
@@ -104,26 +109,34 @@ void ModelSpec::validate(const std::string& where) const {
           fmt::format("num_attention_heads ({}) should be a multiple of num_key_value_heads ({})",
                       num_attention_heads, num_key_value_heads));
   const auto real = [](std::int64_t value) { return static_cast<double>(value); };
-  const double parameters = real(hidden_size) * (real(num_hidden_layers) * real(2 * query_size() + 2 * key_value_size() + 3 * intermediate_size) +
-                                                 real(2 * vocab_size + max_position_embeddings));
-  require(parameters <= kMaxParameters, fmt::format("sizes ask for {:.3g} parameters, more than any model has", parameters));
+  const double parameters =
+      real(hidden_size) * (real(num_hidden_layers) * real(2 * query_size() + 2 * key_value_size() +
+                                                          3 * intermediate_size) +
+                           real(2 * vocab_size + max_position_embeddings));
+  require(parameters <= kMaxParameters,
+          fmt::format("sizes ask for {:.3g} parameters, more than any model has", parameters));
   require(std::isfinite(norm_epsilon) && norm_epsilon >= 0,
           fmt::format("norm_epsilon should be finite and not negative, found {}", norm_epsilon));
   require(std::isfinite(attention_scale) && attention_scale > 0,
           fmt::format("attention_scale should be finite and positive, found {}", attention_scale));
   if (position == PositionKind::kRotary) {
     require(rotary_dim >= 2 && rotary_dim <= head_dim && rotary_dim % 2 == 0,
-            fmt::format("rotary_dim should be even and between 2 and head_dim ({}), found {}", head_dim, rotary_dim));
+            fmt::format("rotary_dim should be even and between 2 and head_dim ({}), found {}",
+                        head_dim, rotary_dim));
     require(static_cast<std::int64_t>(rotary_inv_freq.size()) == rotary_dim / 2,
-            fmt::format("rotary_inv_freq should have {} values, found {}", rotary_dim / 2, rotary_inv_freq.size()));
+            fmt::format("rotary_inv_freq should have {} values, found {}", rotary_dim / 2,
+                        rotary_inv_freq.size()));
     for (float frequency : rotary_inv_freq)
-      require(std::isfinite(frequency) && frequency >= 0, "rotary_inv_freq holds a value that is not finite");
+      require(std::isfinite(frequency) && frequency >= 0,
+              "rotary_inv_freq holds a value that is not finite");
   } else {
-    require(rotary_dim == 0 && rotary_inv_freq.empty(), "rotary settings stand in a model without rotary positions");
+    require(rotary_dim == 0 && rotary_inv_freq.empty(),
+            "rotary settings stand in a model without rotary positions");
   }
   for (std::int64_t id : eos_token_ids)
     require(id >= 0 && id < kMaxWidth, fmt::format("eos_token_id {} is out of range", id));
-  require(bos_token_id >= -1 && bos_token_id < kMaxWidth, fmt::format("bos_token_id {} is out of range", bos_token_id));
+  require(bos_token_id >= -1 && bos_token_id < kMaxWidth,
+          fmt::format("bos_token_id {} is out of range", bos_token_id));
 }
 
 Json to_json(const ModelSpec& spec) {
@@ -138,7 +151,8 @@ Json to_json(const ModelSpec& spec) {
   json["attention_scale"] = static_cast<double>(spec.attention_scale);
   json["residual"] = name_of(kResidualNames, spec.residual);
   json["position"] = name_of(kPositionNames, spec.position);
-  json["rotary_inv_freq"] = std::vector<double>(spec.rotary_inv_freq.begin(), spec.rotary_inv_freq.end());
+  json["rotary_inv_freq"] =
+      std::vector<double>(spec.rotary_inv_freq.begin(), spec.rotary_inv_freq.end());
   json["mlp"] = name_of(kMlpNames, spec.mlp);
   json["activation"] = activation_name(spec.activation);
   json["eos_token_ids"] = spec.eos_token_ids;
@@ -157,7 +171,8 @@ ModelSpec model_spec_from_json(const Json& json, const std::string& where) {
   ModelSpec spec;
   spec.family = object.string("family");
   spec.architecture = object.string("architecture");
-  for (const auto& [key, member] : kIntegers) spec.*member = object.integer_in(key, 0, std::int64_t{1} << 40);
+  for (const auto& [key, member] : kIntegers)
+    spec.*member = object.integer_in(key, 0, std::int64_t{1} << 40);
   for (const auto& [key, member] : kBooleans) spec.*member = object.boolean(key);
   spec.norm = axis_at(object, "norm", kNormNames);
   spec.norm_epsilon = static_cast<float>(object.number("norm_epsilon"));
@@ -165,13 +180,15 @@ ModelSpec model_spec_from_json(const Json& json, const std::string& where) {
   spec.residual = axis_at(object, "residual", kResidualNames);
   spec.position = axis_at(object, "position", kPositionNames);
   for (const Json& value : object.array("rotary_inv_freq")) {
-    if (!value.is_number()) throw data_error(fmt::format("{}: rotary_inv_freq should hold numbers", where));
+    if (!value.is_number())
+      throw data_error(fmt::format("{}: rotary_inv_freq should hold numbers", where));
     spec.rotary_inv_freq.push_back(static_cast<float>(value.get<double>()));
   }
   spec.mlp = axis_at(object, "mlp", kMlpNames);
   spec.activation = axis_at(object, "activation", kActivationNames);
   for (const Json& value : object.array("eos_token_ids")) {
-    if (!value.is_number_integer()) throw data_error(fmt::format("{}: eos_token_ids should hold integers", where));
+    if (!value.is_number_integer())
+      throw data_error(fmt::format("{}: eos_token_ids should hold integers", where));
     spec.eos_token_ids.push_back(value.get<std::int64_t>());
   }
   spec.bos_token_id = object.integer("bos_token_id");
@@ -179,7 +196,9 @@ ModelSpec model_spec_from_json(const Json& json, const std::string& where) {
   return spec;
 }
 
-std::string_view activation_name(ActivationKind kind) { return name_of(kActivationNames, kind); }
+std::string_view activation_name(ActivationKind kind) {
+  return name_of(kActivationNames, kind);
+}
 
 ActivationKind activation_from_hf_name(const std::string& name, const std::string& where) {
   static constexpr std::array<std::pair<std::string_view, ActivationKind>, 7> kNames{{
@@ -196,10 +215,12 @@ ActivationKind activation_from_hf_name(const std::string& name, const std::strin
     if (candidate == name) return kind;
     known += (known.empty() ? "" : ", ") + std::string(candidate);
   }
-  throw data_error(fmt::format("{}: unknown activation \"{}\"; this build knows {}", where, name, known));
+  throw data_error(
+      fmt::format("{}: unknown activation \"{}\"; this build knows {}", where, name, known));
 }
 
-std::int64_t attention_part_flops(const ModelSpec& spec, std::int64_t tokens, std::int64_t context_sum) {
+std::int64_t attention_part_flops(const ModelSpec& spec, std::int64_t tokens,
+                                  std::int64_t context_sum) {
   const std::int64_t projections =
       spec.hidden_size * (2 * spec.query_size() + 2 * spec.key_value_size());
   return 2 * tokens * projections + 4 * context_sum * spec.query_size();

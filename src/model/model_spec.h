@@ -1,6 +1,6 @@
-// A decoder-only transformer as axes. Pure data: no I/O, no devices, no family names in what follows
-// from it. Resolved once, at import; the store's manifest carries it, so that ranks never parse a
-// foreign config.
+// A decoder-only transformer as axes. Pure data: no I/O, no devices, no family names in what
+// follows from it. Resolved once, at import; the store's manifest carries it, so that ranks never
+// parse a foreign config.
 #pragma once
 
 #include <cstdint>
@@ -68,8 +68,8 @@ struct ModelSpec {
   std::int64_t query_size() const { return num_attention_heads * head_dim; }
   std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }
 
-  // Throws data_error naming the first axis that makes no sense (zero sizes, heads that do not divide,
-  // dimensions large enough to overflow). `where` names the file in errors.
+  // Throws data_error naming the first axis that makes no sense (zero sizes, heads that do not
+  // divide, dimensions large enough to overflow). `where` names the file in errors.
   void validate(const std::string& where) const;
 
   bool operator==(const ModelSpec&) const = default;
@@ -80,14 +80,15 @@ Json to_json(const ModelSpec& spec);
 ModelSpec model_spec_from_json(const Json& json, const std::string& where);
 
 std::string_view activation_name(ActivationKind kind);
-// Hugging Face's names: "gelu_new", "gelu_fast", "gelu_pytorch_tanh" are the tanh form, "gelu" is the
-// erf form, "swish" is silu. Throws data_error listing what is known.
+// Hugging Face's names: "gelu_new", "gelu_fast", "gelu_pytorch_tanh" are the tanh form, "gelu" is
+// the erf form, "swish" is silu. Throws data_error listing what is known.
 ActivationKind activation_from_hf_name(const std::string& name, const std::string& where);
 
 // Multiply-add counts as two. One token through one layer's matrices, and its attention over
 // `context` keys.
 std::int64_t layer_flops(const ModelSpec& spec, std::int64_t tokens, std::int64_t context_sum);
-std::int64_t attention_part_flops(const ModelSpec& spec, std::int64_t tokens, std::int64_t context_sum);
+std::int64_t attention_part_flops(const ModelSpec& spec, std::int64_t tokens,
+                                  std::int64_t context_sum);
 std::int64_t mlp_part_flops(const ModelSpec& spec, std::int64_t tokens);
 std::int64_t head_flops(const ModelSpec& spec, std::int64_t tokens);
 

@@ -10,15 +10,28 @@ namespace {
 constexpr std::array<std::string_view, kTensorRoles> kRoleNames{
     "token_embedding.weight",
     "position_embedding.weight",
-    "attention_norm.weight", "attention_norm.bias",
-    "q_proj.weight", "q_proj.bias",
-    "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias",
-    "o_proj.weight", "o_proj.bias",
-    "mlp_norm.weight", "mlp_norm.bias",
-    "gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias",
-    "down_proj.weight", "down_proj.bias",
-    "final_norm.weight", "final_norm.bias",
-    "head.weight", "head.bias",
+    "attention_norm.weight",
+    "attention_norm.bias",
+    "q_proj.weight",
+    "q_proj.bias",
+    "k_proj.weight",
+    "k_proj.bias",
+    "v_proj.weight",
+    "v_proj.bias",
+    "o_proj.weight",
+    "o_proj.bias",
+    "mlp_norm.weight",
+    "mlp_norm.bias",
+    "gate_proj.weight",
+    "gate_proj.bias",
+    "up_proj.weight",
+    "up_proj.bias",
+    "down_proj.weight",
+    "down_proj.bias",
+    "final_norm.weight",
+    "final_norm.bias",
+    "head.weight",
+    "head.bias",
 };
 
 constexpr std::array<std::string_view, 4> kPartNames{"embedding", "attention", "mlp", "head"};
@@ -112,7 +125,9 @@ std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType
   return add.take();
 }
 
-std::string_view role_name(TensorRole role) { return kRoleNames[static_cast<std::size_t>(role)]; }
+std::string_view role_name(TensorRole role) {
+  return kRoleNames[static_cast<std::size_t>(role)];
+}
 
 std::optional<TensorRole> parse_role(std::string_view name) {
   for (std::size_t i = 0; i < kRoleNames.size(); ++i)
@@ -120,7 +135,9 @@ std::optional<TensorRole> parse_role(std::string_view name) {
   return std::nullopt;
 }
 
-std::string_view part_name(PartKind part) { return kPartNames[static_cast<std::size_t>(part)]; }
+std::string_view part_name(PartKind part) {
+  return kPartNames[static_cast<std::size_t>(part)];
+}
 
 std::optional<PartKind> parse_part(std::string_view name) {
   for (std::size_t i = 0; i < kPartNames.size(); ++i)
@@ -143,10 +160,12 @@ std::int64_t slab_weight_bytes(const ModelSpec& spec, SlabKind slab, DType weigh
 std::int64_t parameter_count(const ModelSpec& spec) {
   const auto count = [&](SlabKind slab) {
     std::int64_t elements = 0;
-    for (const TensorSpec& tensor : slab_tensors(spec, slab, DType::kF32)) elements += tensor.rows * tensor.cols;
+    for (const TensorSpec& tensor : slab_tensors(spec, slab, DType::kF32))
+      elements += tensor.rows * tensor.cols;
     return elements;
   };
-  return count(SlabKind::kEmbedding) + spec.num_hidden_layers * count(SlabKind::kLayer) + count(SlabKind::kHead);
+  return count(SlabKind::kEmbedding) + spec.num_hidden_layers * count(SlabKind::kLayer) +
+         count(SlabKind::kHead);
 }
 
 }  // namespace stagecoach

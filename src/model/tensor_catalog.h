@@ -1,5 +1,5 @@
-// Every tensor of a model, derived from its ModelSpec: role, shape, layout, storage type. The importer
-// writes what stands here, the store lays it out, the engine asks for it by role.
+// Every tensor of a model, derived from its ModelSpec: role, shape, layout, storage type. The
+// importer writes what stands here, the store lays it out, the engine asks for it by role.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,28 @@ namespace stagecoach {
 enum class TensorRole : std::uint8_t {
   kTokenEmbedding,     // (vocab, hidden)
   kPositionEmbedding,  // (max_position, hidden)
-  kAttentionNorm, kAttentionNormBias,              // (hidden)
-  kQuery, kQueryBias,                              // (heads · head_dim, hidden)
-  kKey, kKeyBias, kValue, kValueBias,              // (kv_heads · head_dim, hidden)
-  kAttentionOutput, kAttentionOutputBias,          // (hidden, heads · head_dim)
-  kMlpNorm, kMlpNormBias,                          // (hidden)
-  kGate, kGateBias, kUp, kUpBias,                  // (intermediate, hidden)
-  kDown, kDownBias,                                // (hidden, intermediate)
-  kFinalNorm, kFinalNormBias,                      // (hidden)
-  kHead, kHeadBias,                                // (vocab, hidden), (vocab)
+  kAttentionNorm,
+  kAttentionNormBias,  // (hidden)
+  kQuery,
+  kQueryBias,  // (heads · head_dim, hidden)
+  kKey,
+  kKeyBias,
+  kValue,
+  kValueBias,  // (kv_heads · head_dim, hidden)
+  kAttentionOutput,
+  kAttentionOutputBias,  // (hidden, heads · head_dim)
+  kMlpNorm,
+  kMlpNormBias,  // (hidden)
+  kGate,
+  kGateBias,
+  kUp,
+  kUpBias,  // (intermediate, hidden)
+  kDown,
+  kDownBias,  // (hidden, intermediate)
+  kFinalNorm,
+  kFinalNormBias,  // (hidden)
+  kHead,
+  kHeadBias,  // (vocab, hidden), (vocab)
 };
 inline constexpr int kTensorRoles = static_cast<int>(TensorRole::kHeadBias) + 1;
 
@@ -43,9 +56,9 @@ struct TensorSpec {
   bool is_vector() const { return layout == Layout::kRows && rows == 1; }
 };
 
-// The tensors of one slab, parts in order, in the order in which they are stored. A tied head's matrix
-// is not in the head slab: it aliases the token embedding, which then is in panels so that the
-// head can multiply with it. An untied embedding is only gathered and stays row-major.
+// The tensors of one slab, parts in order, in the order in which they are stored. A tied head's
+// matrix is not in the head slab: it aliases the token embedding, which then is in panels so that
+// the head can multiply with it. An untied embedding is only gathered and stays row-major.
 std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType weights);
 
 // Views of the tensors of a part that is in memory, by role (absent: a null view).

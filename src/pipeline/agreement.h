@@ -1,5 +1,5 @@
-// The points of a job at which all ranks must agree before anyone goes on: after opening stores, and
-// after loading slices. One rank's error becomes one message and one exit code for all.
+// The points of a job at which all ranks must agree before anyone goes on: after opening stores,
+// and after loading slices. One rank's error becomes one message and one exit code for all.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,11 @@ namespace stagecoach {
 // What a rank says of itself. Everything that must be equal among ranks, and what may differ with a
 // warning.
 struct RankStatus {
-  std::string version;            // of Stagecoach
-  std::uint64_t plan_hash = 0;    // of the StagePlan and the run's flags
-  std::uint64_t model_hash = 0;   // of the ModelSpec and the weight type
-  // Checksum of each slab that the rank's store holds: layers, then embedding, then head; 0: not held.
+  std::string version;           // of Stagecoach
+  std::uint64_t plan_hash = 0;   // of the StagePlan and the run's flags
+  std::uint64_t model_hash = 0;  // of the ModelSpec and the weight type
+  // Checksum of each slab that the rank's store holds: layers, then embedding, then head; 0: not
+  // held.
   std::vector<std::uint64_t> slab_checksums;
   std::string isa, device;
 
@@ -37,15 +38,15 @@ class AgreedError : public Error {
   using Error::Error;
 };
 
-// What rank 0 does with the outcome. `error` runs before the other ranks hear of it: a rank that exits first
-// makes mpirun end the others, the message with them.
+// What rank 0 does with the outcome. `error` runs before the other ranks hear of it: a rank that
+// exits first makes mpirun end the others, the message with them.
 struct AgreementEvents {
   std::function<void(const Error&)> error;
   std::function<void(const std::string&)> warning;
 };
 
-// Collective. Throws AgreedError on every rank if any rank brought an error or differs. Waits as long
-// as peers live: loading may take minutes.
+// Collective. Throws AgreedError on every rank if any rank brought an error or differs. Waits as
+// long as peers live: loading may take minutes.
 void agree(ControlChannel& control, const RankStatus& status, const AgreementEvents& events);
 
 // Status of a rank that has met `error`.

@@ -26,7 +26,8 @@ ClockOffset measure(ControlChannel& control, int peer) {
     PingSample sample;
     sample.sent_ns = now_ns();
     control.send(peer, to_archive(kPing, Ping{.last = i + 1 == kPings}));
-    sample.remote_ns = from_archive<Ping>(kPing, control.receive_from(peer), "clock ping").remote_ns;
+    sample.remote_ns =
+        from_archive<Ping>(kPing, control.receive_from(peer), "clock ping").remote_ns;
     sample.received_ns = now_ns();
     samples.push_back(sample);
   }
@@ -39,7 +40,8 @@ std::vector<ClockOffset> measure_clocks(ControlChannel& control) {
   std::vector<ClockOffset> offsets;
   if (control.rank() == 0) {
     offsets.resize(static_cast<std::size_t>(control.size()));
-    for (int peer = 1; peer < control.size(); ++peer) offsets[static_cast<std::size_t>(peer)] = measure(control, peer);
+    for (int peer = 1; peer < control.size(); ++peer)
+      offsets[static_cast<std::size_t>(peer)] = measure(control, peer);
     return offsets;
   }
   for (bool last = false; !last;) {
@@ -50,7 +52,8 @@ std::vector<ClockOffset> measure_clocks(ControlChannel& control) {
 }
 
 std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& timeline,
-                                           const std::vector<ClockOffset>& begin, const std::vector<ClockOffset>& end) {
+                                           const std::vector<ClockOffset>& begin,
+                                           const std::vector<ClockOffset>& end) {
   std::vector<RankTimeline> all;
   if (control.rank() != 0) {
     control.send(0, encode_spans(timeline.take()));

@@ -9,11 +9,13 @@
 
 namespace stagecoach {
 
-// Ping-pongs from rank 0 to every rank. On rank 0: one offset per rank (its own is zero); elsewhere empty.
+// Ping-pongs from rank 0 to every rank. On rank 0: one offset per rank (its own is zero); elsewhere
+// empty.
 std::vector<ClockOffset> measure_clocks(ControlChannel& control);
 
 // On rank 0: all ranks' spans, with their clocks mapped by the two measurements; elsewhere empty.
 std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& timeline,
-                                           const std::vector<ClockOffset>& begin, const std::vector<ClockOffset>& end);
+                                           const std::vector<ClockOffset>& begin,
+                                           const std::vector<ClockOffset>& end);
 
 }  // namespace stagecoach

@@ -19,10 +19,12 @@ class ControlChannel {
   int rank() const { return transport_.rank(); }
   int size() const { return transport_.size(); }
 
-  void send(int to, std::vector<std::byte> payload) { transport_.send(to, Channel::kControl, std::move(payload)); }
+  void send(int to, std::vector<std::byte> payload) {
+    transport_.send(to, Channel::kControl, std::move(payload));
+  }
 
-  // The next control message of `source`, however long it takes: peers that live but compute or read
-  // are waited for, and peers that die end the job through PeerWatch.
+  // The next control message of `source`, however long it takes: peers that live but compute or
+  // read are waited for, and peers that die end the job through PeerWatch.
   std::vector<std::byte> receive_from(int source);
 
  private:

@@ -11,7 +11,8 @@
 namespace stagecoach {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the wire format is written for little-endian machines");
+static_assert(std::endian::native == std::endian::little,
+              "the wire format is written for little-endian machines");
 
 constexpr std::uint32_t kMagic = archive_magic("SCMB");
 constexpr std::uint32_t kDescription = archive_magic("MBDS");
@@ -43,15 +44,16 @@ bool makes_sense(const TokenRun& run) {
 
 bool makes_sense(const MicroBatch& batch) {
   return batch.window >= 0 && batch.label.phase <= Phase::kDecode &&
-         std::all_of(batch.runs.begin(), batch.runs.end(), [](const TokenRun& run) { return makes_sense(run); }) &&
+         std::all_of(batch.runs.begin(), batch.runs.end(),
+                     [](const TokenRun& run) { return makes_sense(run); }) &&
          std::all_of(batch.controls.begin(), batch.controls.end(),
                      [](const Control& control) { return control.kind <= Control::Kind::kDrop; });
 }
 
 }  // namespace
 
-std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden, std::int64_t width,
-                                          WireType wire) {
+std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
+                                          std::int64_t width, WireType wire) {
   const std::vector<std::byte> description = to_archive(kDescription, batch);
   const Header header{.description_bytes = static_cast<std::uint32_t>(description.size()),
                       .wire = wire,
@@ -74,26 +76,33 @@ std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<con
   return bytes;
 }
 
-MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width, std::vector<float>& hidden) {
+MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
+                              std::vector<float>& hidden) {
   Header header;
   if (bytes.size() < sizeof(header)) throw data_error("micro-batch: shorter than its header");
   std::memcpy(&header, bytes.data(), sizeof(header));
   if (header.magic != kMagic || header.version != kVersion)
-    throw data_error(fmt::format("micro-batch: expected version {}, found {}", kVersion, header.version),
-                     "all ranks must run the same Stagecoach");
-  if (header.description_bytes > bytes.size() - sizeof(header)) throw data_error("micro-batch: description is cut off");
-  auto batch = from_archive<MicroBatch>(kDescription, bytes.subspan(sizeof(header), header.description_bytes), "micro-batch");
-  if (!makes_sense(batch)) throw data_error("micro-batch: a run or a control record makes no sense");
+    throw data_error(
+        fmt::format("micro-batch: expected version {}, found {}", kVersion, header.version),
+        "all ranks must run the same Stagecoach");
+  if (header.description_bytes > bytes.size() - sizeof(header))
+    throw data_error("micro-batch: description is cut off");
+  auto batch = from_archive<MicroBatch>(
+      kDescription, bytes.subspan(sizeof(header), header.description_bytes), "micro-batch");
+  if (!makes_sense(batch))
+    throw data_error("micro-batch: a run or a control record makes no sense");
   const std::size_t offset = hidden_offset(header.description_bytes);
   const std::size_t element = header.wire == WireType::kF32 ? 4 : 2;
   if (header.rows != total_rows(batch.runs) || header.width != width ||
       (header.wire != WireType::kF32 && header.wire != WireType::kBF16) ||
       bytes.size() != offset + static_cast<std::size_t>(header.rows * header.width) * element)
-    throw data_error(fmt::format("micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
-                                 total_rows(batch.runs), width, header.rows, header.width, bytes.size()));
+    throw data_error(
+        fmt::format("micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
+                    total_rows(batch.runs), width, header.rows, header.width, bytes.size()));
   hidden.resize(static_cast<std::size_t>(header.rows * header.width));
   if (header.wire == WireType::kF32) {
-    if (!hidden.empty()) std::memcpy(hidden.data(), bytes.data() + offset, hidden.size() * sizeof(float));
+    if (!hidden.empty())
+      std::memcpy(hidden.data(), bytes.data() + offset, hidden.size() * sizeof(float));
   } else {
     for (std::size_t i = 0; i < hidden.size(); ++i) {
       std::uint16_t value = 0;
@@ -104,9 +113,13 @@ MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t wid
   return batch;
 }
 
-std::vector<std::byte> encode_result(const BatchResult& result) { return to_archive(kResult, result); }
+std::vector<std::byte> encode_result(const BatchResult& result) {
+  return to_archive(kResult, result);
+}
 
-BatchResult decode_result(std::span<const std::byte> bytes) { return from_archive<BatchResult>(kResult, bytes, "result"); }
+BatchResult decode_result(std::span<const std::byte> bytes) {
+  return from_archive<BatchResult>(kResult, bytes, "result");
+}
 
 bool is_micro_batch(std::span<const std::byte> bytes) {
   std::uint32_t magic = 0;

@@ -46,11 +46,12 @@ struct MicroBatch {
 };
 
 // `hidden`: (total rows of the runs, width) float32; empty when there are no rows.
-std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden, std::int64_t width,
-                                          WireType wire);
+std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
+                                          std::int64_t width, WireType wire);
 
 // Throws data_error on anything that does not add up. `hidden` is resized to (rows, width).
-MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width, std::vector<float>& hidden);
+MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
+                              std::vector<float>& hidden);
 
 // From the rank with the last window back to rank 0.
 struct BatchResult {

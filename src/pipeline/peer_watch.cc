@@ -45,12 +45,14 @@ void PeerWatch::beat_and_listen() {
         if (peer != transport_.rank()) transport_.send(peer, Channel::kHeartbeat, {});
       next_beat = now + options_.interval;
     }
-    while (auto message = transport_.receive(Channel::kHeartbeat, std::min(next_beat, now + kLook))) {
+    while (auto message =
+               transport_.receive(Channel::kHeartbeat, std::min(next_beat, now + kLook))) {
       last_heard[static_cast<std::size_t>(message->source)] = Clock::now();
       if (stop_) return;
     }
     // A rank that was stopped or starved itself has not listened: that says nothing of its peers.
-    if (Clock::now() - last_look > options_.silence / 2) std::fill(last_heard.begin(), last_heard.end(), Clock::now());
+    if (Clock::now() - last_look > options_.silence / 2)
+      std::fill(last_heard.begin(), last_heard.end(), Clock::now());
     last_look = Clock::now();
     check(last_heard);
   }
@@ -59,7 +61,8 @@ void PeerWatch::beat_and_listen() {
 void PeerWatch::check(const std::vector<Deadline>& last_heard) {
   const Deadline now = Clock::now();
   const auto silent = [&](int peer) {
-    return peer != transport_.rank() && now - last_heard[static_cast<std::size_t>(peer)] > options_.silence;
+    return peer != transport_.rank() &&
+           now - last_heard[static_cast<std::size_t>(peer)] > options_.silence;
   };
   for (int peer = 0; peer < transport_.size(); ++peer) {
     if (!silent(peer)) continue;

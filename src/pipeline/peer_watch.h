@@ -1,5 +1,5 @@
-// Heartbeats: slow is not dead. A thread of its own tells every peer that this rank lives, whatever the
-// rank is computing or reading, and notices who has stopped saying so.
+// Heartbeats: slow is not dead. A thread of its own tells every peer that this rank lives, whatever
+// the rank is computing or reading, and notices who has stopped saying so.
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,8 @@ class PeerWatch {
   struct Events {
     // `reporter`: this rank is the one that should tell the user (the lowest that is not silent).
     std::function<void(int peer, double seconds, bool reporter)> lost;
-    // The transport has failed, and whoever waits for data has had a second to say so with more context.
+    // The transport has failed, and whoever waits for data has had a second to say so with more
+    // context.
     std::function<void(const Error&)> failed;
   };
   PeerWatch(Transport& transport, const PeerWatchOptions& options, Events events);

@@ -14,8 +14,10 @@ class Worker {
  public:
   explicit Worker(const RankContext& context) : c_(context) {
     for (std::size_t w = 0; w < c_.plan.windows.size(); ++w)
-      if (c_.plan.windows[w].rank == c_.transport.rank()) last_window_ = static_cast<std::int32_t>(w);
-    for (const auto& [begin, end] : c_.plan.layers_of(c_.transport.rank())) c_.runner.kv().add_layers(begin, end);
+      if (c_.plan.windows[w].rank == c_.transport.rank())
+        last_window_ = static_cast<std::int32_t>(w);
+    for (const auto& [begin, end] : c_.plan.layers_of(c_.transport.rank()))
+      c_.runner.kv().add_layers(begin, end);
   }
 
   // A micro-batch that enters the ring here.
@@ -37,7 +39,8 @@ class Worker {
     MicroBatch batch = decode_micro_batch(payload, c_.spec.hidden_size, hidden_);
     if (batch.window <= 0 || batch.window >= static_cast<std::int32_t>(c_.plan.windows.size()) ||
         c_.plan.windows[static_cast<std::size_t>(batch.window)].rank != c_.transport.rank())
-      throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window, c_.transport.rank()));
+      throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window,
+                                   c_.transport.rank()));
     check_against_model(batch.runs);
     if (!hidden_.empty()) c_.runner.set_hidden(hidden_);
     compute(std::move(batch));
@@ -51,15 +54,19 @@ class Worker {
     const auto known = [&](TokenId id) { return id < c_.spec.vocab_size; };
     for (const TokenRun& run : runs) {
       if (run.position + run.count() > c_.spec.max_position_embeddings ||
-          !std::all_of(run.ids.begin(), run.ids.end(), known) || !std::all_of(run.targets.begin(), run.targets.end(), known))
-        throw data_error(fmt::format("micro-batch: sequence {} at position {} does not fit the model", run.sequence, run.position));
+          !std::all_of(run.ids.begin(), run.ids.end(), known) ||
+          !std::all_of(run.targets.begin(), run.targets.end(), known))
+        throw data_error(
+            fmt::format("micro-batch: sequence {} at position {} does not fit the model",
+                        run.sequence, run.position));
     }
   }
 
   void compute(MicroBatch batch) {
     if (batch.window == first_window()) apply(batch.controls);
     const Window& window = c_.plan.windows[static_cast<std::size_t>(batch.window)];
-    if (!batch.runs.empty()) c_.runner.run_layers(window.begin, window.end, batch.runs, batch.label);
+    if (!batch.runs.empty())
+      c_.runner.run_layers(window.begin, window.end, batch.runs, batch.label);
     finished_ = batch.last && batch.window == last_window_;
     if (batch.window + 1 < static_cast<std::int32_t>(c_.plan.windows.size())) {
       pass_on(std::move(batch));
@@ -85,12 +92,16 @@ class Worker {
   void pass_on(MicroBatch batch) {
     ++batch.window;
     const std::int64_t rows = total_rows(batch.runs);
-    Span span{.kind = SpanKind::kSend, .phase = batch.label.phase, .micro_batch = batch.label.micro_batch,
-              .pass = batch.label.pass, .tokens = rows};
+    Span span{.kind = SpanKind::kSend,
+              .phase = batch.label.phase,
+              .micro_batch = batch.label.micro_batch,
+              .pass = batch.label.pass,
+              .tokens = rows};
     span.begin_ns = now_ns();
     hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
     if (rows > 0) c_.runner.get_hidden(hidden_);
-    std::vector<std::byte> payload = encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
+    std::vector<std::byte> payload =
+        encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
     span.bytes = static_cast<std::int64_t>(payload.size());
     const int to = c_.plan.windows[static_cast<std::size_t>(batch.window)].rank;
     c_.transport.send(to, Channel::kData, std::move(payload));
@@ -107,21 +118,27 @@ class Worker {
       if (!run.targets.empty()) result.log_probs.push_back({run.sequence, run.position, {}});
     }
     if (c_.has_head) {
-      c_.runner.run_head(batch.runs, batch.label, [&](const TokenRun& run, std::int64_t row, std::span<float> logits) {
-        use_logits(run, row, logits, batch.label, result);
-      });
+      c_.runner.run_head(batch.runs, batch.label,
+                         [&](const TokenRun& run, std::int64_t row, std::span<float> logits) {
+                           use_logits(run, row, logits, batch.label, result);
+                         });
     }
     c_.transport.send(0, Channel::kData, encode_result(result));
   }
 
-  void use_logits(const TokenRun& run, std::int64_t row, std::span<float> logits, const BatchLabel& label, BatchResult& result) {
+  void use_logits(const TokenRun& run, std::int64_t row, std::span<float> logits,
+                  const BatchLabel& label, BatchResult& result) {
     if (c_.observe_logits) c_.observe_logits(run.sequence, run.position + row, logits);
-    ScopedSpan timed(c_.timeline, {.kind = SpanKind::kSample, .phase = label.phase, .micro_batch = label.micro_batch,
-                                   .pass = label.pass, .tokens = 1});
+    ScopedSpan timed(c_.timeline, {.kind = SpanKind::kSample,
+                                   .phase = label.phase,
+                                   .micro_batch = label.micro_batch,
+                                   .pass = label.pass,
+                                   .tokens = 1});
     if (!run.targets.empty() && run.targets[static_cast<std::size_t>(row)] >= 0) {
       for (BatchResult::LogProbs& values : result.log_probs)
         if (values.sequence == run.sequence && values.position == run.position)
-          values.values.push_back(log_probability(logits, run.targets[static_cast<std::size_t>(row)]));
+          values.values.push_back(
+              log_probability(logits, run.targets[static_cast<std::size_t>(row)]));
     }
     if (run.sample && row + 1 == run.count()) {
       const TokenId id = sampler_.sample(run.sequence, run.position + run.count(), logits);
@@ -137,7 +154,8 @@ class Worker {
 };
 
 void stop_if_interrupted(const RankContext& c) {
-  if (c.interrupted != nullptr && c.interrupted->load()) throw Error(ErrorKind::kInterrupted, "interrupted");
+  if (c.interrupted != nullptr && c.interrupted->load())
+    throw Error(ErrorKind::kInterrupted, "interrupted");
 }
 
 // The next message, noting the time spent waiting for it.
@@ -145,7 +163,8 @@ Message wait_for_message(const RankContext& c) {
   ScopedSpan timed(c.timeline, {.kind = SpanKind::kIdle});
   while (true) {
     stop_if_interrupted(c);
-    if (auto message = c.transport.receive(Channel::kData, Clock::now() + kPoll)) return *std::move(message);
+    if (auto message = c.transport.receive(Channel::kData, Clock::now() + kPoll))
+      return *std::move(message);
   }
 }
 

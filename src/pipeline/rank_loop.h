@@ -1,5 +1,5 @@
-// What a rank does all day: receive a micro-batch, run its window, pass it on. Rank 0 also feeds the
-// ring from a BatchSource and takes the results.
+// What a rank does all day: receive a micro-batch, run its window, pass it on. Rank 0 also feeds
+// the ring from a BatchSource and takes the results.
 #pragma once
 
 #include <atomic>

@@ -6,8 +6,8 @@
 
 namespace stagecoach {
 
-TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context, std::vector<TextRequest> requests,
-                         TextEvents events)
+TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context,
+                         std::vector<TextRequest> requests, TextEvents events)
     : scheduler_(limits), context_(context), events_(std::move(events)) {
   for (TextRequest& request : requests) {
     const SequenceId id = request.sequence;
@@ -20,15 +20,20 @@ TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context, st
 
 TokenRun TextBatches::make_run(const ScheduledRun& scheduled) const {
   const TextRequest& request = sequences_.at(scheduled.sequence).request;
-  STAGECOACH_CHECK(scheduled.position + scheduled.count <= static_cast<std::int64_t>(request.tokens.size()));
+  STAGECOACH_CHECK(scheduled.position + scheduled.count <=
+                   static_cast<std::int64_t>(request.tokens.size()));
   const auto begin = request.tokens.begin() + scheduled.position;
-  TokenRun run{.sequence = scheduled.sequence, .position = scheduled.position,
-               .ids = {begin, begin + scheduled.count}, .targets = {}, .sample = false};
+  TokenRun run{.sequence = scheduled.sequence,
+               .position = scheduled.position,
+               .ids = {begin, begin + scheduled.count},
+               .targets = {},
+               .sample = false};
   if (request.score) {
     run.targets.assign(static_cast<std::size_t>(scheduled.count), -1);
     for (std::int64_t i = 0; i < scheduled.count; ++i) {
       const auto next = static_cast<std::size_t>(scheduled.position + i + 1);
-      if (next < request.tokens.size()) run.targets[static_cast<std::size_t>(i)] = request.tokens[next];
+      if (next < request.tokens.size())
+        run.targets[static_cast<std::size_t>(i)] = request.tokens[next];
     }
   } else {
     run.sample = scheduled.last_of_prompt;
@@ -40,7 +45,8 @@ std::optional<MicroBatch> TextBatches::next() {
   auto scheduled = scheduler_.next();
   if (!scheduled) return std::nullopt;
   MicroBatch batch;
-// A pass in the timing tables: a decode micro-batch, or all prefill since prompts were last admitted.
+  // A pass in the timing tables: a decode micro-batch, or all prefill since prompts were last
+  // admitted.
   if (!scheduled->admitted.empty()) prefill_pass_ = scheduled->number;
   batch.label = {.micro_batch = scheduled->number,
                  .pass = scheduled->decode ? scheduled->number : prefill_pass_,
@@ -48,7 +54,8 @@ std::optional<MicroBatch> TextBatches::next() {
   batch.controls = std::exchange(drops_, {});
   for (SequenceId id : scheduled->admitted) {
     const Sequence& sequence = sequences_.at(id);
-    batch.controls.push_back({.kind = Control::Kind::kAdmit, .sequence = id,
+    batch.controls.push_back({.kind = Control::Kind::kAdmit,
+                              .sequence = id,
                               .prompt_length = static_cast<std::int64_t>(sequence.prompt_length),
                               .sampling = sequence.request.sampling});
     if (events_.admitted) events_.admitted(id);
@@ -56,14 +63,16 @@ std::optional<MicroBatch> TextBatches::next() {
   for (const ScheduledRun& run : scheduled->runs) {
     batch.runs.push_back(make_run(run));
     const Sequence& sequence = sequences_.at(run.sequence);
-    if (sequence.request.score && run.last_of_prompt) score_ends_[scheduled->number].push_back(run.sequence);
+    if (sequence.request.score && run.last_of_prompt)
+      score_ends_[scheduled->number].push_back(run.sequence);
   }
   return batch;
 }
 
 void TextBatches::finish(SequenceId id) {
   scheduler_.finish(id);
-  drops_.push_back({.kind = Control::Kind::kDrop, .sequence = id, .prompt_length = 0, .sampling = {}});
+  drops_.push_back(
+      {.kind = Control::Kind::kDrop, .sequence = id, .prompt_length = 0, .sampling = {}});
   sequences_.erase(id);
   if (events_.finished) events_.finished(id);
 }
@@ -73,7 +82,9 @@ void TextBatches::returned(const BatchResult& result) {
     if (events_.log_probs) events_.log_probs(values.sequence, values.position, values.values);
   for (const auto& [id, token] : result.tokens) {
     const auto found = sequences_.find(id);
-    if (found == sequences_.end()) throw data_error(fmt::format("a token was drawn for sequence {}, which is not under way", id));
+    if (found == sequences_.end())
+      throw data_error(
+          fmt::format("a token was drawn for sequence {}, which is not under way", id));
     Sequence& sequence = found->second;
     sequence.request.tokens.push_back(token);
     const std::size_t drawn = sequence.request.tokens.size() - sequence.prompt_length;

@@ -33,7 +33,8 @@ struct TextEvents {
 class TextBatches : public BatchSource {
  public:
   // Tokens beyond `context` positions are never fed: a sequence that fills it ends.
-  TextBatches(const SchedulerLimits& limits, std::int64_t context, std::vector<TextRequest> requests, TextEvents events);
+  TextBatches(const SchedulerLimits& limits, std::int64_t context,
+              std::vector<TextRequest> requests, TextEvents events);
 
   std::optional<MicroBatch> next() override;
   void returned(const BatchResult& result) override;

@@ -18,8 +18,10 @@ std::uint32_t scramble(std::uint64_t n) {
 
 }  // namespace
 
-TimingBatches::TimingBatches(const TimingStudy& study) : study_(study), pass_(-study.warmup - (study.decode ? 1 : 0)) {
-  STAGECOACH_CHECK(study.tokens >= 1 && study.batch >= 1 && study.repeat >= 1 && study.micro_batch_tokens >= 1);
+TimingBatches::TimingBatches(const TimingStudy& study)
+    : study_(study), pass_(-study.warmup - (study.decode ? 1 : 0)) {
+  STAGECOACH_CHECK(study.tokens >= 1 && study.batch >= 1 && study.repeat >= 1 &&
+                   study.micro_batch_tokens >= 1);
   begin_pass();
 }
 
@@ -43,13 +45,17 @@ void TimingBatches::push(std::vector<TokenRun> runs, Phase phase) {
     SamplingParams greedy;
     greedy.greedy = true;
     for (SequenceId id = 0; id < study_.batch; ++id)
-      batch.controls.push_back({.kind = Control::Kind::kAdmit, .sequence = id, .prompt_length = study_.tokens, .sampling = greedy});
+      batch.controls.push_back({.kind = Control::Kind::kAdmit,
+                                .sequence = id,
+                                .prompt_length = study_.tokens,
+                                .sampling = greedy});
   }
   queued_.push_back(std::move(batch));
 }
 
 void TimingBatches::queue_prefill(Phase phase) {
-  const std::int64_t micro_batch = prefill_rows(study_.batch * study_.tokens, study_.depth, study_.micro_batch_tokens);
+  const std::int64_t micro_batch =
+      prefill_rows(study_.batch * study_.tokens, study_.depth, study_.micro_batch_tokens);
   std::vector<TokenRun> runs;
   std::int64_t rows = 0;
   const auto flush = [&] {
@@ -59,10 +65,15 @@ void TimingBatches::queue_prefill(Phase phase) {
   for (SequenceId id = 0; id < study_.batch; ++id) {
     for (std::int64_t position = 0; position < study_.tokens;) {
       const std::int64_t count = std::min(study_.tokens - position, micro_batch - rows);
-      TokenRun run{.sequence = id, .position = position, .ids = {}, .targets = {}, .sample = position + count == study_.tokens};
+      TokenRun run{.sequence = id,
+                   .position = position,
+                   .ids = {},
+                   .targets = {},
+                   .sample = position + count == study_.tokens};
       for (std::int64_t i = 0; i < count; ++i)
-        run.ids.push_back(static_cast<TokenId>(scramble(static_cast<std::uint64_t>(id * study_.tokens + position + i)) %
-                                               static_cast<std::uint64_t>(study_.vocab_size)));
+        run.ids.push_back(static_cast<TokenId>(
+            scramble(static_cast<std::uint64_t>(id * study_.tokens + position + i)) %
+            static_cast<std::uint64_t>(study_.vocab_size)));
       runs.push_back(std::move(run));
       position += count;
       rows += count;
@@ -74,13 +85,17 @@ void TimingBatches::queue_prefill(Phase phase) {
 
 void TimingBatches::queue_decode() {
   // As generation deals sequences: one group a rank.
-  const std::int64_t group = std::min((study_.batch + study_.depth - 1) / study_.depth, study_.micro_batch_tokens);
+  const std::int64_t group =
+      std::min((study_.batch + study_.depth - 1) / study_.depth, study_.micro_batch_tokens);
   for (std::int64_t first = 0; first < study_.batch; first += group) {
     std::vector<TokenRun> runs;
     for (SequenceId id = first; id < std::min(first + group, study_.batch); ++id)
-      runs.push_back({.sequence = id, .position = study_.tokens,
-                      .ids = {static_cast<TokenId>(scramble(static_cast<std::uint64_t>(id)) % static_cast<std::uint64_t>(study_.vocab_size))},
-                      .targets = {}, .sample = true});
+      runs.push_back({.sequence = id,
+                      .position = study_.tokens,
+                      .ids = {static_cast<TokenId>(scramble(static_cast<std::uint64_t>(id)) %
+                                                   static_cast<std::uint64_t>(study_.vocab_size))},
+                      .targets = {},
+                      .sample = true});
     push(std::move(runs), Phase::kDecode);
   }
 }
@@ -101,7 +116,9 @@ void TimingBatches::returned(const BatchResult&) {
   if (++pass_ < study_.repeat) begin_pass();
 }
 
-bool TimingBatches::done() const { return pass_ >= study_.repeat; }
+bool TimingBatches::done() const {
+  return pass_ >= study_.repeat;
+}
 
 bool TimingBatches::fill_hidden(const MicroBatch& batch, std::span<float> hidden) {
   if (study_.embed) return false;

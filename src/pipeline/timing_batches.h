@@ -12,12 +12,12 @@ namespace stagecoach {
 
 struct TimingStudy {
   bool decode = false;
-  std::int64_t tokens = 0;       // prefill: of each sequence; decode: context before the step
-  std::int64_t batch = 1;        // sequences
+  std::int64_t tokens = 0;  // prefill: of each sequence; decode: context before the step
+  std::int64_t batch = 1;   // sequences
   std::int64_t warmup = 1, repeat = 5;
   std::int64_t micro_batch_tokens = 256;
-  int depth = 1;                 // ranks
-  bool embed = true;             // false: random hidden states enter in place of token ids
+  int depth = 1;      // ranks
+  bool embed = true;  // false: random hidden states enter in place of token ids
   std::int64_t vocab_size = 1;
 };
 
@@ -61,7 +61,9 @@ class TimingStudies : public BatchSource {
   std::optional<MicroBatch> next() override { return current().next(); }
   void returned(const BatchResult& result) override;
   bool done() const override { return current_ == studies_.size(); }
-  bool fill_hidden(const MicroBatch& batch, std::span<float> hidden) override { return current().fill_hidden(batch, hidden); }
+  bool fill_hidden(const MicroBatch& batch, std::span<float> hidden) override {
+    return current().fill_hidden(batch, hidden);
+  }
 
   const std::vector<double>& pass_ms(std::size_t study) const { return studies_[study].pass_ms(); }
 

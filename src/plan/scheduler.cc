@@ -37,14 +37,18 @@ ScheduledBatch Scheduler::launch(ScheduledBatch batch) {
 
 std::optional<ScheduledBatch> Scheduler::next_decode(bool only_full_groups) {
   const auto decoding = static_cast<std::int64_t>(active_.size() - prefilling_.size());
-  const std::int64_t group = std::clamp<std::int64_t>((decoding + limits_.depth - 1) / limits_.depth, 1, limits_.micro_batch_tokens);
+  const std::int64_t group = std::clamp<std::int64_t>(
+      (decoding + limits_.depth - 1) / limits_.depth, 1, limits_.micro_batch_tokens);
   const auto ready = static_cast<std::int64_t>(ready_.size());
   if (ready == 0 || (only_full_groups && ready < group)) return std::nullopt;
   ScheduledBatch batch{.number = 0, .decode = true, .runs = {}, .admitted = {}};
   while (!ready_.empty() && static_cast<std::int64_t>(batch.runs.size()) < group) {
     const std::int64_t id = ready_.front();
     ready_.pop_front();
-    batch.runs.push_back({.sequence = id, .position = active_.at(id).position++, .count = 1, .last_of_prompt = true});
+    batch.runs.push_back({.sequence = id,
+                          .position = active_.at(id).position++,
+                          .count = 1,
+                          .last_of_prompt = true});
   }
   return launch(std::move(batch));
 }
@@ -59,14 +63,16 @@ std::optional<ScheduledBatch> Scheduler::next_prefill() {
     batch.admitted.push_back(id);
   }
   if (prefilling_.empty()) return std::nullopt;
-  if (!batch.admitted.empty()) prefill_rows_ = prefill_rows(rows_to_prefill(), limits_.depth, limits_.micro_batch_tokens);
+  if (!batch.admitted.empty())
+    prefill_rows_ = prefill_rows(rows_to_prefill(), limits_.depth, limits_.micro_batch_tokens);
   std::int64_t room = prefill_rows_;
   while (room > 0 && !prefilling_.empty()) {
     const std::int64_t id = prefilling_.front();
     Sequence& sequence = active_.at(id);
     const std::int64_t count = std::min(room, sequence.prompt - sequence.position);
     const bool last = sequence.position + count == sequence.prompt;
-    batch.runs.push_back({.sequence = id, .position = sequence.position, .count = count, .last_of_prompt = last});
+    batch.runs.push_back(
+        {.sequence = id, .position = sequence.position, .count = count, .last_of_prompt = last});
     sequence.position += count;
     room -= count;
     if (last) prefilling_.pop_front();
@@ -77,8 +83,8 @@ std::optional<ScheduledBatch> Scheduler::next_prefill() {
 std::optional<ScheduledBatch> Scheduler::next() {
   // One micro-batch computing on every rank and one more on its way: more would only queue.
   if (in_flight() > limits_.depth) return std::nullopt;
-  // Decode first where a whole group waits; otherwise prefill fills the ring; a lone rank's worth of
-  // stragglers goes when there is nothing else to do.
+  // Decode first where a whole group waits; otherwise prefill fills the ring; a lone rank's worth
+  // of stragglers goes when there is nothing else to do.
   if (auto batch = next_decode(true)) return batch;
   if (auto batch = next_prefill()) return batch;
   return next_decode(false);
@@ -103,6 +109,8 @@ void Scheduler::finish(std::int64_t sequence) {
   std::erase(prefilling_, sequence);
 }
 
-bool Scheduler::idle() const { return waiting_.empty() && active_.empty() && in_flight_.empty(); }
+bool Scheduler::idle() const {
+  return waiting_.empty() && active_.empty() && in_flight_.empty();
+}
 
 }  // namespace stagecoach

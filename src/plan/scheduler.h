@@ -1,9 +1,9 @@
-// Decides what enters the pipeline next. Pure: events in, micro-batches out; no clocks, no ids, no I/O, so
-// that the simulator can run the very same object.
+// Decides what enters the pipeline next. Pure: events in, micro-batches out; no clocks, no ids, no
+// I/O, so that the simulator can run the very same object.
 //
-// Prefill is cut into micro-batches so that all ranks compute at once. In decode every sequence waits for
-// its own token to come round the ring, so sequences are dealt into as many groups as there are
-// ranks, and each group is a micro-batch on its way.
+// Prefill is cut into micro-batches so that all ranks compute at once. In decode every sequence
+// waits for its own token to come round the ring, so sequences are dealt into as many groups as
+// there are ranks, and each group is a micro-batch on its way.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,9 @@ struct SchedulerLimits {
   int max_active = 32;                    // sequences that hold KV pages
 };
 
-// Rows of one prefill micro-batch when `rows` are at hand. Two for each of `depth` ranks: with one each,
-// filling and draining the ring would cost nearly as much as the work itself. But no slivers: below some
-// tens of rows a micro-batch costs as much as one row, since it reads the same weights.
+// Rows of one prefill micro-batch when `rows` are at hand. Two for each of `depth` ranks: with one
+// each, filling and draining the ring would cost nearly as much as the work itself. But no slivers:
+// below some tens of rows a micro-batch costs as much as one row, since it reads the same weights.
 std::int64_t prefill_rows(std::int64_t rows, int depth, std::int64_t micro_batch_tokens);
 
 struct ScheduledRun {
@@ -43,14 +43,15 @@ class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits);
 
-  // `decodes`: whether tokens are drawn after the prompt (generate) or not (score). Prompts are not empty.
+  // `decodes`: whether tokens are drawn after the prompt (generate) or not (score). Prompts are not
+  // empty.
   void submit(std::int64_t sequence, std::int64_t prompt_tokens, bool decodes);
 
   // The next micro-batch that may enter now, if any.
   std::optional<ScheduledBatch> next();
 
-  // A micro-batch has left the last rank. Decoding sequences in it have their next token, unless finish()
-  // was called for them first.
+  // A micro-batch has left the last rank. Decoding sequences in it have their next token, unless
+  // finish() was called for them first.
   void returned(std::int64_t batch);
   void finish(std::int64_t sequence);  // end of text, or never begun; its KV pages are free
 
@@ -64,7 +65,9 @@ class Scheduler {
     bool decodes = false;
   };
 
-  bool may_admit() const { return !waiting_.empty() && static_cast<int>(active_.size()) < limits_.max_active; }
+  bool may_admit() const {
+    return !waiting_.empty() && static_cast<int>(active_.size()) < limits_.max_active;
+  }
   std::int64_t rows_to_prefill() const;
   std::optional<ScheduledBatch> next_decode(bool only_full_groups);
   std::optional<ScheduledBatch> next_prefill();

@@ -12,21 +12,24 @@ namespace stagecoach {
 namespace {
 
 // Bytes of a window of `layers` layers that is the `index`-th of `count`.
-std::int64_t window_bytes(const PlanCosts& costs, std::int64_t layers, std::int64_t index, std::int64_t count) {
+std::int64_t window_bytes(const PlanCosts& costs, std::int64_t layers, std::int64_t index,
+                          std::int64_t count) {
   return layers * costs.layer_bytes + (index == 0 ? costs.embedding_bytes : 0) +
          (index + 1 == count ? costs.head_bytes : 0);
 }
 
 // Number of layers in each of `count` windows: the largest window as small as possible, the rest as
 // even as that allows, earlier windows taking what is left over.
-std::vector<std::int64_t> balanced_sizes(const PlanCosts& costs, std::int64_t layers, std::int64_t count) {
+std::vector<std::int64_t> balanced_sizes(const PlanCosts& costs, std::int64_t layers,
+                                         std::int64_t count) {
   std::vector<std::int64_t> sizes(static_cast<std::size_t>(count), 1);
   // Layers are alike, so giving each next layer to the window that stays lightest is optimal.
   for (std::int64_t given = count; given < layers; ++given) {
     std::size_t best = 0;
     std::int64_t best_bytes = std::numeric_limits<std::int64_t>::max();
     for (std::size_t i = 0; i < sizes.size(); ++i) {
-      const std::int64_t bytes = window_bytes(costs, sizes[i] + 1, static_cast<std::int64_t>(i), count);
+      const std::int64_t bytes =
+          window_bytes(costs, sizes[i] + 1, static_cast<std::int64_t>(i), count);
       if (bytes < best_bytes) {
         best = i;
         best_bytes = bytes;
@@ -40,8 +43,10 @@ std::vector<std::int64_t> balanced_sizes(const PlanCosts& costs, std::int64_t la
 std::int64_t parse_index(std::string_view text, const std::string& whole) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (text.empty() || error != std::errc{} || end != text.data() + text.size() || text.front() == '-')
-    throw usage_error(fmt::format("'{}' is not a layer range", whole), "write A:B, 0-based and half-open, like 0:12");
+  if (text.empty() || error != std::errc{} || end != text.data() + text.size() ||
+      text.front() == '-')
+    throw usage_error(fmt::format("'{}' is not a layer range", whole),
+                      "write A:B, 0-based and half-open, like 0:12");
   return value;
 }
 
@@ -56,19 +61,24 @@ std::vector<std::pair<std::int64_t, std::int64_t>> StagePlan::layers_of(int rank
 
 std::string StagePlan::describe(int rank) const {
   std::string text;
-  for (const auto& [begin, end] : layers_of(rank)) text += fmt::format("{}{}:{}", text.empty() ? "layers " : ",", begin, end);
+  for (const auto& [begin, end] : layers_of(rank))
+    text += fmt::format("{}{}:{}", text.empty() ? "layers " : ",", begin, end);
   return text;
 }
 
-StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks, int rounds) {
+StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks,
+                        int rounds) {
   STAGECOACH_CHECK(ranks > 0 && rounds > 0 && begin < end);
   const std::int64_t layers = end - begin;
   const std::int64_t count = static_cast<std::int64_t>(ranks) * rounds;
   if (count > layers) {
-    const std::string wanted = rounds == 1 ? fmt::format("{} ranks", ranks) : fmt::format("{} ranks with {} rounds", ranks, rounds);
-    throw usage_error(fmt::format("{} need at least {} layers, the model has {}", wanted, count, layers),
-                      layers >= rounds ? fmt::format("start at most {} ranks (mpirun -np {})", layers / rounds, layers / rounds)
-                                       : fmt::format("use at most --rounds {}", layers));
+    const std::string wanted = rounds == 1 ? fmt::format("{} ranks", ranks)
+                                           : fmt::format("{} ranks with {} rounds", ranks, rounds);
+    throw usage_error(
+        fmt::format("{} need at least {} layers, the model has {}", wanted, count, layers),
+        layers >= rounds ? fmt::format("start at most {} ranks (mpirun -np {})", layers / rounds,
+                                       layers / rounds)
+                         : fmt::format("use at most --rounds {}", layers));
   }
   StagePlan plan{.ranks = ranks, .windows = {}};
   std::int64_t next = begin;
@@ -86,36 +96,49 @@ StagePlan explicit_plan(const std::string& text, std::int64_t begin, std::int64_
     const std::size_t comma = std::min(text.find(',', at), text.size());
     const auto [window_begin, window_end] = parse_layer_range(text.substr(at, comma - at), end);
     if (window_begin != next)
-      throw usage_error(fmt::format("--windows {}: expected a window that begins at layer {}, found {}:{}", text, next,
-                                    window_begin, window_end));
-    plan.windows.push_back({window_begin, window_end, static_cast<int>(plan.windows.size()) % ranks});
+      throw usage_error(
+          fmt::format("--windows {}: expected a window that begins at layer {}, found {}:{}", text,
+                      next, window_begin, window_end));
+    plan.windows.push_back(
+        {window_begin, window_end, static_cast<int>(plan.windows.size()) % ranks});
     next = window_end;
     at = comma + 1;
   }
-  if (next != end) throw usage_error(fmt::format("--windows {}: expected the last window to end at layer {}, found {}", text, end, next));
+  if (next != end)
+    throw usage_error(fmt::format(
+        "--windows {}: expected the last window to end at layer {}, found {}", text, end, next));
   if (plan.windows.size() % static_cast<std::size_t>(ranks) != 0)
-    throw usage_error(fmt::format("--windows {}: expected one window per rank ({}) or a multiple, found {}", text, ranks,
-                                  plan.windows.size()));
+    throw usage_error(
+        fmt::format("--windows {}: expected one window per rank ({}) or a multiple, found {}", text,
+                    ranks, plan.windows.size()));
   return plan;
 }
 
-std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text, std::int64_t limit) {
+std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text,
+                                                        std::int64_t limit) {
   const std::size_t colon = text.find(':');
   if (colon == std::string::npos) parse_index("", text);
   const std::int64_t begin = parse_index(std::string_view(text).substr(0, colon), text);
   const std::int64_t end = parse_index(std::string_view(text).substr(colon + 1), text);
   if (begin >= end || end > limit)
-    throw usage_error(fmt::format("layer range {} is empty or beyond the end: expected 0 ≤ A < B ≤ {}", text, limit));
+    throw usage_error(fmt::format(
+        "layer range {} is empty or beyond the end: expected 0 ≤ A < B ≤ {}", text, limit));
   return {begin, end};
 }
 
 Json to_json(const StagePlan& plan) {
   Json windows = Json::array();
   for (const Window& window : plan.windows)
-    windows.push_back({{"layers", fmt::format("{}:{}", window.begin, window.end)}, {"rank", window.rank}});
-  return {{"format", "stagecoach-plan"}, {"version", 1}, {"ranks", plan.ranks}, {"windows", std::move(windows)}};
+    windows.push_back(
+        {{"layers", fmt::format("{}:{}", window.begin, window.end)}, {"rank", window.rank}});
+  return {{"format", "stagecoach-plan"},
+          {"version", 1},
+          {"ranks", plan.ranks},
+          {"windows", std::move(windows)}};
 }
 
-std::uint64_t plan_hash(const StagePlan& plan) { return xxh3(as_bytes(to_json(plan).dump())); }
+std::uint64_t plan_hash(const StagePlan& plan) {
+  return xxh3(as_bytes(to_json(plan).dump()));
+}
 
 }  // namespace stagecoach

@@ -40,14 +40,17 @@ struct PlanCosts {
 
 // Contiguous windows over layers [begin, end), `rounds` for each rank, that minimise the largest
 // window's bytes. Throws usage_error when there are more windows than layers.
-StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks, int rounds);
+StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks,
+                        int rounds);
 
 // "0:5,5:12,…": one window per rank, or with rounds a multiple of that, in ring order, covering
 // [begin, end) without gaps. Throws usage_error naming the window that does not fit.
-StagePlan explicit_plan(const std::string& windows, std::int64_t begin, std::int64_t end, int ranks);
+StagePlan explicit_plan(const std::string& windows, std::int64_t begin, std::int64_t end,
+                        int ranks);
 
 // "A:B", half-open. Throws usage_error unless 0 ≤ A < B ≤ limit.
-std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text, std::int64_t limit);
+std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text,
+                                                        std::int64_t limit);
 
 Json to_json(const StagePlan& plan);
 std::uint64_t plan_hash(const StagePlan& plan);

@@ -26,8 +26,8 @@ class ResidentSource : public LayerSource {
 
   // Reads the slice, straight into the memory that it is used from: nothing is copied again. Throws
   // data_error for a missing or damaged slab before anything runs.
-  ResidentSource(const LayerStore& store, const ResidentSlice& slice, VerifyMode verify, Timeline& timeline,
-                 const Progress& progress = {});
+  ResidentSource(const LayerStore& store, const ResidentSlice& slice, VerifyMode verify,
+                 Timeline& timeline, const Progress& progress = {});
 
   LayerLease lease(std::int64_t layer, PartKind part) override;
 
@@ -40,10 +40,11 @@ class ResidentSource : public LayerSource {
     AlignedBuffer extent;
     PartTensors tensors;
   };
-  void load(const LayerStore& store, const SlabEntry& slab, VerifyMode verify, Timeline& timeline, std::int32_t layer);
+  void load(const LayerStore& store, const SlabEntry& slab, VerifyMode verify, Timeline& timeline,
+            std::int32_t layer);
 
-  // Layers that share a slab (--distinct-layers) share its memory: the key is the slab's place in the
-  // manifest, not the layer.
+  // Layers that share a slab (--distinct-layers) share its memory: the key is the slab's place in
+  // the manifest, not the layer.
   const Manifest& manifest_;
   std::map<std::pair<const SlabEntry*, PartKind>, LoadedPart> parts_;
   std::int64_t bytes_ = 0;

@@ -30,7 +30,8 @@ std::string replace_all(std::string text, const ReplaceStep& replace) {
     result.append(text, copied, found - copied).append(replace.content);
     copied = found + replace.pattern.size();
     if (result.size() > kMaxBytes)
-      throw data_error("the tokenizer's normalizer makes more than 1 GiB of this text", "check its Replace steps");
+      throw data_error("the tokenizer's normalizer makes more than 1 GiB of this text",
+                       "check its Replace steps");
   }
   return result.append(text, copied);
 }

@@ -26,11 +26,14 @@ ThreadPool::ThreadPool(int threads) {
   } catch (const std::exception& error) {
     // Those that did start wait for jobs; no destructor will run to end them.
     stop();
-    throw resource_error(fmt::format("cannot start {} threads: {}", threads, error.what()), "a smaller --threads");
+    throw resource_error(fmt::format("cannot start {} threads: {}", threads, error.what()),
+                         "a smaller --threads");
   }
 }
 
-ThreadPool::~ThreadPool() { stop(); }
+ThreadPool::~ThreadPool() {
+  stop();
+}
 
 void ThreadPool::stop() {
   {

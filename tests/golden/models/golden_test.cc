@@ -1,5 +1,5 @@
-// Small random checkpoints against what Hugging Face transformers computes from them (scripts/make_golden.py),
-// and against themselves: bit-identical for every split.
+// Small random checkpoints against what Hugging Face transformers computes from them
+// (scripts/make_golden.py), and against themselves: bit-identical for every split.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -37,7 +37,8 @@ class Golden : public testing::TestWithParam<std::string> {
     store_.emplace(folder_ / "store");
     expected_ = read_json_file(directory / "golden.json", 1 << 24);
     values_.emplace(directory / "golden.safetensors");
-    for (const Json& prompt : expected_["prompts"]) prompts_.push_back(prompt.get<std::vector<std::int32_t>>());
+    for (const Json& prompt : expected_["prompts"])
+      prompts_.push_back(prompt.get<std::vector<std::int32_t>>());
   }
 
   std::vector<float> tensor(const std::string& name) const {
@@ -51,7 +52,8 @@ class Golden : public testing::TestWithParam<std::string> {
   // Every prompt generates greedily; with `score`, its text is scored too (as further requests).
   std::vector<PipelineRequest> requests(std::int64_t new_tokens, bool score) const {
     std::vector<PipelineRequest> all;
-    for (const auto& prompt : prompts_) all.push_back({prompt, false, new_tokens, greedy_sampling()});
+    for (const auto& prompt : prompts_)
+      all.push_back({prompt, false, new_tokens, greedy_sampling()});
     if (score)
       for (const auto& prompt : prompts_) all.push_back({prompt, true, 0, {}});
     return all;
@@ -76,15 +78,18 @@ TEST_P(Golden, LogitsAreWithinToleranceOfTransformers) {
     double worst = 0;
     for (const auto& [position, logits] : rows)
       for (std::size_t v = 0; v < vocab; ++v)
-        worst = std::max<double>(worst, std::abs(logits[v] - expected[static_cast<std::size_t>(position) * vocab + v]));
+        worst = std::max<double>(
+            worst, std::abs(logits[v] - expected[static_cast<std::size_t>(position) * vocab + v]));
     EXPECT_LE(worst, tolerance()) << "prompt " << i;
   }
 }
 
 TEST_P(Golden, GreedyIdsAreTransformers) {
-  const auto outputs = run_pipeline(*store_, {}, requests(static_cast<std::int64_t>(expected_["greedy"][0].size()), false));
+  const auto outputs = run_pipeline(
+      *store_, {}, requests(static_cast<std::int64_t>(expected_["greedy"][0].size()), false));
   for (std::size_t i = 0; i < prompts_.size(); ++i)
-    EXPECT_EQ(outputs[i].drawn, expected_["greedy"][i].get<std::vector<std::int32_t>>()) << "prompt " << i;
+    EXPECT_EQ(outputs[i].drawn, expected_["greedy"][i].get<std::vector<std::int32_t>>())
+        << "prompt " << i;
 }
 
 TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
@@ -93,14 +98,18 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
   const std::vector<float> expected = tensor("hidden");  // (layers + 1, tokens, hidden)
   const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
   Timeline timeline;
-  ResidentSource source(*store_, {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}, VerifyMode::kFirst, timeline);
+  ResidentSource source(*store_,
+                        {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false},
+                        VerifyMode::kFirst, timeline);
   StageRunner runner(spec, *backend, source, timeline, 64);
   runner.kv().add_layers(0, spec.num_hidden_layers);
-  const std::vector<TokenRun> runs{{.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
+  const std::vector<TokenRun> runs{
+      {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
   const std::size_t size = prompt.size() * static_cast<std::size_t>(spec.hidden_size);
   std::vector<float> hidden(size);
   runner.embed(runs, {});
-  // transformers applies the final norm to its last entry, so that the last layer is left to the logits.
+  // transformers applies the final norm to its last entry, so that the last layer is left to the
+  // logits.
   for (std::int64_t layer = 0; layer < spec.num_hidden_layers; ++layer) {
     runner.get_hidden(hidden);
     const float* reference = expected.data() + static_cast<std::size_t>(layer) * size;
@@ -109,8 +118,10 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
       worst = std::max<double>(worst, std::abs(hidden[i] - reference[i]));
       scale = std::max<double>(scale, std::abs(reference[i]));
     }
-    // The fixture's own rule (golden.json, tolerance_note), with what has been added up by this layer.
-    const double bound = 4 * 0x1p-23 * std::sqrt(static_cast<double>(spec.hidden_size)) * static_cast<double>(2 * layer + 1) * scale;
+    // The fixture's own rule (golden.json, tolerance_note), with what has been added up by this
+    // layer.
+    const double bound = 4 * 0x1p-23 * std::sqrt(static_cast<double>(spec.hidden_size)) *
+                         static_cast<double>(2 * layer + 1) * scale;
     EXPECT_LE(worst, bound) << "before layer " << layer;
     runner.run_layers(layer, layer + 1, runs, {});
   }
@@ -128,7 +139,8 @@ void expect_same_bits(const std::vector<PipelineOutput>& a, const std::vector<Pi
     EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "request " << i;
     ASSERT_EQ(a[i].logits.size(), b[i].logits.size()) << "request " << i;
     for (const auto& [position, logits] : a[i].logits)
-      ASSERT_TRUE(same_bits(logits, b[i].logits.at(position))) << "request " << i << ", position " << position;
+      ASSERT_TRUE(same_bits(logits, b[i].logits.at(position)))
+          << "request " << i << ", position " << position;
   }
 }
 

@@ -1,7 +1,6 @@
 // A store of a few kilobytes, and a folder to put it in.
 #pragma once
 
-
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -9,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "support_temporary_folder.h"
 #include "base/error.h"
 #include "store/layer_store.h"
 #include "store/slab_format.h"
 #include "store/store_writer.h"
+#include "support_temporary_folder.h"
 
 namespace stagecoach {
 

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "base/json.h"
+#include "support_temporary_folder.h"
 #include "text/decoder.h"
 #include "text/tokenizer.h"
-#include "support_temporary_folder.h"
 
 namespace stagecoach {
 namespace {

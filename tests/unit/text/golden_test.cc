@@ -12,8 +12,8 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "text/tokenizer.h"
 #include "support_temporary_folder.h"
+#include "text/tokenizer.h"
 
 namespace stagecoach {
 namespace {

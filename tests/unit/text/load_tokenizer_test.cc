@@ -9,8 +9,8 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "text/tokenizer.h"
 #include "support_temporary_folder.h"
+#include "text/tokenizer.h"
 
 namespace stagecoach {
 namespace {
