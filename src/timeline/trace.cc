@@ -123,7 +123,8 @@ class TraceWriter {
     const double ns = static_cast<double>(span.end_ns - span.begin_ns);
     if (span.bytes > 0) add("bytes", span.bytes);
     // A send span ends when the message is handed to the transport: its time is not the network's.
-    if (span.bytes > 0 && ns > 0 && span.kind != SpanKind::kSend) add("GB/s", static_cast<double>(span.bytes) / ns);
+    if (span.bytes > 0 && ns > 0 && span.kind != SpanKind::kSend)
+      add("GB/s", static_cast<double>(span.bytes) / ns);
     if (span.flops > 0) add("flops", span.flops);
     if (span.flops > 0 && ns > 0) add("GFLOP/s", static_cast<double>(span.flops) / ns);
     return args;
