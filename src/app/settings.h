@@ -27,7 +27,7 @@ struct RunSettings {
   std::string kv = "f32";
   std::string activations = "auto";
   std::string report;       // directory
-  double peer_timeout = 8;  // seconds of silence
+  double peer_timeout = 6;  // seconds of silence
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;

@@ -85,7 +85,13 @@ File File::open_read(const fs::path& path) {
 File File::create(const fs::path& path) {
   // A new file, never one that a symbolic link points to: in a shared folder that could be
   // anybody's.
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT) throw output_error("replace", path, errno);
+  struct stat there {};
+  if (::lstat(path.c_str(), &there) == 0) {
+    if (!S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode))
+      throw resource_error(
+          fmt::format("cannot create {}: something that is not a file is there", path.string()));
+    if (::unlink(path.c_str()) != 0) throw output_error("replace", path, errno);
+  }
   const int descriptor =
       ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
   if (descriptor < 0) throw output_error("create", path, errno);

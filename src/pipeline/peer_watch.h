@@ -16,7 +16,7 @@ namespace stagecoach {
 
 struct PeerWatchOptions {
   std::chrono::milliseconds interval{500};
-  std::chrono::milliseconds silence{8000};  // longer than this: lost
+  std::chrono::milliseconds silence{6000};  // longer than this: lost
 };
 
 class PeerWatch {

@@ -9,7 +9,7 @@ import unittest
 
 from support import BINARY, ENVIRONMENT, StoreTest, mpirun
 
-# The job must end within 10 s of the loss at the default --peer-timeout 8. Tests look every second for less,
+# The job must end within 10 s of the loss at the default --peer-timeout. Tests look every second for less,
 # and wait for longer: a loaded machine may be late, a hang never ends.
 PEER_TIMEOUT = 3
 PATIENCE = 60

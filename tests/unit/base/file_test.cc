@@ -146,12 +146,17 @@ TEST_F(FileTest, OutputThatCannotBeCreatedIsAResourceError) {
             ErrorKind::kResources);
 }
 
-TEST_F(FileTest, FullDiskIsAResourceErrorThatSaysSo) {
-  if (!fs::exists("/dev/full")) GTEST_SKIP() << "this system has no /dev/full";
-  File file = File::create("/dev/full");
-  const Error error = error_of([&] { file.append(as_bytes("x")); });
-  EXPECT_EQ(error.kind(), ErrorKind::kResources);
-  EXPECT_NE(error.hint().find("space"), std::string::npos);
+TEST_F(FileTest, CreateReplacesFilesAndLinksButNothingElse) {
+  const fs::path target = folder_ / "target", link = folder_ / "link";
+  File::create(target).append(as_bytes("old"));
+  fs::create_symlink(target, link);
+  File::create(link).append(as_bytes("new"));
+  EXPECT_EQ(read_text_file(target, 100), "old");
+  EXPECT_EQ(read_text_file(link, 100), "new");
+  const fs::path fifo = folder_ / "fifo";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  EXPECT_EQ(error_of([&] { File::create(fifo); }).kind(), ErrorKind::kResources);
+  EXPECT_TRUE(fs::exists(fifo));
 }
 
 }  // namespace

@@ -234,9 +234,9 @@ TEST(Scheduler, OnlyWhatIsUnderWayCanReturn) {
   EXPECT_THROW(scheduler.returned(batch->number), Error);
 }
 
-TEST(PrefillRows, SharesWithoutSliversWithinTheLimit) {
-  EXPECT_EQ(prefill_rows(1000, 4, 256), 250);
-  EXPECT_EQ(prefill_rows(1001, 4, 256), 251);
+TEST(PrefillRows, TwoForEachRankWithoutSliversWithinTheLimit) {
+  EXPECT_EQ(prefill_rows(1000, 4, 256), 125);
+  EXPECT_EQ(prefill_rows(1001, 4, 256), 126);
   EXPECT_EQ(prefill_rows(4000, 4, 256), 256);
   EXPECT_EQ(prefill_rows(40, 4, 256), 32);
   EXPECT_EQ(prefill_rows(40, 4, 8), 8);

@@ -73,6 +73,20 @@ TEST(Loopback, KeepsOrderAmongManyThreads) {
   for (auto& thread : threads) thread.join();
 }
 
+// A number given out before its message is queued would arrive out of order and be refused.
+TEST(Loopback, WritersOfOneChannelShareItsNumbers) {
+  constexpr int kWriters = 4;
+  constexpr int kMessages = 5000;
+  auto endpoints = make_loopback(1);
+  std::vector<std::jthread> writers;
+  for (int w = 0; w < kWriters; ++w)
+    writers.emplace_back([&] {
+      for (int i = 0; i < kMessages; ++i) endpoints[0]->send(0, Channel::kData, number(i));
+    });
+  for (int i = 0; i < kWriters * kMessages; ++i)
+    ASSERT_NO_THROW(endpoints[0]->receive(Channel::kData, soon())) << "message " << i;
+}
+
 TEST(Loopback, FinalizeWaitsForEveryRank) {
   auto endpoints = make_loopback(3);
   std::atomic<int> arrived = 0;
