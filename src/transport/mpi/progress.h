@@ -25,7 +25,7 @@ namespace stagecoach {
 inline constexpr std::size_t kFrameBytes = 2048;
 inline constexpr std::size_t kInlineBytes = kFrameBytes - kWireHeaderBytes;
 // Two chunks under way keep a link busy, and at most 16 MiB a flow stand before a heartbeat in a
-// socket: 1.6 s on a slow radio link of 10 MB/s, far from the 8 s after which a peer counts as
+// socket: 1.6 s on a slow radio link of 10 MB/s, far from the 6 s after which a peer counts as
 // dead.
 inline constexpr std::size_t kChunkBytes = std::size_t{8} << 20;
 inline constexpr int kChunksUnderWay = 2;
