@@ -70,7 +70,7 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::vector<Merge>& merges, BpeO
 
   rules_.reserve(merges.size());
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    const auto& [left, right] = merges[rank];
+    const std::string_view left = merges[rank].first, right = merges[rank].second;
     const auto id = [&](std::string_view token) {
       if (const auto found = vocabulary_.id_of(token)) return *found;
       throw data_error(

@@ -27,7 +27,7 @@ std::string StreamingDetokenizer::push(TokenId id) {
   std::string text;
   decoder_->push(id, bytes);
   repairer_.push(bytes, text);
-  return take_new(std::move(text));
+  return take_new(text);
 }
 
 std::string StreamingDetokenizer::finish() {
@@ -36,14 +36,14 @@ std::string StreamingDetokenizer::finish() {
   decoder_->finish(bytes);
   repairer_.push(bytes, text);
   repairer_.finish(text);
-  return take_new(std::move(text));
+  return take_new(text);
 }
 
-std::string StreamingDetokenizer::take_new(std::string text) {
+std::string StreamingDetokenizer::take_new(std::string_view text) {
   std::size_t old = 0;
   for (; prompt_characters_ > 0 && old < text.size(); --prompt_characters_)
     old += code_point_at(text, old).bytes;
-  return text.substr(old);
+  return std::string(text.substr(old));
 }
 
 }  // namespace stagecoach

@@ -82,7 +82,7 @@ class StreamingDetokenizer {
   std::string finish();
 
  private:
-  std::string take_new(std::string text);
+  std::string take_new(std::string_view text);
 
   std::unique_ptr<IncrementalDecoder> decoder_;
   Utf8Repairer repairer_;

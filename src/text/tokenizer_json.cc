@@ -20,7 +20,7 @@ Error unsupported_type(const JsonObject& component) {
 }
 
 std::string single_character(const JsonObject& component, const char* key) {
-  const std::string text = component.string(key);
+  std::string text = component.string(key);
   if (text.empty() || code_point_at(text, 0).bytes != text.size())
     throw data_error(fmt::format("{}: \"{}\" should be one character, found \"{}\"",
                                  component.where(), key, text));
