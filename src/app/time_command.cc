@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -8,6 +7,7 @@
 #include "base/dtype_names.h"
 #include "base/error.h"
 #include "pipeline/timing_batches.h"
+#include "timeline/median.h"
 
 namespace stagecoach {
 namespace {
@@ -17,12 +17,6 @@ struct TimeFlags {
   std::int64_t tokens = 0, batch = 1, warmup = 1, repeat = 5;
   std::string phase = "prefill", layers;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 class TimeJob {
  public:

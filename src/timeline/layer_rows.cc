@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "timeline/median.h"
 #include "timeline/report.h"
 
 namespace stagecoach {
@@ -115,14 +116,6 @@ std::int64_t wall_ns(const PassTotals& pass) {
   std::int64_t sum = 0;
   for (const auto& [number, extent] : pass.micro_batches) add(sum, extent.end_ns - extent.begin_ns);
   return sum;
-}
-
-// Of an even number of values the mean of the two in the middle; 0 of none.
-std::int64_t median(std::vector<std::int64_t> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const std::int64_t low = values[(values.size() - 1) / 2], high = values[values.size() / 2];
-  return low + (high - low) / 2;
 }
 
 double to_ms(std::int64_t ns) {
