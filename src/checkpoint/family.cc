@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "checkpoint/embedded_configs.h"
-#include "checkpoint/safetensors.h"
+#include "checkpoint/foreign_text.h"
 
 namespace stagecoach {
 namespace {
@@ -50,11 +50,15 @@ bool is_bias(TensorRole role) {
 
 TensorPattern parse_pattern(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
-  object.only({"source", "roles", "transposed", "interleaved_rotary"});
-  TensorPattern pattern{.source = object.string("source"),
-                        .roles = {},
-                        .transposed = object.boolean_or("transposed", false),
-                        .interleaved_rotary = object.boolean_or("interleaved_rotary", false)};
+  object.only(
+      {"source", "roles", "transposed", "interleaved_rotary", "fused_per_head", "skipped_rows"});
+  TensorPattern pattern{
+      .source = object.string("source"),
+      .roles = {},
+      .transposed = object.boolean_or("transposed", false),
+      .interleaved_rotary = object.boolean_or("interleaved_rotary", false),
+      .fused_per_head = object.boolean_or("fused_per_head", false),
+      .skipped_rows = object.has("skipped_rows") ? object.integer_in("skipped_rows", 1, 16) : 0};
   for (const std::string& name : strings_at(object, "roles")) {
     const auto role = parse_role(name);
     if (!role) throw data_error(fmt::format("{}: unknown role \"{}\"", where, name));
@@ -64,6 +68,16 @@ TensorPattern parse_pattern(const Json& json, const std::string& where) {
   }
   if (pattern.roles.empty()) throw data_error(fmt::format("{}: no roles", where));
   return pattern;
+}
+
+TensorNames parse_names(const JsonObject& object) {
+  TensorNames names{.prefixes = strings_at(object, "prefixes"),
+                    .tensors = {},
+                    .dropped = strings_at(object, "dropped")};
+  for (const Json& pattern : object.array("tensors"))
+    names.tensors.push_back(parse_pattern(pattern, object.where() + ": \"tensors\""));
+  if (names.prefixes.empty()) throw data_error(fmt::format("{}: no prefixes", object.where()));
+  return names;
 }
 
 Family parse_checked(const Json& json, const std::string& where) {
@@ -77,9 +91,7 @@ Family parse_checked(const Json& json, const std::string& where) {
                 .rotary = std::nullopt,
                 .accepted = {},
                 .ignored = strings_at(object, "ignored"),
-                .prefixes = strings_at(object, "prefixes"),
-                .tensors = {},
-                .dropped = strings_at(object, "dropped")};
+                .names = parse_names(object)};
   if (object.has("rotary")) {
     const JsonObject rotary = object.object("rotary");
     rotary.only({"theta", "scaling"});
@@ -88,9 +100,6 @@ Family parse_checked(const Json& json, const std::string& where) {
   }
   for (const auto& [key, values] : object.object("accepted").json().items())
     family.accepted.emplace(key, values.get<std::vector<Json>>());
-  for (const Json& pattern : object.array("tensors"))
-    family.tensors.push_back(parse_pattern(pattern, fmt::format("{}: \"tensors\"", where)));
-  if (family.prefixes.empty()) throw data_error(fmt::format("{}: no prefixes", where));
   return family;
 }
 

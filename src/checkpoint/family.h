@@ -29,8 +29,17 @@ struct TensorPattern {
   std::vector<TensorRole> roles;    // stacked along the output rows, in this order
   bool transposed = false;          // stored (in, out), as GPT-2's Conv1D does
   bool interleaved_rotary = false;  // rotary pairs are neighbours: permuted to half-split on import
+  bool fused_per_head = false;  // the roles take turns head by head: rows (heads, roles, head_dim)
+  std::int64_t skipped_rows = 0;  // leading rows that hold nothing: OPT's positions begin at 2
 
   bool per_layer() const { return source.find("{layer}") != std::string::npos; }
+};
+
+// How one kind of container names a family's tensors.
+struct TensorNames {
+  std::vector<std::string> prefixes;
+  std::vector<TensorPattern> tensors;
+  std::vector<std::string> dropped;  // buffers, not weights
 };
 
 struct RotarySettings {
@@ -46,9 +55,7 @@ struct Family {
   // Keys that would change results: the values with which this build computes the right thing.
   std::map<std::string, std::vector<Json>> accepted;
   std::vector<std::string> ignored;  // keys that change nothing in inference
-  std::vector<std::string> prefixes;
-  std::vector<TensorPattern> tensors;
-  std::vector<std::string> dropped;  // buffers, not weights
+  TensorNames names;                 // in Hugging Face's checkpoints
 };
 
 // Throws kInternal for anything unknown or missing: descriptions are ours.

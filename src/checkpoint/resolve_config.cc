@@ -9,9 +9,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/family.h"
+#include "checkpoint/foreign_text.h"
 #include "checkpoint/import.h"
 #include "checkpoint/rope.h"
-#include "checkpoint/safetensors.h"
 
 namespace stagecoach {
 namespace {

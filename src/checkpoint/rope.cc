@@ -4,7 +4,7 @@
 #include <numbers>
 
 #include "base/error.h"
-#include "checkpoint/safetensors.h"
+#include "checkpoint/foreign_text.h"
 
 namespace stagecoach {
 namespace {

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/json.h"
+#include "checkpoint/foreign_text.h"
 
 namespace stagecoach {
 namespace {
@@ -133,22 +134,23 @@ void check_coverage(const std::map<std::string, SafetensorsEntry>& tensors, std:
 
 }  // namespace
 
-std::optional<DType> SafetensorsEntry::type() const {
-  if (dtype == "F32") return DType::kF32;
-  if (dtype == "F16") return DType::kF16;
-  if (dtype == "BF16") return DType::kBF16;
+std::optional<BlockFormat> SafetensorsEntry::format() const {
+  if (dtype == "F32") return BlockFormat::kF32;
+  if (dtype == "F16") return BlockFormat::kF16;
+  if (dtype == "BF16") return BlockFormat::kBF16;
   return std::nullopt;
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(File::open_read(path)) {
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
+    : file_(std::make_unique<File>(File::open_read(path))) {
   const std::string where = path.string();
-  const std::int64_t file_bytes = file_.size();
+  const std::int64_t file_bytes = file_->size();
   if (file_bytes < 8)
     throw data_error(
         fmt::format("{} has {} bytes, expected at least the 8 of a safetensors header length",
                     where, file_bytes));
   std::uint64_t header_bytes = 0;
-  file_.read_at(0, std::as_writable_bytes(std::span(&header_bytes, 1)));
+  file_->read_at(0, std::as_writable_bytes(std::span(&header_bytes, 1)));
   if (header_bytes > static_cast<std::uint64_t>(kMaxHeaderBytes))
     throw data_error(fmt::format(
         "{}: the header claims {} bytes, expected at most {}: this is not a safetensors file",
@@ -160,7 +162,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(File
                      "the file is truncated: fetch it again");
 
   std::string header(static_cast<std::size_t>(length), '\0');
-  file_.read_at(8, std::as_writable_bytes(std::span(header)));
+  file_->read_at(8, std::as_writable_bytes(std::span(header)));
   header_hash_ = xxh3(as_bytes(header));
   const Json json = parse_json(header, where + ": the header", kMaxHeaderDepth);
   if (!json.is_object())
@@ -176,17 +178,6 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(File
   }
   check_coverage(tensors_, file_bytes - 8 - length, where);
   for (auto& [name, entry] : tensors_) entry.offset += 8 + length;
-}
-
-std::string quote_name(std::string_view name) {
-  constexpr std::size_t kLongest = 120;
-  std::string text = Json(std::string(name)).dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > kLongest) text = text.substr(0, kLongest - 4) + "...\"";
-  return text;
-}
-
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
 }  // namespace stagecoach

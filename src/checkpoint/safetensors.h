@@ -7,13 +7,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/file.h"
-#include "kernels/include/dtype.h"
+#include "checkpoint/block_format.h"
 
 namespace stagecoach {
 
@@ -24,7 +25,7 @@ struct SafetensorsEntry {
   std::int64_t bytes = 0;
 
   // Null for types that no weight can have here; such a tensor can only be dropped.
-  std::optional<DType> type() const;
+  std::optional<BlockFormat> format() const;
 };
 
 class SafetensorsFile {
@@ -32,21 +33,15 @@ class SafetensorsFile {
   // Symbolic links are followed (Hugging Face's cache consists of them). Throws data_error.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
-  const File& file() const { return file_; }
+  const File& file() const { return *file_; }
+  std::unique_ptr<File> take_file() { return std::move(file_); }
   const std::map<std::string, SafetensorsEntry>& tensors() const { return tensors_; }
   std::uint64_t header_hash() const { return header_hash_; }  // XXH3 of the JSON header
 
  private:
-  File file_;
+  std::unique_ptr<File> file_;
   std::map<std::string, SafetensorsEntry> tensors_;
   std::uint64_t header_hash_ = 0;
 };
-
-// A name out of a foreign file, quoted, escaped to ASCII and cut to a printable length: hostile
-// names must not reach a terminal as they are.
-std::string quote_name(std::string_view name);
-
-// "[3, 4]".
-std::string shape_text(const std::vector<std::int64_t>& shape);
 
 }  // namespace stagecoach

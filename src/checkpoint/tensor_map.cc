@@ -1,11 +1,11 @@
 #include "checkpoint/tensor_map.h"
 
 #include <algorithm>
-#include <cstring>
 #include <set>
 #include <string>
 
 #include "base/error.h"
+#include "checkpoint/foreign_text.h"
 
 namespace stagecoach {
 namespace {
@@ -32,7 +32,7 @@ class NameList {
 
 class Mapper {
  public:
-  Mapper(const ModelSpec& spec, const Family& family, const SafetensorsSet& set, std::string where);
+  explicit Mapper(const MappingInputs& inputs);
   TensorMap map();
 
  private:
@@ -42,27 +42,30 @@ class Mapper {
   std::string choose_prefix() const;
   void bind(const TensorPattern& pattern, std::int64_t layer);
   void bind_roles(const TensorPattern& pattern, std::int64_t layer, const std::string& name,
-                  FoundTensor found);
+                  const StoredTensor& stored);
+  void check_stored(const TensorPattern& pattern, const std::string& name,
+                    const StoredTensor& stored, const std::vector<std::int64_t>& shape) const;
   void accept_duplicate_head(const TensorPattern& pattern);
   bool expected(const TensorPattern& pattern) const;
   void check_complete() const;
+  DType native_weights() const;
 
+  const MappingInputs& inputs_;
   const ModelSpec& spec_;
-  const Family& family_;
-  const SafetensorsSet& set_;
-  std::string where_, prefix_;
+  const TensorNames& names_;
+  const std::map<std::string, StoredTensor>& stored_;
+  std::string prefix_;
   std::map<TensorRole, TensorSpec> catalog_;  // shapes are the same in all layers
   std::set<std::string> used_;
   NameList missing_;
-  std::set<DType> matrix_types_;
+  std::set<BlockFormat> matrix_formats_;
   TensorMap map_;
 };
 
-Mapper::Mapper(const ModelSpec& spec, const Family& family, const SafetensorsSet& set,
-               std::string where)
-    : spec_(spec), family_(family), set_(set), where_(std::move(where)) {
+Mapper::Mapper(const MappingInputs& inputs)
+    : inputs_(inputs), spec_(inputs.spec), names_(inputs.names), stored_(inputs.set.tensors) {
   for (const SlabKind slab : {SlabKind::kEmbedding, SlabKind::kLayer, SlabKind::kHead})
-    for (const TensorSpec& tensor : slab_tensors(spec, slab, DType::kF32))
+    for (const TensorSpec& tensor : slab_tensors(spec_, slab, DType::kF32))
       catalog_.emplace(tensor.role, tensor);
   prefix_ = choose_prefix();
 }
@@ -76,12 +79,12 @@ bool Mapper::expected(const TensorPattern& pattern) const {
 
 // The one under which most tensors are found, so that a single missing tensor is named as such.
 std::string Mapper::choose_prefix() const {
-  std::string best = family_.prefixes.front();
+  std::string best = names_.prefixes.front();
   std::int64_t most = 0;
-  for (const std::string& prefix : family_.prefixes) {
+  for (const std::string& prefix : names_.prefixes) {
     std::int64_t found = 0;
-    for (const TensorPattern& pattern : family_.tensors)
-      found += set_.tensors().contains(expand_pattern(pattern.source, prefix, 0)) ? 1 : 0;
+    for (const TensorPattern& pattern : names_.tensors)
+      found += stored_.contains(expand_pattern(pattern.source, prefix, 0)) ? 1 : 0;
     if (found > most) {
       most = found;
       best = prefix;
@@ -92,8 +95,8 @@ std::string Mapper::choose_prefix() const {
 
 void Mapper::bind(const TensorPattern& pattern, std::int64_t layer) {
   const std::string name = expand_pattern(pattern.source, prefix_, layer);
-  const auto found = set_.tensors().find(name);
-  if (found == set_.tensors().end()) {
+  const auto found = stored_.find(name);
+  if (found == stored_.end()) {
     missing_.add(name);
     return;
   }
@@ -101,45 +104,66 @@ void Mapper::bind(const TensorPattern& pattern, std::int64_t layer) {
   bind_roles(pattern, layer, name, found->second);
 }
 
+void Mapper::check_stored(const TensorPattern& pattern, const std::string& name,
+                          const StoredTensor& stored,
+                          const std::vector<std::int64_t>& shape) const {
+  const std::string file = stored.file->path().string();
+  if (stored.shape != shape)
+    throw data_error(fmt::format("{}: tensor {} has shape {}, expected {} from {}", file,
+                                 quote_name(name), shape_text(stored.shape), shape_text(shape),
+                                 inputs_.described_by));
+  if (!stored.format)
+    throw data_error(
+        fmt::format(
+            "{}: tensor {} is {}, which is not supported; weights should be F32, F16 or BF16", file,
+            quote_name(name), stored.type),
+        "import a checkpoint that holds the weights in bf16, f16 or f32");
+  const bool rows_of_blocks = shape.size() == 2 && !pattern.transposed && stored.strides.empty();
+  if (block_shape(*stored.format).elements > 1 && !rows_of_blocks)
+    throw data_error(
+        fmt::format("{}: tensor {} is quantised ({}), expected F32, F16 or BF16 of a vector", file,
+                    quote_name(name), stored.type));
+}
+
 void Mapper::bind_roles(const TensorPattern& pattern, std::int64_t layer, const std::string& name,
-                        FoundTensor found) {
+                        const StoredTensor& stored) {
   const bool vector = is_vector_role(pattern.roles.front());
   const auto rows_of = [&](const TensorSpec& tensor) {
     return vector ? tensor.rows * tensor.cols : tensor.rows;
   };
   const std::int64_t cols = vector ? 1 : catalog_.at(pattern.roles.front()).cols;
-  std::int64_t source_rows = 0;
+  std::int64_t source_rows = pattern.skipped_rows;
   for (const TensorRole role : pattern.roles) source_rows += rows_of(catalog_.at(role));
 
   std::vector<std::int64_t> shape{source_rows};
   if (!vector) shape.push_back(cols);
   if (pattern.transposed) std::reverse(shape.begin(), shape.end());
-  const std::string file = found.shard->file().path().string();
-  if (found.entry->shape != shape)
-    throw data_error(fmt::format("{}: tensor {} has shape {}, expected {} from config.json", file,
-                                 quote_name(name), shape_text(found.entry->shape),
-                                 shape_text(shape)));
-  if (!found.entry->type())
-    throw data_error(
-        fmt::format(
-            "{}: tensor {} is {}, which is not supported; weights should be F32, F16 or BF16", file,
-            quote_name(name), found.entry->dtype),
-        "import a checkpoint that holds the weights in bf16, f16 or f32");
-  if (!vector) matrix_types_.insert(*found.entry->type());
+  check_stored(pattern, name, stored, shape);
+  if (!vector) matrix_formats_.insert(*stored.format);
 
-  std::int64_t first_row = 0;
+  std::vector<std::int64_t> strides = stored.strides;
+  if (strides.empty() && pattern.transposed) strides = {source_rows, 1};
+  if (pattern.transposed) std::reverse(strides.begin(), strides.end());
+
+  const auto roles = static_cast<std::int64_t>(pattern.roles.size());
+  std::int64_t first_row = pattern.skipped_rows;
   for (const TensorRole role : pattern.roles) {
-    TensorBinding binding{.source = found,
+    TensorBinding binding{.source = &stored,
                           .rows = rows_of(catalog_.at(role)),
                           .cols = cols,
-                          .first_row = first_row,
-                          .source_rows = source_rows,
-                          .transposed = pattern.transposed};
+                          .first_row = first_row};
+    binding.group_rows = pattern.fused_per_head ? spec_.head_dim : binding.rows;
+    binding.group_stride = binding.group_rows * (pattern.fused_per_head ? roles : 1);
     if (pattern.interleaved_rotary) {
       binding.head_dim = spec_.head_dim;
       binding.rotary_dim = spec_.rotary_dim;
     }
-    first_row += binding.rows;
+    if (!strides.empty()) {
+      binding.scattered = true;
+      binding.row_stride = strides.front();
+      binding.col_stride = vector ? 0 : strides.back();
+    }
+    first_row += binding.group_rows;
     map_.bindings.emplace(CatalogKey{role, layer}, binding);
   }
 }
@@ -148,34 +172,45 @@ void Mapper::bind_roles(const TensorPattern& pattern, std::int64_t layer, const 
 void Mapper::accept_duplicate_head(const TensorPattern& pattern) {
   if (!spec_.tied_head || pattern.roles != std::vector{TensorRole::kHead}) return;
   const std::string name = expand_pattern(pattern.source, prefix_, 0);
-  const auto found = set_.tensors().find(name);
-  if (found == set_.tensors().end()) return;
+  const auto found = stored_.find(name);
+  if (found == stored_.end()) return;
   used_.insert(name);
   map_.duplicate_head = &found->second;
 }
 
 void Mapper::check_complete() const {
   std::set<std::string> dropped;
-  for (const std::string& pattern : family_.dropped)
+  for (const std::string& pattern : names_.dropped)
     for (std::int64_t layer = 0; layer < spec_.num_hidden_layers; ++layer)
       dropped.insert(expand_pattern(pattern, prefix_, layer));
   NameList extra;
-  for (const auto& [name, found] : set_.tensors())
+  for (const auto& [name, stored] : stored_)
     if (!used_.contains(name) && !dropped.contains(name)) extra.add(name);
   if (missing_.empty() && extra.empty()) return;
-  std::string problem = fmt::format("{} does not fit its config.json:", where_);
+  std::string problem = fmt::format("{} does not fit its {}:", inputs_.where, inputs_.described_by);
   if (!missing_.empty())
     problem += fmt::format(" {} tensors are missing ({})", missing_.count(), missing_.text());
   if (!extra.empty())
     problem += fmt::format("{} {} tensors are unexpected ({})", missing_.empty() ? "" : ",",
                            extra.count(), extra.text());
-  throw data_error(
-      problem,
-      "check that config.json and the weights belong together and that all files are there");
+  throw data_error(problem, fmt::format("check that {} and the weights belong together and that "
+                                        "all files are there",
+                                        inputs_.described_by));
+}
+
+// Neither half type holds all values of the other: a mixture is only exact in f32. What was
+// quantised has no exact type.
+DType Mapper::native_weights() const {
+  std::set<DType> types;
+  for (const BlockFormat format : matrix_formats_) {
+    if (block_shape(format).elements > 1) return DType::kF16;
+    types.insert(stagecoach::native_weights(format));
+  }
+  return types.size() == 1 ? *types.begin() : DType::kF32;
 }
 
 TensorMap Mapper::map() {
-  for (const TensorPattern& pattern : family_.tensors) {
+  for (const TensorPattern& pattern : names_.tensors) {
     if (!expected(pattern)) {
       accept_duplicate_head(pattern);
       continue;
@@ -184,31 +219,8 @@ TensorMap Mapper::map() {
   }
   check_complete();
   for (const auto& [role, tensor] : catalog_) STAGECOACH_CHECK(map_.bindings.contains({role, 0}));
-  // Neither half type holds all values of the other: a mixture is only exact in f32.
-  map_.widest_matrix_type = matrix_types_.size() == 1 ? *matrix_types_.begin() : DType::kF32;
+  map_.native_weights = native_weights();
   return std::move(map_);
-}
-
-// Unaligned load: foreign writers align nothing.
-template <typename T>
-T load(const std::byte* data) {
-  T value;
-  std::memcpy(&value, data, sizeof(T));
-  return value;
-}
-
-// Calls body(element) with a function object that turns element i of `raw` into float32, so that
-// the type is decided once and not per element.
-template <typename Body>
-void with_elements(DType type, const std::byte* raw, const Body& body) {
-  switch (type) {
-    case DType::kF32:
-      return body([raw](std::int64_t i) { return load<float>(raw + 4 * i); });
-    case DType::kF16:
-      return body([raw](std::int64_t i) { return f16_to_f32(load<std::uint16_t>(raw + 2 * i)); });
-    case DType::kBF16:
-      return body([raw](std::int64_t i) { return bf16_to_f32(load<std::uint16_t>(raw + 2 * i)); });
-  }
 }
 
 }  // namespace
@@ -219,54 +231,66 @@ bool is_vector_role(TensorRole role) {
 }
 
 std::int64_t TensorBinding::source_row(std::int64_t row) const {
-  const std::int64_t in_head = row % head_dim;
-  if (in_head >= rotary_dim) return first_row + row;
+  const std::int64_t in_group = row % group_rows;
+  const std::int64_t in_order = first_row + row / group_rows * group_stride + in_group;
+  const std::int64_t in_head = in_group % head_dim;
+  if (in_head >= rotary_dim) return in_order;
   // Half-split row i is the even member of pair i, row i + half the odd one.
   const std::int64_t half = rotary_dim / 2;
   const std::int64_t interleaved = in_head < half ? 2 * in_head : 2 * (in_head - half) + 1;
-  return first_row + row - in_head + interleaved;
+  return in_order - in_head + interleaved;
 }
 
-TensorMap map_tensors(const ModelSpec& spec, const Family& family, const SafetensorsSet& set,
-                      const std::string& where) {
-  return Mapper(spec, family, set, where).map();
+TensorMap map_tensors(const MappingInputs& inputs) {
+  return Mapper(inputs).map();
 }
 
 void read_rows_in_order(const TensorBinding& binding, std::int64_t row_begin, std::int64_t row_end,
                         float* destination) {
-  // Whole heads where rows are permuted within them: one read covers every row that is asked for.
-  const std::int64_t low = row_begin / binding.head_dim * binding.head_dim;
-  const std::int64_t high = (row_end + binding.head_dim - 1) / binding.head_dim * binding.head_dim;
-  const SafetensorsEntry& entry = *binding.source.entry;
-  const DType type = *entry.type();
-  const std::int64_t row_bytes = binding.cols * static_cast<std::int64_t>(dtype_size(type));
-  std::vector<std::byte> raw(static_cast<std::size_t>((high - low) * row_bytes));
-  const std::int64_t first = binding.first_row + low;
-  binding.source.shard->file().read_at(entry.offset + first * row_bytes, raw);
-  with_elements(type, raw.data(), [&](const auto& element) {
-    for (std::int64_t row = row_begin; row < row_end; ++row) {
-      const std::int64_t at = (binding.source_row(row) - first) * binding.cols;
-      for (std::int64_t k = 0; k < binding.cols; ++k) *destination++ = element(at + k);
-    }
-  });
+  const StoredTensor& source = *binding.source;
+  const BlockShape block = block_shape(*source.format);
+  const std::int64_t row_bytes = binding.cols / block.elements * block.bytes;
+  std::vector<std::byte> raw;
+  std::vector<float> rows;  // as they stand in the file
+  for (std::int64_t begin = row_begin; begin < row_end;) {
+    // One group at a time, and whole heads where rows are permuted within them: one read then
+    // covers every row that is asked for.
+    const std::int64_t group = begin / binding.group_rows * binding.group_rows;
+    const std::int64_t end = std::min(row_end, group + binding.group_rows);
+    const std::int64_t head = binding.head_dim;
+    const std::int64_t low = begin - (begin - group) % head;
+    const std::int64_t high =
+        std::min(group + (end - group + head - 1) / head * head, binding.rows);
+    const std::int64_t first =
+        binding.first_row + group / binding.group_rows * binding.group_stride + (low - group);
+    raw.resize(static_cast<std::size_t>((high - low) * row_bytes));
+    source.file->read_at(source.offset + first * row_bytes, raw);
+    const bool permuted = binding.rotary_dim > 0;
+    if (permuted) rows.resize(static_cast<std::size_t>((high - low) * binding.cols));
+    float* const decoded = permuted ? rows.data() : destination;
+    decode_blocks(*source.format, raw.data(), (high - low) * binding.cols, decoded);
+    for (std::int64_t row = begin; permuted && row < end; ++row)
+      std::copy_n(decoded + (binding.source_row(row) - first) * binding.cols, binding.cols,
+                  destination + (row - begin) * binding.cols);
+    destination += (end - begin) * binding.cols;
+    begin = end;
+  }
 }
 
-void read_rows_transposed(const TensorBinding& binding, const std::byte* raw,
-                          std::int64_t row_begin, std::int64_t row_end, float* destination) {
+void read_scattered_rows(const TensorBinding& binding, const float* elements,
+                         std::int64_t row_begin, std::int64_t row_end, float* destination) {
   // Square tiles keep both the strided reads and the strided writes in the first-level cache.
   constexpr std::int64_t kTile = 32;
-  with_elements(*binding.source.entry->type(), raw, [&](const auto& element) {
-    for (std::int64_t r0 = row_begin; r0 < row_end; r0 += kTile) {
-      for (std::int64_t k0 = 0; k0 < binding.cols; k0 += kTile) {
-        for (std::int64_t r = r0; r < std::min(r0 + kTile, row_end); ++r) {
-          float* out = destination + (r - row_begin) * binding.cols;
-          const std::int64_t column = binding.source_row(r);
-          for (std::int64_t k = k0; k < std::min(k0 + kTile, binding.cols); ++k)
-            out[k] = element(k * binding.source_rows + column);
-        }
+  for (std::int64_t r0 = row_begin; r0 < row_end; r0 += kTile) {
+    for (std::int64_t k0 = 0; k0 < binding.cols; k0 += kTile) {
+      for (std::int64_t r = r0; r < std::min(r0 + kTile, row_end); ++r) {
+        float* out = destination + (r - row_begin) * binding.cols;
+        const float* row = elements + binding.source_row(r) * binding.row_stride;
+        for (std::int64_t k = k0; k < std::min(k0 + kTile, binding.cols); ++k)
+          out[k] = row[k * binding.col_stride];
       }
     }
-  });
+  }
 }
 
 }  // namespace stagecoach

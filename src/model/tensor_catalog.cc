@@ -125,6 +125,10 @@ std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType
   return add.take();
 }
 
+bool is_layer_role(TensorRole role) {
+  return role >= TensorRole::kAttentionNorm && role <= TensorRole::kDownBias;
+}
+
 std::string_view role_name(TensorRole role) {
   return kRoleNames[static_cast<std::size_t>(role)];
 }
@@ -146,8 +150,7 @@ std::optional<PartKind> parse_part(std::string_view name) {
 }
 
 std::string tensor_name(TensorRole role, std::int64_t layer) {
-  const bool in_layer = role >= TensorRole::kAttentionNorm && role <= TensorRole::kDownBias;
-  if (in_layer) return fmt::format("layers.{}.{}", layer, role_name(role));
+  if (is_layer_role(role)) return fmt::format("layers.{}.{}", layer, role_name(role));
   return std::string(role_name(role));
 }
 

@@ -67,6 +67,9 @@ struct PartTensors {
   const TensorView& operator[](TensorRole role) const { return views[static_cast<int>(role)]; }
 };
 
+// Whether there is one tensor of this role in each layer.
+bool is_layer_role(TensorRole role);
+
 // "token_embedding.weight", "q_proj.weight", "down_proj.bias" …
 std::string_view role_name(TensorRole role);
 std::optional<TensorRole> parse_role(std::string_view name);

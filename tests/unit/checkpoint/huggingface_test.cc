@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "checkpoint/import.h"
+#include "checkpoint/safetensors_set.h"
 #include "checkpoint/tensor_map.h"
 #include "support_safetensors.h"
 #include "text/tokenizer.h"
@@ -263,14 +264,16 @@ TEST_F(HuggingFace, GptjsInterleavedRotaryIsPermutedToHalfSplit) {
 TEST_F(HuggingFace, InterleavedBiasesArePermutedAsTheirRows) {
   Family family = *std::find_if(families().begin(), families().end(),
                                 [](const Family& f) { return f.name == "gptj"; });
-  family.tensors.push_back({"{prefix}h.{layer}.attn.q_proj.bias", {kQueryBias}, false, true});
+  family.names.tensors.push_back({.source = "{prefix}h.{layer}.attn.q_proj.bias",
+                                  .roles = {kQueryBias},
+                                  .interleaved_rotary = true});
   auto tensors = gptj_tensors();
   tensors.push_back(counting_tensor("transformer.h.0.attn.q_proj.bias", DType::kF32, {16}));
   write_safetensors(folder_ / "model.safetensors", tensors);
   ModelSpec spec = resolve_config(kGptj, nullptr, "config.json");
   spec.query_bias = true;
-  const SafetensorsSet set(folder_.path());
-  const TensorMap map = map_tensors(spec, family, set, "x");
+  const TensorSet set = open_safetensors(folder_.path());
+  const TensorMap map = map_tensors({spec, family.names, set, "x", "config.json"});
   float values[16];
   read_rows_in_order(map.bindings.at({kQueryBias, 0}), 0, 16, values);
   for (std::int64_t row = 0; row < 16; ++row)
@@ -446,6 +449,24 @@ TEST_F(HuggingFace, DisjointRangesOfOneTensorCanBeReadAtOnce) {
     for (std::thread& thread : threads) thread.join();
     EXPECT_EQ(values, expected);
   }
+}
+
+TEST_F(HuggingFace, SaysWhatAFolderWithoutWeightsHolds) {
+  const auto error_with = [](const std::string& file) {
+    const TemporaryFolder folder;
+    write_bytes(folder / "config.json", kGptj.dump());
+    if (!file.empty()) write_bytes(folder / file, "x");
+    try {
+      open_huggingface(folder.path());
+    } catch (const Error& error) {
+      return std::string(error.what()) + "\n" + error.hint();
+    }
+    return std::string("accepted");
+  };
+  EXPECT_REFUSED(error_with("pytorch_model.bin"), "save_pretrained");
+  EXPECT_REFUSED(error_with("model-q4.gguf"), "GGUF");
+  EXPECT_REFUSED(error_with("weights.safetensors"), "rename");
+  EXPECT_REFUSED(error_with(""), "holds neither");
 }
 
 }  // namespace

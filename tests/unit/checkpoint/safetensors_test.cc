@@ -1,4 +1,5 @@
 #include "checkpoint/safetensors.h"
+#include "checkpoint/foreign_text.h"
 
 #include <gtest/gtest.h>
 
@@ -41,8 +42,8 @@ TEST(SafetensorsFile, ReadsTypesShapesAndPlaces) {
                      make_tensor("b", DType::kF32, {2, 1}, {7.0f, 8.0f})});
   const SafetensorsFile file(folder / "m.safetensors");
   ASSERT_EQ(file.tensors().size(), 4u);
-  EXPECT_EQ(file.tensors().at("flag").type(), std::nullopt);
-  EXPECT_EQ(file.tensors().at("scalar").type(), DType::kBF16);
+  EXPECT_EQ(file.tensors().at("flag").format(), std::nullopt);
+  EXPECT_EQ(file.tensors().at("scalar").format(), BlockFormat::kBF16);
   EXPECT_TRUE(file.tensors().at("scalar").shape.empty());
   EXPECT_EQ(file.tensors().at("empty").bytes, 0);
   const SafetensorsEntry& b = file.tensors().at("b");
@@ -155,7 +156,7 @@ TEST(SafetensorsFile, RefusesHolesOverlapsAndWrongSizes) {
                  "overlap");
 }
 
-TEST(SafetensorsFile, PrintsHostileNamesHarmlessly) {
+TEST(QuoteName, PrintsHostileNamesHarmlessly) {
   const std::string text = error_of("{\"\\u001b[2J" + std::string(1000, 'n') + "\":1}", "");
   EXPECT_EQ(text.find('\x1b'), std::string::npos);
   EXPECT_LT(text.size(), 400u);
@@ -170,8 +171,7 @@ class ShardedSet : public testing::Test {
   std::string error_of_index(const std::string& text) {
     write_bytes(folder_ / "model.safetensors.index.json", text);
     try {
-      const SafetensorsSet set(folder_.path());
-      return fmt::format("accepted {}", set.tensors().size());
+      return fmt::format("accepted {}", open_safetensors(folder_.path()).tensors.size());
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kData) << error.what();
       return error.what();
@@ -213,23 +213,6 @@ TEST_F(ShardedSet, RefusesFilesOutsideTheDirectory) {
   EXPECT_REFUSED(error_of_map(R"("a":3)"), "file name");
   EXPECT_REFUSED(error_of_index("{}"), "\"weight_map\" is missing");
   EXPECT_REFUSED(error_of_index("{"), "not valid JSON");
-}
-
-TEST(SafetensorsSet, SaysWhatToConvert) {
-  const auto error_with = [](const std::string& file) {
-    const TemporaryFolder folder;
-    if (!file.empty()) write_bytes(folder / file, "x");
-    try {
-      const SafetensorsSet set(folder.path());
-    } catch (const Error& error) {
-      return std::string(error.what()) + "\n" + error.hint();
-    }
-    return std::string("accepted");
-  };
-  EXPECT_REFUSED(error_with("pytorch_model.bin"), "save_pretrained");
-  EXPECT_REFUSED(error_with("model-q4.gguf"), "GGUF");
-  EXPECT_REFUSED(error_with("weights.safetensors"), "rename");
-  EXPECT_REFUSED(error_with(""), "holds neither");
 }
 
 }  // namespace
