@@ -33,12 +33,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, so it mu
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import (AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig,
-                          PreTrainedConfig)
+from transformers import (AutoModelForCausalLM, BloomConfig, GPT2Config, GPTJConfig, GPTNeoXConfig,
+                          LlamaConfig, MistralConfig, OPTConfig, PreTrainedConfig, Qwen2Config,
+                          Qwen3Config)
 from transformers.utils import logging
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "tests/data"
-GOLDEN_LIMIT_BYTES = 4_000_000
+GOLDEN_LIMIT_BYTES = 7_000_000
 NEW_TOKENS = 24
 HIDDEN_LENGTH = 7  # hidden states are kept of the prompt of this length, to find where values part
 REDRAWS = 500
@@ -63,6 +64,10 @@ class Case:
     as_on_disk: Callable = lambda tensors, config: tensors
     v4_spelling: bool = False
     shards: int = 1
+    # Of the blocks' projections, where greedy texts would else repeat one token for ever: a tied
+    # head on an embedding as large as what the blocks add to it says again what it read; behind
+    # norms that follow the branches, the norms' biases drown what it read.
+    gain: float = 1.2
 
 
 def without_prefix(tensors, config):
@@ -85,6 +90,16 @@ def with_gptj_masks(tensors, config):
     values = {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e9)
               for i in range(config.n_layer)}
     return tensors | masks | values
+
+
+def with_embed_out(tensors, config):
+    """What transformers 4 calls GPT-NeoX's head."""
+    return {name.replace("lm_head", "embed_out"): tensor for name, tensor in tensors.items()}
+
+
+def opt_from_metaseq(tensors, config):
+    """The first conversions of OPT name the decoder alone and have no model around it."""
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
 def cases():
@@ -138,10 +153,57 @@ def cases():
                          num_attention_heads=6, num_key_value_heads=3, num_hidden_layers=5,
                          max_position_embeddings=288, bos_token_id=1, eos_token_id=2),
              "LlamaForCausalLM", torch.float32, 109, lengths=(7, 65, 129, 230)),
+        Case("gptneox-f16",
+             GPTNeoXConfig(vocab_size=103, hidden_size=48, num_attention_heads=2,
+                           num_hidden_layers=5, intermediate_size=93, max_position_embeddings=160,
+                           rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                partial_rotary_factor=0.25),
+                           bos_token_id=0, eos_token_id=0),
+             "GPTNeoXForCausalLM", torch.float16, 110, lengths=(1, 7, 33, 130), v4_spelling=True,
+             as_on_disk=with_embed_out),
+        Case("gptneox-sequential-bf16",
+             GPTNeoXConfig(vocab_size=103, hidden_size=36, num_attention_heads=3,
+                           num_hidden_layers=5, intermediate_size=77, max_position_embeddings=96,
+                           use_parallel_residual=False, hidden_act="gelu_fast",
+                           rope_parameters=dict(rope_type="default", rope_theta=5000.0,
+                                                partial_rotary_factor=0.5),
+                           bos_token_id=0, eos_token_id=0),
+             "GPTNeoXForCausalLM", torch.bfloat16, 111, lengths=(2, 7, 65)),
+        Case("opt-f16",
+             OPTConfig(vocab_size=109, hidden_size=40, num_attention_heads=4, num_hidden_layers=5,
+                       ffn_dim=71, word_embed_proj_dim=40, max_position_embeddings=160,
+                       bos_token_id=2, eos_token_id=2),
+             "OPTForCausalLM", torch.float16, 112, lengths=(1, 7, 33, 130)),
+        Case("opt-post-norm-projected-f16",
+             OPTConfig(vocab_size=109, hidden_size=48, num_attention_heads=3, num_hidden_layers=5,
+                       ffn_dim=60, word_embed_proj_dim=28, do_layer_norm_before=False,
+                       max_position_embeddings=96, bos_token_id=2, eos_token_id=2),
+             "OPTForCausalLM", torch.float16, 118, lengths=(2, 7, 65), as_on_disk=opt_from_metaseq,
+             gain=0.6),
+        Case("bloom-bf16",
+             BloomConfig(vocab_size=127, hidden_size=60, n_layer=5, n_head=6, bos_token_id=1,
+                         eos_token_id=2),
+             "BloomForCausalLM", torch.bfloat16, 114, lengths=(1, 7, 65, 130),
+             as_on_disk=without_prefix, gain=3.0),
+        Case("mistral-window-bf16",
+             MistralConfig(vocab_size=113, hidden_size=40, intermediate_size=62, head_dim=12,
+                           num_attention_heads=4, num_key_value_heads=2, sliding_window=20,
+                           bos_token_id=1, eos_token_id=2, **llama),
+             "MistralForCausalLM", torch.bfloat16, 115, lengths=(7, 20, 33, 130), v4_spelling=True),
+        Case("qwen2-f32-tied",
+             Qwen2Config(vocab_size=101, hidden_size=36, intermediate_size=52,
+                         num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True,
+                         bos_token_id=None, eos_token_id=[99, 100], **llama),
+             "Qwen2ForCausalLM", torch.float32, 116, lengths=(1, 7, 33)),
+        Case("qwen3-bf16",
+             Qwen3Config(vocab_size=107, hidden_size=40, intermediate_size=66, head_dim=16,
+                         num_attention_heads=4, num_key_value_heads=2,
+                         bos_token_id=None, eos_token_id=106, **llama),
+             "Qwen3ForCausalLM", torch.bfloat16, 117, lengths=(1, 7, 65)),
     ]
 
 
-def randomise(model, dtype, generator):
+def randomise(model, dtype, gain, generator):
     """Redraws every parameter so that it matters, rounded to what the file will hold.
 
     A freshly built model would not do: biases are 0, norms 1, attention nearly uniform and logits
@@ -152,12 +214,13 @@ def randomise(model, dtype, generator):
         if parameter.dim() == 1:
             is_norm = any(part in name for part in ("ln_", "norm")) and name.endswith("weight")
             value = 1 + 0.3 * noise if is_norm else 0.2 * noise
-        elif any(part in name for part in ("wte", "wpe", "embed_tokens")):
+        elif any(part in name for part in ("wte", "wpe", "embed_", "word_embeddings")):
             value = 0.3 * noise
         else:
             fan_in = parameter.shape[0 if ".c_" in name else 1]  # GPT-2's Conv1D is (in, out)
-            peaked = any(part in name for part in ("q_proj", "k_proj", "c_attn"))
-            value = (1.7 if peaked else 1.2) / math.sqrt(fan_in) * noise
+            peaked = any(part in name
+                         for part in ("q_proj", "k_proj", "c_attn", "query_key_value"))
+            value = (1.7 if peaked else gain) / math.sqrt(fan_in) * noise
         parameter.data.copy_(value.to(dtype))
     return model
 
@@ -168,7 +231,10 @@ def v4_config(config):
     del config["dtype"]
     if "rope_parameters" in config:
         rope = dict(config.pop("rope_parameters"))
-        config["rope_theta"] = rope.pop("rope_theta")
+        is_neox = config["model_type"] == "gpt_neox"
+        config["rotary_emb_base" if is_neox else "rope_theta"] = rope.pop("rope_theta")
+        if is_neox:
+            config["rotary_pct"] = rope.pop("partial_rotary_factor")
         kind = rope.pop("rope_type")
         config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
     if config["model_type"] == "gpt2":
@@ -263,10 +329,11 @@ def draw_prompt(model, length, end, generator):
 @torch.no_grad()
 def hidden_states_of(model, ids):
     output = model(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
-    hidden = torch.cat(output.hidden_states)
-    if not torch.equal(model.lm_head(hidden[-1]), output.logits[0]):
+    *states, last = output.hidden_states
+    if not torch.equal(model.lm_head(last[0]), output.logits[0]):
         raise SystemExit("the last hidden state is not what the head reads")
-    return hidden
+    # A model that projects what its head reads has nothing of the hidden size after the last norm.
+    return torch.cat(states + [last] if last.shape == states[0].shape else states)
 
 
 def make_case(case):
@@ -278,7 +345,7 @@ def make_case(case):
     torch.manual_seed(case.seed)
     model = AutoModelForCausalLM.from_config(case.config, attn_implementation="eager",
                                              dtype=torch.float32)
-    model = randomise(model, case.dtype, generator).eval()
+    model = randomise(model, case.dtype, case.gain, generator).eval()
     drawn = [draw_prompt(model, length, end, generator) for length in case.lengths]
     prompts, continuations, margins = (list(part) for part in zip(*drawn))
     logits = [logits_of(model, prompt) for prompt in prompts]

@@ -29,6 +29,9 @@ struct QueryTile {
   std::int64_t rows, position, row_step;
   std::int64_t head_dim;
   float scale;
+  const float*
+      slopes;  // of row 0's head, and of the next rows' where those are other heads; or null
+  std::int64_t window;  // 0: all keys
 };
 
 // What a tile carries from page to page.
@@ -38,9 +41,18 @@ struct RunningSoftmax {
   float sum[kQueryRows];
 };
 
-// Keys of the page that row r of the tile may see.
+inline std::int64_t position_of(const QueryTile& t, std::int64_t r) {
+  return t.position + r * t.row_step;
+}
+
+// Keys of the page, from its first on, that are not beyond row r of the tile.
 inline std::int64_t visible_keys(const QueryTile& t, std::int64_t r, std::int64_t page) {
-  return at_most(kKeys, t.position + r * t.row_step + 1 - page * kKeys);
+  return at_most(kKeys, position_of(t, r) + 1 - page * kKeys);
+}
+
+// Those among them that lie before the row's window; not positive where it begins earlier.
+inline std::int64_t outlived_keys(const QueryTile& t, std::int64_t r, std::int64_t page) {
+  return t.window > 0 ? position_of(t, r) + 1 - t.window - page * kKeys : 0;
 }
 
 // scores (rows from `first`, 64) = q · keys.
@@ -56,18 +68,22 @@ inline void score_page(const QueryTile& t, std::int64_t first, const float* keys
     }
 }
 
-// Turns a row's scores into weights e^(score − max) and rescales what came before. Keys beyond
-// `visible` weigh exactly 0: what their memory holds does not matter.
+// Turns a row's scores into weights e^(score − max) and rescales what came before. Keys beyond the
+// row's position, whatever their memory holds, and before its window weigh exactly 0.
 inline void weigh_row(const QueryTile& t, RunningSoftmax& state, std::int64_t r,
-                      std::int64_t visible) {
+                      std::int64_t page) {
   float* const scores = state.scores + r * kKeys;
+  const auto visible = static_cast<std::int32_t>(visible_keys(t, r, page));
+  const auto outlived = static_cast<std::int32_t>(outlived_keys(t, r, page));
+  const auto own = static_cast<std::int32_t>(position_of(t, r) - page * kKeys);
+  const float slope = t.slopes != nullptr ? t.slopes[t.row_step == 0 ? r : 0] : 0.0f;
   IntVec lane = {};
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
   Vec best = broadcast(kMinusInfinity);
   for (std::int64_t i = 0; i < kKeys; i += kLanes, lane += kLanes) {
-    const Vec score = load(scores + i) * t.scale;
-    const Vec masked =
-        lane < static_cast<std::int32_t>(visible) ? score : broadcast(kMinusInfinity);
+    Vec score = load(scores + i) * t.scale;
+    if (t.slopes != nullptr) score -= slope * __builtin_convertvector(own - lane, Vec);
+    const Vec masked = (lane < visible) & (lane >= outlived) ? score : broadcast(kMinusInfinity);
     best = max(masked, best);
     store(scores + i, masked);
   }
@@ -140,13 +156,16 @@ inline void add_value_tail(const QueryTile& t, std::int64_t first, std::int64_t 
     __builtin_memcpy(t.out + r * t.out_stride + d, sums + r * kPanel, bytes);
 }
 
-inline void attend_page(const QueryTile& t, RunningSoftmax& state, std::int64_t page,
+inline void attend_page(const QueryTile& whole, RunningSoftmax& state, std::int64_t page,
                         const float* keys, const float* values) {
-  // Rows that lie wholly before the page are done.
+  // Rows that lie wholly before the page are done, and those whose window begins after it need not
+  // begin.
   std::int64_t first = 0;
-  while (visible_keys(t, first, page) <= 0) ++first;
+  while (visible_keys(whole, first, page) <= 0) ++first;
+  QueryTile t = whole;
+  while (outlived_keys(t, t.rows - 1, page) >= kKeys) --t.rows;
   score_page(t, first, keys, state.scores);
-  for (std::int64_t r = first; r < t.rows; ++r) weigh_row(t, state, r, visible_keys(t, r, page));
+  for (std::int64_t r = first; r < t.rows; ++r) weigh_row(t, state, r, page);
 
   const Tile<AsF32> tile = {state.scores, kKeys,        values,  t.head_dim, kPanel, 0,
                             t.out,        t.out_stride, page > 0};
@@ -171,8 +190,9 @@ inline void attend(const QueryTile& t, const KvSpan& span, std::int64_t page_off
     __builtin_memset(t.out + r * t.out_stride, 0,
                      static_cast<std::size_t>(t.head_dim) * sizeof(float));
   }
-  const std::int64_t last_position = t.position + (t.rows - 1) * t.row_step;
-  for (std::int64_t page = 0; page <= last_position / kKeys; ++page)
+  const std::int64_t last_page = position_of(t, t.rows - 1) / kKeys;
+  const std::int64_t outlived = outlived_keys(t, 0, 0);
+  for (std::int64_t page = outlived > 0 ? outlived / kKeys : 0; page <= last_page; ++page)
     attend_page(t, state, page, span.key_pages[page] + page_offset,
                 span.value_pages[page] + page_offset);
   for (std::int64_t r = 0; r < t.rows; ++r)
@@ -191,18 +211,20 @@ inline void attend_span(const AttentionArgs& args, const KvSpan& span, std::int6
     const std::int64_t page_offset = head / group * args.head_dim * kKeys;
     const float* q = args.q + span.row * args.q_stride + head * args.head_dim;
     float* out = args.out + span.row * args.out_stride + head * args.head_dim;
+    const float* slopes = args.slopes != nullptr ? args.slopes + head : nullptr;
     if (span.rows == 1) {
       const std::int64_t heads =
           at_most(kQueryRows, at_most(end, (head / group + 1) * group) - head);
       attend({q, args.head_dim, out, args.head_dim, heads, span.position, 0, args.head_dim,
-              args.scale},
+              args.scale, slopes, args.window},
              span, page_offset);
       head += heads;
       continue;
     }
     for (std::int64_t r = 0; r < span.rows; r += kQueryRows)
       attend({q + r * args.q_stride, args.q_stride, out + r * args.out_stride, args.out_stride,
-              at_most(kQueryRows, span.rows - r), span.position + r, 1, args.head_dim, args.scale},
+              at_most(kQueryRows, span.rows - r), span.position + r, 1, args.head_dim, args.scale,
+              slopes, args.window},
              span, page_offset);
     ++head;
   }

@@ -30,7 +30,7 @@ struct MatmulArgs {
 };
 
 // LayerNorm: (x − mean) / sqrt(var + eps) · weight [+ bias], biased variance (Ba et al. 2016).
-// RMSNorm: x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019).
+// RMSNorm: x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019). y may be x.
 enum class NormKind : std::uint8_t { kLayerNorm, kRmsNorm };
 struct NormArgs {
   const float* x;       // (rows, cols)
@@ -80,6 +80,10 @@ struct AppendKvArgs {
 // Causal attention with grouped-query heads: query head h reads kv head h / (heads / kv_heads).
 // Online softmax (Milakov & Gimelshein 2018) over key blocks of one page, anchored at position 0:
 // the order of every sum depends on the position alone. out: (rows, heads · head_dim).
+//
+// A score is scale · q·k, and with slopes (ALiBi, Press et al. 2022) less slope · distance: the
+// distance to the query and not, as Hugging Face has it, the key's index, which differs by what
+// softmax cancels and loses bits of every score as the text grows.
 struct AttentionArgs {
   const float* q;
   std::int64_t q_stride;
@@ -89,6 +93,8 @@ struct AttentionArgs {
   std::int64_t num_spans;
   std::int64_t heads, kv_heads, head_dim;
   float scale;
+  const float* slopes = nullptr;  // (heads) or null
+  std::int64_t window = 0;        // keys a query sees, its own the last of them; 0: all
 };
 
 enum class Activation : std::uint8_t { kGeluTanh, kGeluErf, kRelu, kSilu };

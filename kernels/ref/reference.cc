@@ -79,23 +79,26 @@ void append_kv(const AppendKvArgs& args, std::int64_t begin, std::int64_t end) {
 void attend_row(const AttentionArgs& args, const KvSpan& span, std::int64_t r, std::int64_t head) {
   const std::int64_t kv_head = head / (args.heads / args.kv_heads);
   const std::int64_t keys = span.position + r + 1;
+  const std::int64_t first = args.window > 0 ? std::max<std::int64_t>(keys - args.window, 0) : 0;
+  const double slope = args.slopes != nullptr ? static_cast<double>(args.slopes[head]) : 0.0;
   const float* q = args.q + (span.row + r) * args.q_stride + head * args.head_dim;
-  std::vector<double> weights(static_cast<std::size_t>(keys));
-  for (std::int64_t key = 0; key < keys; ++key) {
+  std::vector<double> weights(static_cast<std::size_t>(keys), -INFINITY);
+  for (std::int64_t key = first; key < keys; ++key) {
     const float* page =
         span.key_pages[key / kKvPageTokens] + kv_head * args.head_dim * kKvPageTokens;
     double score = 0.0;
     for (std::int64_t d = 0; d < args.head_dim; ++d)
       score += static_cast<double>(q[d]) *
                static_cast<double>(page[d * kKvPageTokens + key % kKvPageTokens]);
-    weights[static_cast<std::size_t>(key)] = score * static_cast<double>(args.scale);
+    weights[static_cast<std::size_t>(key)] =
+        score * static_cast<double>(args.scale) - slope * static_cast<double>(keys - 1 - key);
   }
   const double max = *std::max_element(weights.begin(), weights.end());
   double sum = 0.0;
   for (double& weight : weights) sum += weight = std::exp(weight - max);
   for (std::int64_t d = 0; d < args.head_dim; ++d) {
     double value = 0.0;
-    for (std::int64_t key = 0; key < keys; ++key) {
+    for (std::int64_t key = first; key < keys; ++key) {
       const float* page =
           span.value_pages[key / kKvPageTokens] + kv_head * kKvPageTokens * args.head_dim;
       value += weights[static_cast<std::size_t>(key)] *

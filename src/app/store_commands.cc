@@ -91,6 +91,23 @@ int run_list(const std::string& root, bool json) {
   return code;
 }
 
+std::string positions_text(const ModelSpec& s) {
+  std::string text;
+  switch (s.position) {
+    case PositionKind::kLearned:
+      text = "learned positions";
+      break;
+    case PositionKind::kRotary:
+      text = fmt::format("rotary positions on {} of {} dimensions", s.rotary_dim, s.head_dim);
+      break;
+    case PositionKind::kAlibi:
+      text = "ALiBi";
+      break;
+  }
+  if (s.sliding_window > 0) text += fmt::format(" in a window of {}", s.sliding_window);
+  return text;
+}
+
 void print_spec(const Manifest& manifest) {
   const ModelSpec& s = manifest.spec;
   print(fmt::format("{} (version {}), {} in {}, {:.4g} M parameters, {}\n", manifest.name,
@@ -103,15 +120,12 @@ void print_spec(const Manifest& manifest) {
                   "vocabulary {}, context {}\n",
                   held_layers(manifest), s.hidden_size, s.intermediate_size, s.num_attention_heads,
                   s.num_key_value_heads, s.head_dim, s.vocab_size, s.max_position_embeddings));
-  print(fmt::format(
-      "  {} (eps {}), {} residual, {}, {} MLP with {}, {} head\n",
-      s.norm == NormAxis::kLayerNorm ? "LayerNorm" : "RMSNorm", s.norm_epsilon,
-      s.residual == ResidualForm::kSequential ? "sequential" : "parallel",
-      s.position == PositionKind::kLearned
-          ? std::string("learned positions")
-          : fmt::format("rotary positions on {} of {} dimensions", s.rotary_dim, s.head_dim),
-      s.mlp == MlpKind::kGated ? "gated" : "plain", activation_name(s.activation),
-      s.tied_head ? "tied" : "own"));
+  print(fmt::format("  {} (eps {}) {} each branch, {} residual, {}, {} MLP with {}, {} head\n",
+                    s.norm == NormAxis::kLayerNorm ? "LayerNorm" : "RMSNorm", s.norm_epsilon,
+                    s.norm_placement == NormPlacement::kBefore ? "before" : "after",
+                    s.residual == ResidualForm::kSequential ? "sequential" : "parallel",
+                    positions_text(s), s.mlp == MlpKind::kGated ? "gated" : "plain",
+                    activation_name(s.activation), s.tied_head ? "tied" : "own"));
 }
 
 int run_inspect(const std::string& store, bool json) {

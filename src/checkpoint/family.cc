@@ -12,7 +12,7 @@ namespace {
 
 // What resolve_config computes itself.
 const std::set<std::string> kComputedFields = {"family", "architecture", "rotary_inv_freq",
-                                               "attention_scale"};
+                                               "alibi_slopes", "attention_scale"};
 
 std::vector<std::string> strings_at(const JsonObject& object, const char* key) {
   std::vector<std::string> strings;
@@ -20,15 +20,20 @@ std::vector<std::string> strings_at(const JsonObject& object, const char* key) {
   return strings;
 }
 
-// Either a fixed value, or {"keys", "old_keys", "default"}.
+// Either a fixed value, or {"keys", "old_keys", "default", "values", "off_when"}.
 ConfigValue parse_value(const Json& json, const std::string& where) {
   if (!json.is_object()) return {.keys = {}, .old_keys = {}, .fallback = json};
   const JsonObject object(json, where);
-  object.only({"keys", "old_keys", "default"});
-  return {.keys = object.has("keys") ? strings_at(object, "keys") : std::vector<std::string>{},
-          .old_keys =
-              object.has("old_keys") ? strings_at(object, "old_keys") : std::vector<std::string>{},
-          .fallback = object.at("default")};
+  object.only({"keys", "old_keys", "default", "values", "off_when"});
+  const auto strings = [&](const char* key) {
+    return object.has(key) ? strings_at(object, key) : std::vector<std::string>{};
+  };
+  return {.keys = strings("keys"),
+          .old_keys = strings("old_keys"),
+          .fallback = object.at("default"),
+          .values = object.has("values") ? object.at("values").get<std::map<std::string, Json>>()
+                                         : std::map<std::string, Json>{},
+          .off_when = strings("off_when")};
 }
 
 std::map<std::string, ConfigValue> parse_spec(const JsonObject& object) {
@@ -50,10 +55,12 @@ bool is_bias(TensorRole role) {
 
 TensorPattern parse_pattern(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
-  object.only(
-      {"source", "roles", "transposed", "interleaved_rotary", "fused_per_head", "skipped_rows"});
+  object.only({"source", "spellings", "roles", "transposed", "interleaved_rotary", "fused_per_head",
+               "skipped_rows"});
   TensorPattern pattern{
       .source = object.string("source"),
+      .spellings =
+          object.has("spellings") ? strings_at(object, "spellings") : std::vector<std::string>{},
       .roles = {},
       .transposed = object.boolean_or("transposed", false),
       .interleaved_rotary = object.boolean_or("interleaved_rotary", false),
@@ -94,9 +101,11 @@ Family parse_checked(const Json& json, const std::string& where) {
                 .names = parse_names(object)};
   if (object.has("rotary")) {
     const JsonObject rotary = object.object("rotary");
-    rotary.only({"theta", "scaling"});
+    rotary.only({"theta", "scaling", "partial"});
     family.rotary = {.theta = parse_value(rotary.at("theta"), where + ": theta"),
                      .scaling = rotary.boolean("scaling")};
+    if (rotary.has("partial"))
+      family.rotary->partial = parse_value(rotary.at("partial"), where + ": partial");
   }
   for (const auto& [key, values] : object.object("accepted").json().items())
     family.accepted.emplace(key, values.get<std::vector<Json>>());

@@ -21,13 +21,18 @@ struct ConfigValue {
   // sizes a number or an expression over other sizes: "head_dim", "4 * hidden_size", "hidden_size /
   // n".
   Json fallback;
+  // What the config's value (as JSON text) means, where it is not the axis's own: {"true":
+  // "before"}.
+  std::map<std::string, Json> values = {};
+  std::vector<std::string> off_when = {};  // keys each of which, when true, makes the axis false
 };
 
 // One tensor of the checkpoint and what it holds.
 struct TensorPattern {
-  std::string source;               // name with {prefix} and {layer}
-  std::vector<TensorRole> roles;    // stacked along the output rows, in this order
-  bool transposed = false;          // stored (in, out), as GPT-2's Conv1D does
+  std::string source;                       // name with {prefix} and {layer}
+  std::vector<std::string> spellings = {};  // other names that it may have instead
+  std::vector<TensorRole> roles;            // stacked along the output rows, in this order
+  bool transposed = false;                  // stored (in, out), as GPT-2's Conv1D does
   bool interleaved_rotary = false;  // rotary pairs are neighbours: permuted to half-split on import
   bool fused_per_head = false;  // the roles take turns head by head: rows (heads, roles, head_dim)
   std::int64_t skipped_rows = 0;  // leading rows that hold nothing: OPT's positions begin at 2
@@ -45,6 +50,8 @@ struct TensorNames {
 struct RotarySettings {
   ConfigValue theta;
   bool scaling = false;  // reads rope_scaling and rope_parameters
+  // The share of each head's dimensions that rotate; rotary_dim is then what it comes to.
+  std::optional<ConfigValue> partial = {};
 };
 
 struct Family {

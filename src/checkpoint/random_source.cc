@@ -26,6 +26,8 @@ Initialisation initialisation_of(TensorRole role) {
   using enum TensorRole;
   switch (role) {
     case kTokenEmbedding:
+    case kEmbeddingProjection:
+    case kHeadProjection:
     case kPositionEmbedding:
     case kQuery:
     case kKey:
@@ -37,10 +39,14 @@ Initialisation initialisation_of(TensorRole role) {
     case kAttentionOutput:
     case kDown:
       return Initialisation::kResidual;
+    case kEmbeddingNorm:
+    case kQueryNorm:
+    case kKeyNorm:
     case kAttentionNorm:
     case kMlpNorm:
     case kFinalNorm:
       return Initialisation::kOnes;
+    case kEmbeddingNormBias:
     case kAttentionNormBias:
     case kQueryBias:
     case kKeyBias:

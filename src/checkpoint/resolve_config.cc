@@ -17,10 +17,10 @@ namespace stagecoach {
 namespace {
 
 // In the order in which their default expressions may refer to each other.
-constexpr std::array<const char*, 9> kSizes = {
+constexpr std::array<const char*, 10> kSizes = {
     "vocab_size",          "hidden_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",    "intermediate_size", "max_position_embeddings",
-    "rotary_dim"};
+    "embedding_size",      "rotary_dim"};
 
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 31;  // products of two sizes cannot overflow
 
@@ -131,6 +131,30 @@ bool is_expression(const ConfigValue& value) {
   return value.fallback.is_string();
 }
 
+std::vector<std::string> keys_of(const std::map<std::string, Json>& values) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : values) keys.push_back(key);
+  return keys;
+}
+
+// One slope per head (Press et al. 2022): a geometric sequence over the largest power of two of
+// heads, and every other member of the next finer one for the heads beyond it. In float32 where
+// Hugging Face's modeling_bloom.py rounds.
+std::vector<float> alibi_slopes(std::int64_t heads) {
+  std::int64_t power = 1;
+  while (2 * power <= heads) power *= 2;
+  // 2 ^ (−8 / n): the sequence of n heads starts there and ends at 2 ^ −8.
+  const auto base = [](std::int64_t n) {
+    return static_cast<double>(static_cast<float>(std::exp2(-8.0 / static_cast<double>(n))));
+  };
+  std::vector<float> slopes;
+  for (std::int64_t i = 1; i <= power; ++i)
+    slopes.push_back(static_cast<float>(std::pow(base(power), static_cast<double>(i))));
+  for (std::int64_t i = 1; static_cast<std::int64_t>(slopes.size()) < heads; i += 2)
+    slopes.push_back(static_cast<float>(std::pow(base(2 * power), static_cast<double>(i))));
+  return slopes;
+}
+
 class ConfigReader {
  public:
   ConfigReader(const JsonObject& config, const Family& family) : config_(config), family_(family) {}
@@ -145,7 +169,8 @@ class ConfigReader {
   std::int64_t size(const char* field);
   std::int64_t evaluate(const std::string& expression, const char* field) const;
   Json axis(const std::string& field, const ConfigValue& value, const Json& example) const;
-  std::vector<float> frequencies() const;
+  std::vector<float> frequencies();
+  void set_rotary_dim(const RopeScaling& scaling);
   RopeScaling scaling(double& theta) const;
   std::optional<std::string> present_key(const ConfigValue& value) const;
   std::optional<std::string> agreeing_key(const std::vector<std::string>& keys) const;
@@ -245,7 +270,20 @@ Json ConfigReader::axis(const std::string& field, const ConfigValue& value,
     const std::string name = key ? config_.string(key->c_str()) : value.fallback.get<std::string>();
     return activation_name(activation_from_hf_name(name, config_.where()));
   }
+  const auto off = [this](const std::string& other) {
+    return config_.boolean_or(other.c_str(), false);
+  };
+  if (std::any_of(value.off_when.begin(), value.off_when.end(), off)) return false;
   if (!key) return value.fallback;
+  if (!value.values.empty()) {
+    const auto meaning = value.values.find(config_.at(key->c_str()).dump());
+    if (meaning != value.values.end()) return meaning->second;
+    throw data_error(fmt::format("{}: \"{}\" should be {}, found {}", config_.where(), *key,
+                                 fmt::join(keys_of(value.values), " or "),
+                                 json_text(config_.at(key->c_str()))));
+  }
+  if (field == "sliding_window")
+    return config_.at(key->c_str()).is_null() ? 0 : config_.integer_in(key->c_str(), 1, kMaxSize);
   if (example.is_boolean()) return config_.boolean(key->c_str());
   if (example.is_number()) return config_.number(key->c_str());
   return config_.string(key->c_str());
@@ -270,18 +308,46 @@ RopeScaling ConfigReader::scaling(double& theta) const {
   return parse_rope_scaling(rope);
 }
 
-std::vector<float> ConfigReader::frequencies() const {
+// Of a family that rotates a share of each head; the others' is a size like any other.
+void ConfigReader::set_rotary_dim(const RopeScaling& scaling) {
+  const std::optional<ConfigValue>& partial = family_.rotary->partial;
+  if (!partial) {
+    if (scaling.partial_rotary_factor.value_or(1) != 1)
+      throw data_error(fmt::format(
+          "{}: \"partial_rotary_factor\" {} is not supported for this architecture, expected 1",
+          config_.where(), *scaling.partial_rotary_factor));
+    return;
+  }
+  const auto key = present_key(*partial);
+  double share = key ? config_.number(key->c_str()) : partial->fallback.get<double>();
+  if (scaling.partial_rotary_factor) {
+    if (key && share != *scaling.partial_rotary_factor)
+      throw data_error(fmt::format("{}: \"{}\" is {}, but \"partial_rotary_factor\" is {}",
+                                   config_.where(), *key, share, *scaling.partial_rotary_factor));
+    share = *scaling.partial_rotary_factor;
+  }
+  if (!(share > 0 && share <= 1))
+    throw data_error(
+        fmt::format("{}: the share of rotary dimensions should be above 0 and at most 1, found {}",
+                    config_.where(), share));
+  // Truncated, as Hugging Face does.
+  sizes_["rotary_dim"] =
+      static_cast<std::int64_t>(static_cast<double>(sizes_.at("head_dim")) * share);
+}
+
+std::vector<float> ConfigReader::frequencies() {
   if (!family_.rotary) return {};
+  const ConfigValue& value = family_.rotary->theta;
+  const auto key = present_key(value);
+  double theta = key ? config_.number(key->c_str()) : value.fallback.get<double>();
+  const RopeScaling scaled = family_.rotary->scaling ? scaling(theta) : RopeScaling{};
+  set_rotary_dim(scaled);
   const std::int64_t rotary_dim = sizes_.at("rotary_dim"), head_dim = sizes_.at("head_dim");
   // Before anything of that size is allocated.
   if (rotary_dim > head_dim || head_dim > (1 << 14) || rotary_dim % 2 != 0)
     throw data_error(fmt::format(
         "{}: rotary_dim ({}) should be even and at most head_dim ({}), which may be at most {}",
         config_.where(), rotary_dim, head_dim, 1 << 14));
-  const ConfigValue& value = family_.rotary->theta;
-  const auto key = present_key(value);
-  double theta = key ? config_.number(key->c_str()) : value.fallback.get<double>();
-  const RopeScaling scaled = family_.rotary->scaling ? scaling(theta) : RopeScaling{};
   if (!(theta >= 1 && theta <= 1e30))
     throw data_error(fmt::format("{}: rope_theta should be between 1 and 1e30, found {}",
                                  config_.where(), theta));
@@ -295,6 +361,11 @@ Json ConfigReader::read() {
     if (!sizes_.contains(field)) spec[field] = axis(field, value, spec[field]);
   const std::vector<float> inv_freq = frequencies();
   spec["rotary_inv_freq"] = std::vector<double>(inv_freq.begin(), inv_freq.end());
+  spec["rotary_dim"] = sizes_["rotary_dim"];
+  if (spec["position"] == "alibi") {
+    const std::vector<float> slopes = alibi_slopes(sizes_["num_attention_heads"]);
+    spec["alibi_slopes"] = std::vector<double>(slopes.begin(), slopes.end());
+  }
   spec["attention_scale"] = 1.0 / std::sqrt(static_cast<double>(sizes_["head_dim"]));
   spec["family"] = family_.name;
   const bool named = config_.has("architectures") && !config_.array("architectures").empty();
@@ -310,9 +381,11 @@ std::set<std::string> ConfigReader::keys_without_question() const {
   const auto add = [&read](const ConfigValue& value) {
     read.insert(value.keys.begin(), value.keys.end());
     read.insert(value.old_keys.begin(), value.old_keys.end());
+    read.insert(value.off_when.begin(), value.off_when.end());
   };
   for (const auto& [field, value] : family_.spec) add(value);
   if (family_.rotary) add(family_.rotary->theta);
+  if (family_.rotary && family_.rotary->partial) add(*family_.rotary->partial);
   if (family_.rotary && family_.rotary->scaling) read.insert({"rope_scaling", "rope_parameters"});
   return read;
 }

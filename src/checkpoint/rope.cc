@@ -49,9 +49,6 @@ float llama3_frequency(float frequency, const RopeScaling& scaling) {
 
 RopeScaling parse_rope_scaling(const JsonObject& rope) {
   const std::string type = rope_type(rope);
-  if (rope.has("partial_rotary_factor") && rope.number("partial_rotary_factor") != 1.0)
-    throw data_error(fmt::format("{}: \"partial_rotary_factor\" {} is not supported, expected 1",
-                                 rope.where(), rope.number("partial_rotary_factor")));
   RopeScaling scaling;
   if (type == "default") {
     rope.only({"rope_type", "type", "rope_theta", "partial_rotary_factor"});
@@ -77,6 +74,8 @@ RopeScaling parse_rope_scaling(const JsonObject& rope) {
         "{}: rope type {} is not supported; this build computes default, linear, llama3",
         rope.where(), quote_name(type)));
   }
+  if (rope.has("partial_rotary_factor"))
+    scaling.partial_rotary_factor = rope.number("partial_rotary_factor");
   return scaling;
 }
 

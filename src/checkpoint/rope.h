@@ -1,6 +1,7 @@
 // Rotary frequencies out of a config, rope scaling folded in.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@ struct RopeScaling {
   double factor = 1;
   double low_freq_factor = 1, high_freq_factor = 1;  // llama3 only, as the next
   std::int64_t original_max_position_embeddings = 0;
+  std::optional<double> partial_rotary_factor = {};  // rope_parameters may hold it
 };
 
 // `rope` is config.json's rope_scaling (transformers 4) or rope_parameters (5). Throws data_error

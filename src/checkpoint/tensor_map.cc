@@ -40,6 +40,8 @@ class Mapper {
     return pattern.per_layer() ? spec_.num_hidden_layers : 1;
   }
   std::string choose_prefix() const;
+  std::string present_name(const TensorPattern& pattern, const std::string& prefix,
+                           std::int64_t layer) const;
   void bind(const TensorPattern& pattern, std::int64_t layer);
   void bind_roles(const TensorPattern& pattern, std::int64_t layer, const std::string& name,
                   const StoredTensor& stored);
@@ -77,6 +79,17 @@ bool Mapper::expected(const TensorPattern& pattern) const {
   return any;
 }
 
+// The spelling that the checkpoint uses; where it has none, the first.
+std::string Mapper::present_name(const TensorPattern& pattern, const std::string& prefix,
+                                 std::int64_t layer) const {
+  const std::string first = expand_pattern(pattern.source, prefix, layer);
+  if (stored_.contains(first)) return first;
+  for (const std::string& spelling : pattern.spellings)
+    if (const std::string other = expand_pattern(spelling, prefix, layer); stored_.contains(other))
+      return other;
+  return first;
+}
+
 // The one under which most tensors are found, so that a single missing tensor is named as such.
 std::string Mapper::choose_prefix() const {
   std::string best = names_.prefixes.front();
@@ -84,7 +97,7 @@ std::string Mapper::choose_prefix() const {
   for (const std::string& prefix : names_.prefixes) {
     std::int64_t found = 0;
     for (const TensorPattern& pattern : names_.tensors)
-      found += stored_.contains(expand_pattern(pattern.source, prefix, 0)) ? 1 : 0;
+      found += stored_.contains(present_name(pattern, prefix, 0)) ? 1 : 0;
     if (found > most) {
       most = found;
       best = prefix;
@@ -94,7 +107,7 @@ std::string Mapper::choose_prefix() const {
 }
 
 void Mapper::bind(const TensorPattern& pattern, std::int64_t layer) {
-  const std::string name = expand_pattern(pattern.source, prefix_, layer);
+  const std::string name = present_name(pattern, prefix_, layer);
   const auto found = stored_.find(name);
   if (found == stored_.end()) {
     missing_.add(name);
@@ -171,7 +184,7 @@ void Mapper::bind_roles(const TensorPattern& pattern, std::int64_t layer, const 
 // A tied head aliases the embedding; some writers store its matrix a second time.
 void Mapper::accept_duplicate_head(const TensorPattern& pattern) {
   if (!spec_.tied_head || pattern.roles != std::vector{TensorRole::kHead}) return;
-  const std::string name = expand_pattern(pattern.source, prefix_, 0);
+  const std::string name = present_name(pattern, prefix_, 0);
   const auto found = stored_.find(name);
   if (found == stored_.end()) return;
   used_.insert(name);

@@ -1,5 +1,7 @@
 #include "engine/forward_block.h"
 
+#include <algorithm>
+
 #include "engine/kernel_kinds.h"
 
 namespace stagecoach {
@@ -20,6 +22,17 @@ class RowOps {
                    .cols = spec_.hidden_size,
                    .epsilon = spec_.norm_epsilon,
                    .kind = norm_kind(spec_)});
+  }
+  // Of each head alone, in place.
+  void norm_heads(const Buffer& x, std::int64_t heads, const TensorView& weight) {
+    backend_.norm({.x = x.f32(),
+                   .weight = weight.f32(),
+                   .bias = nullptr,
+                   .y = x.f32(),
+                   .rows = rows_ * heads,
+                   .cols = spec_.head_dim,
+                   .epsilon = spec_.norm_epsilon,
+                   .kind = NormKind::kRmsNorm});
   }
 
   void linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
@@ -51,7 +64,8 @@ class RowOps {
                         .head_dim = spec_.head_dim});
   }
 
-  void attention(const Buffer& q, std::span<const KvSpan> spans, const Buffer& out) {
+  void attention(const Buffer& q, std::span<const KvSpan> spans, const Buffer& slopes,
+                 const Buffer& out) {
     backend_.attention({.q = q.f32(),
                         .q_stride = spec_.query_size(),
                         .out = out.f32(),
@@ -61,7 +75,9 @@ class RowOps {
                         .heads = spec_.num_attention_heads,
                         .kv_heads = spec_.num_key_value_heads,
                         .head_dim = spec_.head_dim,
-                        .scale = spec_.attention_scale});
+                        .scale = spec_.attention_scale,
+                        .slopes = slopes.f32(),
+                        .window = spec_.sliding_window});
   }
 
   // y = activation(x) [⊙ up]
@@ -105,10 +121,15 @@ LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part,
 }
 
 // Σ over rows of the number of keys that a row attends to.
-std::int64_t context_sum(std::span<const TokenRun> runs) {
+std::int64_t context_sum(std::span<const TokenRun> runs, std::int64_t window) {
+  // Of the first `count` positions of a sequence.
+  const auto from_start = [window](std::int64_t count) {
+    const std::int64_t growing = window > 0 ? std::min(count, window) : count;
+    return growing * (growing + 1) / 2 + (count - growing) * window;
+  };
   std::int64_t sum = 0;
   for (const TokenRun& run : runs)
-    sum += run.count() * run.position + run.count() * (run.count() + 1) / 2;
+    sum += from_start(run.position + run.count()) - from_start(run.position);
   return sum;
 }
 
@@ -121,6 +142,8 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
   Workspace& ws = c.workspace;
   const std::int64_t rows = total_rows(runs);
   RowOps ops(c, rows);
+  const bool norm_first = spec.norm_placement == NormPlacement::kBefore;
+  const Buffer& input = norm_first ? ws.normed : ws.hidden;  // of both branches
   Span template_span{.phase = label.phase,
                      .layer = static_cast<std::int32_t>(layer),
                      .micro_batch = label.micro_batch,
@@ -131,21 +154,29 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label);
     template_span.kind = SpanKind::kAttention;
     template_span.bytes = w.bytes();
-    template_span.flops = attention_part_flops(spec, rows, context_sum(runs));
+    template_span.flops = attention_part_flops(spec, rows, context_sum(runs, spec.sliding_window));
     ScopedSpan timed(c.timeline, template_span);
 
-    ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
-    ops.linear(ws.normed, w[kQuery], w[kQueryBias], ws.query);
-    ops.linear(ws.normed, w[kKey], w[kKeyBias], ws.key);
-    ops.linear(ws.normed, w[kValue], w[kValueBias], ws.value);
+    if (norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
+    ops.linear(input, w[kQuery], w[kQueryBias], ws.query);
+    ops.linear(input, w[kKey], w[kKeyBias], ws.key);
+    ops.linear(input, w[kValue], w[kValueBias], ws.value);
+    if (spec.query_key_norm) {
+      ops.norm_heads(ws.query, spec.num_attention_heads, w[kQueryNorm]);
+      ops.norm_heads(ws.key, spec.num_key_value_heads, w[kKeyNorm]);
+    }
     if (spec.position == PositionKind::kRotary) {
       ops.rotary(ws.query, spec.num_attention_heads, ws);
       ops.rotary(ws.key, spec.num_key_value_heads, ws);
     }
     const std::vector<KvSpan> spans = c.kv.view(layer, runs);
     ops.append_kv(ws.key, ws.value, spans);
-    ops.attention(ws.query, spans, ws.attended);
+    ops.attention(ws.query, spans, ws.slopes, ws.attended);
+    // What a parallel block's MLP reads is normed before the attention changes x.
+    if (spec.residual == ResidualForm::kParallelTwoNorms)
+      ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
     ops.add_linear(ws.attended, w[kAttentionOutput], w[kAttentionOutputBias], ws.hidden);
+    if (!norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.hidden);
   }
   {
     const LayerLease w = timed_lease(c, layer, PartKind::kMlp, label);
@@ -154,16 +185,16 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     template_span.flops = mlp_part_flops(spec, rows);
     ScopedSpan timed(c.timeline, template_span);
 
-    // A parallel block's MLP reads the same normed x as its attention did; it is still in
-    // ws.normed.
-    if (spec.residual == ResidualForm::kSequential)
-      ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
+    // A parallel block's MLP reads what is still in ws.normed.
+    const bool sequential = spec.residual == ResidualForm::kSequential;
+    if (sequential && norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
     const bool gated = spec.mlp == MlpKind::kGated;
     const Buffer& inner = gated ? ws.gate : ws.up;
-    ops.linear(ws.normed, w[kUp], w[kUpBias], ws.up);
-    if (gated) ops.linear(ws.normed, w[kGate], w[kGateBias], ws.gate);
+    ops.linear(input, w[kUp], w[kUpBias], ws.up);
+    if (gated) ops.linear(input, w[kGate], w[kGateBias], ws.gate);
     ops.activation(inner, gated ? ws.up.f32() : nullptr, inner);
     ops.add_linear(inner, w[kDown], w[kDownBias], ws.hidden);
+    if (!norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.hidden);
   }
 }
 

@@ -42,13 +42,49 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
                                .phase = label.phase,
                                .micro_batch = label.micro_batch,
                                .pass = label.pass,
-                               .bytes = rows * spec_.hidden_size *
+                               .bytes = rows * spec_.embedding_size *
                                         static_cast<std::int64_t>(dtype_size(tokens.type)),
                                .tokens = rows});
-  backend_.gather_rows(tokens, ids, workspace_.hidden.f32(), false);
+  float* const hidden = workspace_.hidden.f32();
+  if (spec_.projected_embedding()) {
+    backend_.gather_rows(tokens, ids, workspace_.embedded.f32(), false);
+    linear(workspace_.embedded.f32(), weights[TensorRole::kEmbeddingProjection], nullptr, hidden,
+           rows);
+  } else {
+    backend_.gather_rows(tokens, ids, hidden, false);
+  }
   if (spec_.position == PositionKind::kLearned)
-    backend_.gather_rows(weights[TensorRole::kPositionEmbedding], positions,
-                         workspace_.hidden.f32(), true);
+    backend_.gather_rows(weights[TensorRole::kPositionEmbedding], positions, hidden, true);
+  if (spec_.embedding_norm)
+    norm(hidden, weights[TensorRole::kEmbeddingNorm], weights[TensorRole::kEmbeddingNormBias],
+         hidden, rows);
+}
+
+void StageRunner::linear(const float* x, const TensorView& weight, const float* bias, float* y,
+                         std::int64_t rows) {
+  backend_.matmul({.x = x,
+                   .x_stride = weight.cols,
+                   .weight = weight.data,
+                   .weight_type = weight.type,
+                   .bias = bias,
+                   .y = y,
+                   .y_stride = weight.rows,
+                   .rows = rows,
+                   .in = weight.cols,
+                   .out = weight.rows,
+                   .accumulate = false});
+}
+
+void StageRunner::norm(const float* x, const TensorView& weight, const TensorView& bias, float* y,
+                       std::int64_t rows) {
+  backend_.norm({.x = x,
+                 .weight = weight.f32(),
+                 .bias = bias.f32(),
+                 .y = y,
+                 .rows = rows,
+                 .cols = spec_.hidden_size,
+                 .epsilon = spec_.norm_epsilon,
+                 .kind = norm_kind(spec_)});
 }
 
 void StageRunner::set_hidden(std::span<const float> hidden) {
@@ -92,25 +128,17 @@ void StageRunner::head_rows(std::int64_t first, std::int64_t count, const BatchL
                                .bytes = matrix.bytes(),
                                .flops = head_flops(spec_, count),
                                .tokens = count});
-  backend_.norm({.x = workspace_.hidden.f32() + first * spec_.hidden_size,
-                 .weight = head[TensorRole::kFinalNorm].f32(),
-                 .bias = head[TensorRole::kFinalNormBias].f32(),
-                 .y = workspace_.normed.f32(),
-                 .rows = count,
-                 .cols = spec_.hidden_size,
-                 .epsilon = spec_.norm_epsilon,
-                 .kind = norm_kind(spec_)});
-  backend_.matmul({.x = workspace_.normed.f32(),
-                   .x_stride = spec_.hidden_size,
-                   .weight = matrix.data,
-                   .weight_type = matrix.type,
-                   .bias = head[TensorRole::kHeadBias].f32(),
-                   .y = logits_.f32(),
-                   .y_stride = spec_.vocab_size,
-                   .rows = count,
-                   .in = spec_.hidden_size,
-                   .out = spec_.vocab_size,
-                   .accumulate = false});
+  const float* x = workspace_.hidden.f32() + first * spec_.hidden_size;
+  if (spec_.final_norm) {
+    norm(x, head[TensorRole::kFinalNorm], head[TensorRole::kFinalNormBias], workspace_.normed.f32(),
+         count);
+    x = workspace_.normed.f32();
+  }
+  if (spec_.projected_embedding()) {
+    linear(x, head[TensorRole::kHeadProjection], nullptr, workspace_.embedded.f32(), count);
+    x = workspace_.embedded.f32();
+  }
+  linear(x, matrix, head[TensorRole::kHeadBias].f32(), logits_.f32(), count);
   const std::span<float> used(host_logits_.data(),
                               static_cast<std::size_t>(count * spec_.vocab_size));
   backend_.download(std::as_writable_bytes(used), logits_.data());

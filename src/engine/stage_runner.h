@@ -40,6 +40,11 @@ class StageRunner {
   void run_head(std::span<const TokenRun> runs, const BatchLabel& label, const UseLogits& use);
 
  private:
+  // y (rows, weight.rows) = x (rows, weight.cols) · weightᵀ [+ bias].
+  void linear(const float* x, const TensorView& weight, const float* bias, float* y,
+              std::int64_t rows);
+  void norm(const float* x, const TensorView& weight, const TensorView& bias, float* y,
+            std::int64_t rows);
   void prepare_rotary(std::span<const TokenRun> runs);
   void head_rows(std::int64_t first, std::int64_t count, const BatchLabel& label);
 

@@ -1,5 +1,7 @@
 #include "engine/workspace.h"
 
+#include <span>
+
 namespace stagecoach {
 
 Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_rows_in)
@@ -9,6 +11,7 @@ Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_r
   };
   hidden = floats(spec.hidden_size);
   normed = floats(spec.hidden_size);
+  if (spec.projected_embedding()) embedded = floats(spec.embedding_size);
   query = floats(spec.query_size());
   key = floats(spec.key_value_size());
   value = floats(spec.key_value_size());
@@ -19,12 +22,17 @@ Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_r
     cos = floats(spec.rotary_dim / 2);
     sin = floats(spec.rotary_dim / 2);
   }
+  if (spec.position == PositionKind::kAlibi) {
+    const auto values = std::as_bytes(std::span(spec.alibi_slopes));
+    slopes = backend.allocate(static_cast<std::int64_t>(values.size()));
+    backend.upload(slopes.data(), values);
+  }
 }
 
 std::int64_t Workspace::bytes() const {
   std::int64_t sum = 0;
-  for (const Buffer* buffer :
-       {&hidden, &normed, &query, &key, &value, &attended, &up, &gate, &cos, &sin})
+  for (const Buffer* buffer : {&hidden, &normed, &embedded, &query, &key, &value, &attended, &up,
+                               &gate, &cos, &sin, &slopes})
     sum += buffer->bytes();
   return sum;
 }

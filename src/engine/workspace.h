@@ -14,6 +14,7 @@ struct Workspace {
   std::int64_t max_rows;
   Buffer hidden;    // (max_rows, hidden_size): the residual stream
   Buffer normed;    // (max_rows, hidden_size)
+  Buffer embedded;  // (max_rows, embedding_size), models with a projected embedding only
   Buffer query;     // (max_rows, num_attention_heads · head_dim)
   Buffer key;       // (max_rows, num_key_value_heads · head_dim)
   Buffer value;     // (max_rows, num_key_value_heads · head_dim)
@@ -21,6 +22,7 @@ struct Workspace {
   Buffer up;        // (max_rows, intermediate_size)
   Buffer gate;      // (max_rows, intermediate_size), gated MLPs only
   Buffer cos, sin;  // (max_rows, rotary_dim / 2), rotary models only
+  Buffer slopes;    // (num_attention_heads), constant: models with ALiBi only
 
   std::int64_t bytes() const;
 };

@@ -15,11 +15,15 @@ using AxisNames = std::array<std::pair<Axis, std::string_view>, N>;
 
 constexpr AxisNames<NormAxis, 2> kNormNames{
     {{NormAxis::kLayerNorm, "layernorm"}, {NormAxis::kRmsNorm, "rmsnorm"}}};
-constexpr AxisNames<ResidualForm, 2> kResidualNames{
+constexpr AxisNames<ResidualForm, 3> kResidualNames{
     {{ResidualForm::kSequential, "sequential"},
-     {ResidualForm::kParallelSharedNorm, "parallel_shared_norm"}}};
-constexpr AxisNames<PositionKind, 2> kPositionNames{
-    {{PositionKind::kLearned, "learned"}, {PositionKind::kRotary, "rotary"}}};
+     {ResidualForm::kParallelSharedNorm, "parallel_shared_norm"},
+     {ResidualForm::kParallelTwoNorms, "parallel_two_norms"}}};
+constexpr AxisNames<NormPlacement, 2> kPlacementNames{
+    {{NormPlacement::kBefore, "before"}, {NormPlacement::kAfter, "after"}}};
+constexpr AxisNames<PositionKind, 3> kPositionNames{{{PositionKind::kLearned, "learned"},
+                                                     {PositionKind::kRotary, "rotary"},
+                                                     {PositionKind::kAlibi, "alibi"}}};
 constexpr AxisNames<MlpKind, 2> kMlpNames{{{MlpKind::kPlain, "plain"}, {MlpKind::kGated, "gated"}}};
 constexpr AxisNames<ActivationKind, 4> kActivationNames{{{ActivationKind::kGeluTanh, "gelu_tanh"},
                                                          {ActivationKind::kGeluErf, "gelu_erf"},
@@ -59,7 +63,7 @@ struct IntegerField {
   const char* key;
   std::int64_t ModelSpec::*member;
 };
-constexpr std::array<IntegerField, 9> kIntegers{{
+constexpr std::array<IntegerField, 11> kIntegers{{
     {"vocab_size", &ModelSpec::vocab_size},
     {"hidden_size", &ModelSpec::hidden_size},
     {"intermediate_size", &ModelSpec::intermediate_size},
@@ -68,15 +72,20 @@ constexpr std::array<IntegerField, 9> kIntegers{{
     {"num_key_value_heads", &ModelSpec::num_key_value_heads},
     {"head_dim", &ModelSpec::head_dim},
     {"max_position_embeddings", &ModelSpec::max_position_embeddings},
+    {"embedding_size", &ModelSpec::embedding_size},
     {"rotary_dim", &ModelSpec::rotary_dim},
+    {"sliding_window", &ModelSpec::sliding_window},
 }};
 
 struct BooleanField {
   const char* key;
   bool ModelSpec::*member;
 };
-constexpr std::array<BooleanField, 8> kBooleans{{
+constexpr std::array<BooleanField, 11> kBooleans{{
     {"norm_bias", &ModelSpec::norm_bias},
+    {"embedding_norm", &ModelSpec::embedding_norm},
+    {"final_norm", &ModelSpec::final_norm},
+    {"query_key_norm", &ModelSpec::query_key_norm},
     {"query_bias", &ModelSpec::query_bias},
     {"key_bias", &ModelSpec::key_bias},
     {"value_bias", &ModelSpec::value_bias},
@@ -85,6 +94,21 @@ constexpr std::array<BooleanField, 8> kBooleans{{
     {"tied_head", &ModelSpec::tied_head},
     {"head_bias", &ModelSpec::head_bias},
 }};
+
+// Doubles, whose shortest decimal form reads back exactly and narrows back exactly.
+std::vector<double> widened(const std::vector<float>& values) {
+  return {values.begin(), values.end()};
+}
+
+std::vector<float> floats_at(const JsonObject& object, const char* key) {
+  std::vector<float> values;
+  for (const Json& value : object.array(key)) {
+    if (!value.is_number())
+      throw data_error(fmt::format("{}: {} should hold numbers", object.where(), key));
+    values.push_back(static_cast<float>(value.get<double>()));
+  }
+  return values;
+}
 
 }  // namespace
 
@@ -104,6 +128,7 @@ void ModelSpec::validate(const std::string& where) const {
   in_range("num_key_value_heads", num_key_value_heads, num_attention_heads);
   in_range("head_dim", head_dim, 1 << 14);
   in_range("max_position_embeddings", max_position_embeddings, kMaxWidth);
+  in_range("embedding_size", embedding_size, kMaxWidth);
   in_range("num_attention_heads × head_dim", query_size(), kMaxWidth);
   require(num_attention_heads % num_key_value_heads == 0,
           fmt::format("num_attention_heads ({}) should be a multiple of num_key_value_heads ({})",
@@ -112,7 +137,8 @@ void ModelSpec::validate(const std::string& where) const {
   const double parameters =
       real(hidden_size) * (real(num_hidden_layers) * real(2 * query_size() + 2 * key_value_size() +
                                                           3 * intermediate_size) +
-                           real(2 * vocab_size + max_position_embeddings));
+                           real(max_position_embeddings + 2 * embedding_size)) +
+      2 * real(vocab_size) * real(embedding_size);
   require(parameters <= kMaxParameters,
           fmt::format("sizes ask for {:.3g} parameters, more than any model has", parameters));
   require(std::isfinite(norm_epsilon) && norm_epsilon >= 0,
@@ -133,6 +159,16 @@ void ModelSpec::validate(const std::string& where) const {
     require(rotary_dim == 0 && rotary_inv_freq.empty(),
             "rotary settings stand in a model without rotary positions");
   }
+  const std::int64_t slopes = position == PositionKind::kAlibi ? num_attention_heads : 0;
+  require(static_cast<std::int64_t>(alibi_slopes.size()) == slopes,
+          fmt::format("alibi_slopes should have {} values, found {}", slopes, alibi_slopes.size()));
+  for (float slope : alibi_slopes)
+    require(std::isfinite(slope) && slope >= 0, "alibi_slopes holds a value that is not finite");
+  require(sliding_window >= 0 && sliding_window <= kMaxWidth,
+          fmt::format("sliding_window should be between 0 and {}, found {}", kMaxWidth,
+                      sliding_window));
+  require(norm_placement == NormPlacement::kBefore || residual == ResidualForm::kSequential,
+          "a parallel block normalises before its branches, found norm_placement \"after\"");
   for (std::int64_t id : eos_token_ids)
     require(id >= 0 && id < kMaxWidth, fmt::format("eos_token_id {} is out of range", id));
   require(bos_token_id >= -1 && bos_token_id < kMaxWidth,
@@ -146,13 +182,13 @@ Json to_json(const ModelSpec& spec) {
   for (const auto& [key, member] : kIntegers) json[key] = spec.*member;
   for (const auto& [key, member] : kBooleans) json[key] = spec.*member;
   json["norm"] = name_of(kNormNames, spec.norm);
-  // Widened to double, whose shortest decimal form reads back exactly and narrows back exactly.
   json["norm_epsilon"] = static_cast<double>(spec.norm_epsilon);
   json["attention_scale"] = static_cast<double>(spec.attention_scale);
+  json["norm_placement"] = name_of(kPlacementNames, spec.norm_placement);
   json["residual"] = name_of(kResidualNames, spec.residual);
   json["position"] = name_of(kPositionNames, spec.position);
-  json["rotary_inv_freq"] =
-      std::vector<double>(spec.rotary_inv_freq.begin(), spec.rotary_inv_freq.end());
+  json["rotary_inv_freq"] = widened(spec.rotary_inv_freq);
+  json["alibi_slopes"] = widened(spec.alibi_slopes);
   json["mlp"] = name_of(kMlpNames, spec.mlp);
   json["activation"] = activation_name(spec.activation);
   json["eos_token_ids"] = spec.eos_token_ids;
@@ -177,13 +213,11 @@ ModelSpec model_spec_from_json(const Json& json, const std::string& where) {
   spec.norm = axis_at(object, "norm", kNormNames);
   spec.norm_epsilon = static_cast<float>(object.number("norm_epsilon"));
   spec.attention_scale = static_cast<float>(object.number("attention_scale"));
+  spec.norm_placement = axis_at(object, "norm_placement", kPlacementNames);
   spec.residual = axis_at(object, "residual", kResidualNames);
   spec.position = axis_at(object, "position", kPositionNames);
-  for (const Json& value : object.array("rotary_inv_freq")) {
-    if (!value.is_number())
-      throw data_error(fmt::format("{}: rotary_inv_freq should hold numbers", where));
-    spec.rotary_inv_freq.push_back(static_cast<float>(value.get<double>()));
-  }
+  spec.rotary_inv_freq = floats_at(object, "rotary_inv_freq");
+  spec.alibi_slopes = floats_at(object, "alibi_slopes");
   spec.mlp = axis_at(object, "mlp", kMlpNames);
   spec.activation = axis_at(object, "activation", kActivationNames);
   for (const Json& value : object.array("eos_token_ids")) {
@@ -236,7 +270,9 @@ std::int64_t layer_flops(const ModelSpec& spec, std::int64_t tokens, std::int64_
 }
 
 std::int64_t head_flops(const ModelSpec& spec, std::int64_t tokens) {
-  return 2 * tokens * spec.hidden_size * spec.vocab_size;
+  const std::int64_t projection =
+      spec.projected_embedding() ? spec.hidden_size * spec.embedding_size : 0;
+  return 2 * tokens * (spec.embedding_size * spec.vocab_size + projection);
 }
 
 }  // namespace stagecoach

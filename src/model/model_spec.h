@@ -18,11 +18,19 @@ enum class NormAxis : std::uint8_t { kLayerNorm, kRmsNorm };
 enum class ResidualForm : std::uint8_t {
   kSequential,          // x += attention(norm1 x);  x += mlp(norm2 x)
   kParallelSharedNorm,  // x += attention(norm1 x) + mlp(norm1 x)
+  kParallelTwoNorms,    // x += attention(norm1 x) + mlp(norm2 x)
+};
+
+// Where a sequential block normalises.
+enum class NormPlacement : std::uint8_t {
+  kBefore,  // x += branch(norm x)
+  kAfter,   // x = norm(x + branch(x))
 };
 
 enum class PositionKind : std::uint8_t {
   kLearned,  // a table added to the token embedding
   kRotary,   // half-split rotation of q and k; interleaved checkpoints are permuted on import
+  kAlibi,    // a penalty on scores that grows with the distance, at each head's slope
 };
 
 enum class ActivationKind : std::uint8_t { kGeluTanh, kGeluErf, kRelu, kSilu };
@@ -40,10 +48,16 @@ struct ModelSpec {
   std::int64_t num_key_value_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t max_position_embeddings = 0;
+  // Width of the token embedding and of what the head's matrix reads; where it is not hidden_size,
+  // a projection leads from it into the blocks and one back out of them.
+  std::int64_t embedding_size = 0;
 
   NormAxis norm = NormAxis::kLayerNorm;
   float norm_epsilon = 1e-5f;
   bool norm_bias = true;  // LayerNorm has one, RMSNorm has not
+  NormPlacement norm_placement = NormPlacement::kBefore;
+  bool embedding_norm = false;  // of the embedded tokens, before the first block
+  bool final_norm = true;       // before the head
   ResidualForm residual = ResidualForm::kSequential;
 
   PositionKind position = PositionKind::kLearned;
@@ -51,8 +65,13 @@ struct ModelSpec {
   // (rotary_dim / 2) angles per position, any rope scaling folded in. Stored, not recomputed: pow()
   // differs between PCs.
   std::vector<float> rotary_inv_freq;
+  // ALiBi: one per query head, stored for the same reason.
+  std::vector<float> alibi_slopes;
 
-  float attention_scale = 0;  // multiplies q·k
+  float attention_scale = 0;    // multiplies q·k
+  bool query_key_norm = false;  // RMSNorm of each head's query and key, before they rotate
+  // A query attends to its own position and the window − 1 before it; 0: to all before it.
+  std::int64_t sliding_window = 0;
   bool query_bias = false, key_bias = false, value_bias = false, attention_output_bias = false;
 
   MlpKind mlp = MlpKind::kPlain;
@@ -67,6 +86,7 @@ struct ModelSpec {
 
   std::int64_t query_size() const { return num_attention_heads * head_dim; }
   std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }
+  bool projected_embedding() const { return embedding_size != hidden_size; }
 
   // Throws data_error naming the first axis that makes no sense (zero sizes, heads that do not
   // divide, dimensions large enough to overflow). `where` names the file in errors.
@@ -84,8 +104,8 @@ std::string_view activation_name(ActivationKind kind);
 // the erf form, "swish" is silu. Throws data_error listing what is known.
 ActivationKind activation_from_hf_name(const std::string& name, const std::string& where);
 
-// Multiply-add counts as two. One token through one layer's matrices, and its attention over
-// `context` keys.
+// Multiply-add counts as two. `tokens` through one layer's matrices, and their attention over
+// `context_sum` keys altogether.
 std::int64_t layer_flops(const ModelSpec& spec, std::int64_t tokens, std::int64_t context_sum);
 std::int64_t attention_part_flops(const ModelSpec& spec, std::int64_t tokens,
                                   std::int64_t context_sum);

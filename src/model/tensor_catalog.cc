@@ -9,7 +9,10 @@ namespace {
 
 constexpr std::array<std::string_view, kTensorRoles> kRoleNames{
     "token_embedding.weight",
+    "embedding_projection.weight",
     "position_embedding.weight",
+    "embedding_norm.weight",
+    "embedding_norm.bias",
     "attention_norm.weight",
     "attention_norm.bias",
     "q_proj.weight",
@@ -18,6 +21,8 @@ constexpr std::array<std::string_view, kTensorRoles> kRoleNames{
     "k_proj.bias",
     "v_proj.weight",
     "v_proj.bias",
+    "q_norm.weight",
+    "k_norm.weight",
     "o_proj.weight",
     "o_proj.bias",
     "mlp_norm.weight",
@@ -30,6 +35,7 @@ constexpr std::array<std::string_view, kTensorRoles> kRoleNames{
     "down_proj.bias",
     "final_norm.weight",
     "final_norm.bias",
+    "head_projection.weight",
     "head.weight",
     "head.bias",
 };
@@ -42,6 +48,10 @@ class CatalogBuilder {
   explicit CatalogBuilder(DType weights) : weights_(weights) {}
 
   void part(PartKind part) { part_ = part; }
+  void norm(TensorRole weight, TensorRole bias, const ModelSpec& spec) {
+    vector(weight, spec.hidden_size);
+    vector_if(spec.norm_bias, bias, spec.hidden_size);
+  }
   void vector(TensorRole role, std::int64_t size) {
     tensors_.push_back({role, part_, 1, size, Layout::kRows, DType::kF32});
   }
@@ -66,14 +76,18 @@ void add_attention(CatalogBuilder& add, const ModelSpec& spec) {
   using enum TensorRole;
   const std::int64_t hidden = spec.hidden_size, q = spec.query_size(), kv = spec.key_value_size();
   add.part(PartKind::kAttention);
-  add.vector(kAttentionNorm, hidden);
-  add.vector_if(spec.norm_bias, kAttentionNormBias, hidden);
+  add.norm(kAttentionNorm, kAttentionNormBias, spec);
   add.matrix(kQuery, q, hidden);
   add.vector_if(spec.query_bias, kQueryBias, q);
   add.matrix(kKey, kv, hidden);
   add.vector_if(spec.key_bias, kKeyBias, kv);
   add.matrix(kValue, kv, hidden);
   add.vector_if(spec.value_bias, kValueBias, kv);
+  add.vector_if(spec.query_key_norm, kQueryNorm, spec.head_dim);
+  add.vector_if(spec.query_key_norm, kKeyNorm, spec.head_dim);
+  // The MLP of a parallel block reads x as it was before the attention was added to it: its norm
+  // is taken with the attention's part.
+  if (spec.residual == ResidualForm::kParallelTwoNorms) add.norm(kMlpNorm, kMlpNormBias, spec);
   add.matrix(kAttentionOutput, hidden, q);
   add.vector_if(spec.attention_output_bias, kAttentionOutputBias, hidden);
 }
@@ -81,11 +95,9 @@ void add_attention(CatalogBuilder& add, const ModelSpec& spec) {
 void add_mlp(CatalogBuilder& add, const ModelSpec& spec) {
   using enum TensorRole;
   const std::int64_t hidden = spec.hidden_size, inner = spec.intermediate_size;
-  const bool own_norm = spec.residual == ResidualForm::kSequential;
   const bool gated = spec.mlp == MlpKind::kGated;
   add.part(PartKind::kMlp);
-  add.vector_if(own_norm, kMlpNorm, hidden);
-  add.vector_if(own_norm && spec.norm_bias, kMlpNormBias, hidden);
+  if (spec.residual == ResidualForm::kSequential) add.norm(kMlpNorm, kMlpNormBias, spec);
   if (gated) add.matrix(kGate, inner, hidden);
   add.vector_if(gated && spec.mlp_bias, kGateBias, inner);
   add.matrix(kUp, inner, hidden);
@@ -103,12 +115,15 @@ std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType
     case SlabKind::kEmbedding:
       add.part(PartKind::kEmbedding);
       if (spec.tied_head) {
-        add.matrix(kTokenEmbedding, spec.vocab_size, spec.hidden_size);
+        add.matrix(kTokenEmbedding, spec.vocab_size, spec.embedding_size);
       } else {
-        add.table(kTokenEmbedding, spec.vocab_size, spec.hidden_size);
+        add.table(kTokenEmbedding, spec.vocab_size, spec.embedding_size);
       }
+      if (spec.projected_embedding())
+        add.matrix(kEmbeddingProjection, spec.hidden_size, spec.embedding_size);
       if (spec.position == PositionKind::kLearned)
         add.table(kPositionEmbedding, spec.max_position_embeddings, spec.hidden_size);
+      if (spec.embedding_norm) add.norm(kEmbeddingNorm, kEmbeddingNormBias, spec);
       break;
     case SlabKind::kLayer:
       add_attention(add, spec);
@@ -116,9 +131,10 @@ std::vector<TensorSpec> slab_tensors(const ModelSpec& spec, SlabKind slab, DType
       break;
     case SlabKind::kHead:
       add.part(PartKind::kHead);
-      add.vector(kFinalNorm, spec.hidden_size);
-      add.vector_if(spec.norm_bias, kFinalNormBias, spec.hidden_size);
-      if (!spec.tied_head) add.matrix(kHead, spec.vocab_size, spec.hidden_size);
+      if (spec.final_norm) add.norm(kFinalNorm, kFinalNormBias, spec);
+      if (spec.projected_embedding())
+        add.matrix(kHeadProjection, spec.embedding_size, spec.hidden_size);
+      if (!spec.tied_head) add.matrix(kHead, spec.vocab_size, spec.embedding_size);
       add.vector_if(spec.head_bias, kHeadBias, spec.vocab_size);
       break;
   }

@@ -14,8 +14,11 @@
 namespace stagecoach {
 
 enum class TensorRole : std::uint8_t {
-  kTokenEmbedding,     // (vocab, hidden)
-  kPositionEmbedding,  // (max_position, hidden)
+  kTokenEmbedding,       // (vocab, embedding)
+  kEmbeddingProjection,  // (hidden, embedding)
+  kPositionEmbedding,    // (max_position, hidden)
+  kEmbeddingNorm,
+  kEmbeddingNormBias,  // (hidden)
   kAttentionNorm,
   kAttentionNormBias,  // (hidden)
   kQuery,
@@ -24,6 +27,8 @@ enum class TensorRole : std::uint8_t {
   kKeyBias,
   kValue,
   kValueBias,  // (kv_heads · head_dim, hidden)
+  kQueryNorm,
+  kKeyNorm,  // (head_dim)
   kAttentionOutput,
   kAttentionOutputBias,  // (hidden, heads · head_dim)
   kMlpNorm,
@@ -35,9 +40,10 @@ enum class TensorRole : std::uint8_t {
   kDown,
   kDownBias,  // (hidden, intermediate)
   kFinalNorm,
-  kFinalNormBias,  // (hidden)
+  kFinalNormBias,   // (hidden)
+  kHeadProjection,  // (embedding, hidden)
   kHead,
-  kHeadBias,  // (vocab, hidden), (vocab)
+  kHeadBias,  // (vocab, embedding), (vocab)
 };
 inline constexpr int kTensorRoles = static_cast<int>(TensorRole::kHeadBias) + 1;
 

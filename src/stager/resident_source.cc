@@ -44,6 +44,8 @@ ResidentSource::ResidentSource(const LayerStore& store, const ResidentSlice& sli
 
 void ResidentSource::load(const LayerStore& store, const SlabEntry& slab, VerifyMode verify,
                           Timeline& timeline, std::int32_t layer) {
+  // A tied head without norm, bias or projection holds nothing, and is leased all the same.
+  if (slab.kind == SlabKind::kHead) parts_[{&slab, PartKind::kHead}] = {};
   for (const PartEntry& part : slab.parts) {
     LoadedPart& loaded = parts_[{&slab, part.kind}];
     loaded.extent = AlignedBuffer(part.bytes);

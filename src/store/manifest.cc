@@ -57,9 +57,11 @@ void check_format(const JsonObject& root) {
                     "found {}",
                     root.where(), kStoreVersion, version),
         "install that Stagecoach here too, or import the checkpoint again with this one");
-  if (version < 1)
-    throw data_error(
-        fmt::format("{}: \"version\" should be 1 or more, found {}", root.where(), version));
+  if (version < kStoreVersion)
+    throw data_error(fmt::format("{} was written by an older Stagecoach: expected store version "
+                                 "{}, found {}",
+                                 root.where(), kStoreVersion, version),
+                     "import the checkpoint again with this one");
 }
 
 std::map<std::string, std::string> metadata_from_json(const JsonObject& object) {

@@ -12,7 +12,7 @@
 
 namespace stagecoach {
 
-inline constexpr std::int64_t kStoreVersion = 1;
+inline constexpr std::int64_t kStoreVersion = 2;
 inline constexpr std::int64_t kSlabAlignment = 4096;
 inline constexpr const char* kManifestFile = "manifest.json";
 inline constexpr const char* kJournalFile = "import.journal";  // there: an import is not finished

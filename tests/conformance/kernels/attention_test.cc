@@ -8,6 +8,8 @@ namespace {
 
 struct Heads {
   std::int64_t heads, kv_heads, head_dim;
+  std::int64_t window = 0;
+  bool slopes = false;
 };
 
 // The pages of one sequence. Slots never written hold NaN: reading one beyond a row's own position
@@ -63,6 +65,9 @@ class AttentionTest : public KernelTest {
   void attend(const KernelTable& table, const Heads& h, const Tokens& t,
               const std::vector<KvSpan>& spans, Floats& out, std::int64_t begin, std::int64_t end) {
     const std::int64_t stride = h.heads * h.head_dim;
+    Floats slopes;
+    for (std::int64_t head = 0; h.slopes && head < h.heads; ++head)
+      slopes.push_back(0.7f / static_cast<float>(head + 1));
     table.attention({.q = t.q.data(),
                      .q_stride = stride,
                      .out = out.data(),
@@ -72,7 +77,9 @@ class AttentionTest : public KernelTest {
                      .heads = h.heads,
                      .kv_heads = h.kv_heads,
                      .head_dim = h.head_dim,
-                     .scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim))},
+                     .scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim)),
+                     .slopes = h.slopes ? slopes.data() : nullptr,
+                     .window = h.window},
                     begin, end);
   }
   // One prefill of `rows` tokens.
@@ -86,8 +93,23 @@ class AttentionTest : public KernelTest {
   }
 };
 
-constexpr Heads kShapes[] = {{1, 1, 1},  {2, 1, 7},   {4, 2, 16},  {6, 2, 20}, {3, 3, 64},
-                             {8, 1, 33}, {2, 2, 128}, {1, 1, 515}, {26, 1, 8}};
+constexpr Heads kShapes[] = {{1, 1, 1},
+                             {2, 1, 7},
+                             {4, 2, 16},
+                             {6, 2, 20},
+                             {3, 3, 64},
+                             {8, 1, 33},
+                             {2, 2, 128},
+                             {1, 1, 515},
+                             {26, 1, 8},
+                             // Windows that end within a page, on its edge and beyond the text.
+                             {4, 2, 16, 1},
+                             {3, 1, 20, 10},
+                             {2, 2, 8, 64},
+                             {6, 3, 17, 70},
+                             {2, 1, 8, 500},
+                             {5, 5, 12, 0, true},
+                             {6, 2, 16, 40, true}};
 
 TEST_P(AttentionTest, AgreesWithTheOracle) {
   for (const Heads& h : kShapes)
@@ -115,7 +137,9 @@ TEST_P(AttentionTest, SharpAndHugeScoresStayFinite) {
 }
 
 TEST_P(AttentionTest, DecodeAndAnyChunkingEqualPrefill) {
-  for (const Heads& h : {Heads{4, 2, 20}, Heads{3, 3, 32}, Heads{6, 1, 9}}) {
+  for (const Heads& h : {Heads{4, 2, 20}, Heads{3, 3, 32}, Heads{6, 1, 9}, Heads{4, 2, 20, 1},
+                         Heads{3, 1, 9, 7}, Heads{3, 3, 32, 64}, Heads{6, 2, 9, 65},
+                         Heads{4, 1, 20, 0, true}, Heads{6, 3, 9, 30, true}}) {
     const std::int64_t rows = 150;
     const Tokens t = make(h, rows);
     const Floats whole = prefill(kernels(), h, t, rows);

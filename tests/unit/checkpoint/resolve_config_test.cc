@@ -102,6 +102,95 @@ TEST(ResolveConfig, FillsInGptjsDefaults) {
   EXPECT_TRUE(resolve(with(gptj(), {{"tie_word_embeddings", true}})).tied_head);
 }
 
+TEST(ResolveConfig, GptNeoXIsParallelUnlessItSaysNo) {
+  const Json config = {{"model_type", "gpt_neox"}, {"hidden_size", 64}, {"num_attention_heads", 2}};
+  const ModelSpec spec = resolve(config);
+  EXPECT_EQ(spec.residual, ResidualForm::kParallelTwoNorms);
+  EXPECT_EQ(spec.rotary_dim, 8);
+  EXPECT_EQ(spec.activation, ActivationKind::kGeluErf);
+  EXPECT_EQ(resolve(with(config, {{"use_parallel_residual", false}})).residual,
+            ResidualForm::kSequential);
+  EXPECT_REFUSED(with(config, {{"use_parallel_residual", "yes"}}), "false or true");
+  EXPECT_EQ(resolve(with(config, {{"rotary_pct", 1.0}})).rotary_dim, 32);
+  EXPECT_EQ(resolve(with(config, {{"rope_parameters",
+                                   {{"rope_type", "default"},
+                                    {"rope_theta", 500.0},
+                                    {"partial_rotary_factor", 0.5}}}}))
+                .rotary_dim,
+            16);
+  EXPECT_REFUSED(with(config, {{"rotary_pct", 0.0}}), "share of rotary dimensions");
+  EXPECT_REFUSED(with(config, {{"rotary_pct", 0.1}}), "should be even");
+  EXPECT_REFUSED(
+      with(config, {{"rotary_pct", 0.5}, {"rope_parameters", {{"partial_rotary_factor", 0.25}}}}),
+      "\"partial_rotary_factor\" is 0.25");
+}
+
+TEST(ResolveConfig, OptNormalisesAfterwardsAndProjectsWhereItSaysSo) {
+  const Json config = {{"model_type", "opt"}};
+  const ModelSpec spec = resolve(config);
+  EXPECT_EQ(spec.norm_placement, NormPlacement::kBefore);
+  EXPECT_TRUE(spec.final_norm && spec.tied_head && spec.query_bias);
+  EXPECT_EQ(spec.embedding_size, 768);
+  const ModelSpec opt_350m =
+      resolve(with(config, {{"do_layer_norm_before", false}, {"word_embed_proj_dim", 512}}));
+  EXPECT_EQ(opt_350m.norm_placement, NormPlacement::kAfter);
+  EXPECT_FALSE(opt_350m.final_norm);
+  EXPECT_EQ(opt_350m.embedding_size, 512);
+  EXPECT_FALSE(resolve(with(config, {{"_remove_final_layer_norm", true}})).final_norm);
+  EXPECT_FALSE(resolve(with(config, {{"enable_bias", false}})).mlp_bias);
+  EXPECT_REFUSED(with(config, {{"layer_norm_elementwise_affine", false}}), "not supported");
+}
+
+TEST(ResolveConfig, BloomsSlopesAreGeometricAndFillTheGaps) {
+  const Json config = {{"model_type", "bloom"}, {"n_embed", 48}, {"n_head", 8}};
+  const ModelSpec spec = resolve(config);
+  EXPECT_TRUE(spec.embedding_norm);
+  const std::vector<float> halves = {0.5f,     0.25f,     0.125f,     0.0625f,
+                                     0.03125f, 0.015625f, 0.0078125f, 0.00390625f};
+  EXPECT_EQ(spec.alibi_slopes, halves);
+  // Six heads: the four of four, then the first and third of eight.
+  EXPECT_EQ(resolve(with(config, {{"n_head", 6}})).alibi_slopes,
+            (std::vector<float>{0.25f, 0.0625f, 0.015625f, 0.00390625f, 0.5f, 0.125f}));
+  EXPECT_EQ(resolve({{"model_type", "bloom"}, {"hidden_size", 14336}, {"n_head", 112}})
+                .alibi_slopes.size(),
+            112u);
+  EXPECT_REFUSED(with(config, {{"apply_residual_connection_post_layernorm", true}}),
+                 "not supported");
+}
+
+TEST(ResolveConfig, MistralHasAWindowUnlessItIsNull) {
+  const Json config = {{"model_type", "mistral"}};
+  EXPECT_EQ(resolve(config).sliding_window, 4096);
+  EXPECT_EQ(resolve(with(config, {{"sliding_window", nullptr}})).sliding_window, 0);
+  EXPECT_EQ(resolve(with(config, {{"sliding_window", 512}})).sliding_window, 512);
+  EXPECT_REFUSED(with(config, {{"sliding_window", 0}}), "sliding_window");
+  EXPECT_REFUSED(with(config, {{"sliding_window", "wide"}}), "sliding_window");
+}
+
+TEST(ResolveConfig, QwensDifferInBiasesAndHeadNorms) {
+  const ModelSpec qwen2 = resolve({{"model_type", "qwen2"}, {"sliding_window", 32768}});
+  EXPECT_TRUE(qwen2.query_bias && qwen2.key_bias && qwen2.value_bias);
+  EXPECT_FALSE(qwen2.attention_output_bias || qwen2.query_key_norm);
+  EXPECT_EQ(qwen2.sliding_window, 0);
+  EXPECT_REFUSED(with({{"model_type", "qwen2"}}, {{"use_sliding_window", true}}), "not supported");
+  const ModelSpec qwen3 = resolve({{"model_type", "qwen3"}, {"hidden_size", 1024}});
+  EXPECT_TRUE(qwen3.query_key_norm);
+  EXPECT_FALSE(qwen3.query_bias);
+  EXPECT_EQ(qwen3.head_dim, 128);
+}
+
+// Hugging Face's own configs of families that this build does not compute.
+TEST(ResolveConfig, OtherFamiliesAreRefusedByName) {
+  for (const char* name :
+       {"MixtralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "MambaForCausalLM",
+        "BertForMaskedLM", "FalconForCausalLM", "PhiForCausalLM", "GPTNeoForCausalLM",
+        "T5ForConditionalGeneration", "DeepseekV3ForCausalLM"}) {
+    EXPECT_REFUSED((Json{{"architectures", {name}}}), name);
+    EXPECT_REFUSED((Json{{"architectures", {name}}}), "this build imports BloomForCausalLM");
+  }
+  EXPECT_REFUSED((Json{{"model_type", "gpt_neo"}}), "gpt_neo");
+}
+
 TEST(ResolveConfig, FillsInLlamasDefaults) {
   const ModelSpec spec = resolve({{"model_type", "llama"}});
   EXPECT_EQ(spec.architecture, "LlamaForCausalLM");

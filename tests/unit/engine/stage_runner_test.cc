@@ -53,7 +53,7 @@ class RunHead : public testing::Test {
  protected:
   RunHead() {
     spec_.vocab_size = kVocab;
-    spec_.hidden_size = kHidden;
+    spec_.hidden_size = spec_.embedding_size = kHidden;
     spec_.intermediate_size = 16;
     spec_.num_hidden_layers = 1;
     spec_.num_attention_heads = spec_.num_key_value_heads = 1;

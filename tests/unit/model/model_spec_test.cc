@@ -40,7 +40,7 @@ TEST(ModelSpec, JsonRoundTripIsExact) {
 }
 
 TEST(ModelSpec, EveryAxisRefusesAnUnknownValue) {
-  for (const char* axis : {"norm", "residual", "position", "mlp", "activation"}) {
+  for (const char* axis : {"norm", "norm_placement", "residual", "position", "mlp", "activation"}) {
     Json json = to_json(gpt2_spec());
     json[axis] = "surprise";
     const std::string message = data_error_of([&] { model_spec_from_json(json, "m.json"); });
@@ -62,8 +62,8 @@ TEST(ModelSpec, EveryKeyIsNeededAndNoOtherIsTaken) {
     data_error_of([&] { model_spec_from_json(json, "m.json"); });
   }
   Json json = complete;
-  json["sliding_window"] = 4096;
-  EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find("sliding_window"),
+  json["rotary_temperature"] = 2;
+  EXPECT_NE(data_error_of([&] { model_spec_from_json(json, "m.json"); }).find("rotary_temperature"),
             std::string::npos);
 }
 
@@ -102,6 +102,22 @@ TEST(ModelSpec, ValidateRefusesWhatMakesNoSense) {
       {"rotary_inv_freq", [](ModelSpec& s) { s.rotary_inv_freq.pop_back(); }},
       {"rotary_inv_freq", [=](ModelSpec& s) { s.rotary_inv_freq[0] = nan; }},
       {"rotary", [](ModelSpec& s) { s.position = PositionKind::kLearned; }},
+      {"embedding_size", [](ModelSpec& s) { s.embedding_size = 0; }},
+      {"sliding_window", [](ModelSpec& s) { s.sliding_window = -1; }},
+      {"alibi_slopes", [](ModelSpec& s) { s.alibi_slopes = {0.5f}; }},
+      {"alibi_slopes",
+       [](ModelSpec& s) {
+         s.position = PositionKind::kAlibi, s.rotary_dim = 0, s.rotary_inv_freq.clear();
+       }},
+      {"alibi_slopes",
+       [=](ModelSpec& s) {
+         s.position = PositionKind::kAlibi, s.rotary_dim = 0, s.rotary_inv_freq.clear();
+         s.alibi_slopes.assign(32, nan);
+       }},
+      {"norm_placement",
+       [](ModelSpec& s) {
+         s.norm_placement = NormPlacement::kAfter, s.residual = ResidualForm::kParallelTwoNorms;
+       }},
       {"eos_token_id", [](ModelSpec& s) { s.eos_token_ids = {-1}; }},
       {"bos_token_id", [](ModelSpec& s) { s.bos_token_id = -2; }},
       {"parameters",
@@ -143,7 +159,7 @@ TEST(ModelSpec, ActivationNamesOfHuggingFace) {
 // The formulas against a loop over every multiply-add of a small layer.
 TEST(Flops, AreTwiceTheMultiplyAdds) {
   ModelSpec spec = llama_spec();
-  spec.hidden_size = 12;
+  spec.hidden_size = spec.embedding_size = 12;
   spec.intermediate_size = 20;
   spec.num_attention_heads = 6;
   spec.num_key_value_heads = 2;

@@ -10,7 +10,7 @@ inline ModelSpec gpt2_spec() {
   spec.family = "gpt2";
   spec.architecture = "GPT2LMHeadModel";
   spec.vocab_size = 50257;
-  spec.hidden_size = 768;
+  spec.hidden_size = spec.embedding_size = 768;
   spec.intermediate_size = 3072;
   spec.num_hidden_layers = 12;
   spec.num_attention_heads = spec.num_key_value_heads = 12;
@@ -28,7 +28,7 @@ inline ModelSpec gptj_spec() {
   spec.family = "gptj";
   spec.architecture = "GPTJForCausalLM";
   spec.vocab_size = 50400;
-  spec.hidden_size = 4096;
+  spec.hidden_size = spec.embedding_size = 4096;
   spec.intermediate_size = 16384;
   spec.num_hidden_layers = 28;
   spec.num_attention_heads = spec.num_key_value_heads = 16;
@@ -49,7 +49,7 @@ inline ModelSpec llama_spec() {
   spec.family = "llama";
   spec.architecture = "LlamaForCausalLM";
   spec.vocab_size = 128256;
-  spec.hidden_size = 4096;
+  spec.hidden_size = spec.embedding_size = 4096;
   spec.intermediate_size = 14336;
   spec.num_hidden_layers = 32;
   spec.num_attention_heads = 32;

@@ -47,6 +47,31 @@ TEST(TensorCatalog, ATiedEmbeddingIsStoredForTheHead) {
   EXPECT_EQ(find(head, TensorRole::kHead)->rows, 50257);
 }
 
+TEST(TensorCatalog, TheMlpNormOfAParallelBlockIsStagedWithItsAttention) {
+  ModelSpec spec = gptj_spec();
+  spec.residual = ResidualForm::kParallelTwoNorms;
+  const auto layer = slab_tensors(spec, SlabKind::kLayer, DType::kF32);
+  ASSERT_NE(find(layer, TensorRole::kMlpNorm), nullptr);
+  EXPECT_EQ(find(layer, TensorRole::kMlpNorm)->part, PartKind::kAttention);
+  EXPECT_EQ(find(layer, TensorRole::kMlpNormBias)->part, PartKind::kAttention);
+  EXPECT_EQ(
+      find(slab_tensors(gpt2_spec(), SlabKind::kLayer, DType::kF32), TensorRole::kMlpNorm)->part,
+      PartKind::kMlp);
+}
+
+TEST(TensorCatalog, AProjectedEmbeddingIsNarrowOnBothSides) {
+  ModelSpec spec = gpt2_spec();
+  spec.embedding_size = 512;
+  spec.final_norm = false;
+  const auto embedding = slab_tensors(spec, SlabKind::kEmbedding, DType::kF16);
+  EXPECT_EQ(find(embedding, TensorRole::kTokenEmbedding)->cols, 512);
+  EXPECT_EQ(find(embedding, TensorRole::kEmbeddingProjection)->rows, 768);
+  EXPECT_EQ(find(embedding, TensorRole::kPositionEmbedding)->cols, 768);
+  const auto head = slab_tensors(spec, SlabKind::kHead, DType::kF16);
+  EXPECT_EQ(find(head, TensorRole::kHeadProjection)->rows, 512);
+  EXPECT_EQ(find(head, TensorRole::kFinalNorm), nullptr);
+}
+
 TEST(TensorCatalog, AParallelBlockHasOneNormAndRotaryModelsNoTable) {
   const auto layer = slab_tensors(gptj_spec(), SlabKind::kLayer, DType::kF32);
   EXPECT_NE(find(layer, TensorRole::kAttentionNorm), nullptr);

@@ -19,7 +19,7 @@ namespace {
 ModelSpec tiny_spec() {
   ModelSpec spec;
   spec.vocab_size = 40;
-  spec.hidden_size = 16;
+  spec.hidden_size = spec.embedding_size = 16;
   spec.intermediate_size = 24;
   spec.num_hidden_layers = 6;
   spec.num_attention_heads = spec.num_key_value_heads = 2;

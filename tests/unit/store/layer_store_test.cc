@@ -117,7 +117,7 @@ TEST_F(LayerStoreTest, EveryHeaderByteIsChecked) {
 
 TEST_F(LayerStoreTest, NewerSlabSaysSo) {
   std::string bytes = file_bytes(file_);
-  bytes[8] = 2;
+  bytes[8] = kStoreVersion + 1;
   set_file_bytes(file_, bytes);
   const LayerStore store(root_);
   const std::string text = error_of([&] { store.open_slab(slab_); }).what();

@@ -104,7 +104,7 @@ const Mutation kMutations[] = {
     {"/format", "\"something\""},
     {"/format", "remove"},
     {"/version", "0"},
-    {"/version", "2"},
+    {"/version", "3"},
     {"/version", "1.5"},
     {"/version", "\"1\""},
     {"/version", "remove"},

@@ -51,7 +51,7 @@ inline ModelSpec small_spec() {
   spec.family = "gpt2";
   spec.architecture = "GPT2LMHeadModel";
   spec.vocab_size = 37;
-  spec.hidden_size = 20;
+  spec.hidden_size = spec.embedding_size = 20;
   spec.intermediate_size = 50;
   spec.num_hidden_layers = 3;
   spec.num_attention_heads = spec.num_key_value_heads = 2;
