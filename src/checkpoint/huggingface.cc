@@ -9,6 +9,7 @@
 #include "checkpoint/foreign_text.h"
 #include "checkpoint/import.h"
 #include "checkpoint/mapped_source.h"
+#include "checkpoint/pytorch_set.h"
 #include "checkpoint/safetensors_set.h"
 #include "text/tokenizer.h"
 
@@ -94,24 +95,23 @@ Error nothing_to_read(const fs::path& directory) {
                          name.ends_with(".safetensors");
     if (foreign && (other.empty() || name < other)) other = name;
   }
-  const std::string problem = fmt::format(
-      "{} holds neither model.safetensors nor model.safetensors.index.json", directory.string());
+  const std::string problem =
+      fmt::format("{} holds no model.safetensors, no pytorch_model.bin and no index of either",
+                  directory.string());
   if (other.empty()) return data_error(problem, "point at a Hugging Face checkpoint directory");
-  if (other.ends_with(".safetensors"))
-    return data_error(
-        fmt::format("{}, found {}", problem, quote_name(other)),
-        "rename a single file to model.safetensors; shards need their index next to them");
   if (other.ends_with(".gguf"))
     return data_error(fmt::format("{}; GGUF ({}) is not supported yet", problem, quote_name(other)),
                       "fetch the model's original safetensors checkpoint");
-  return data_error(
-      fmt::format("{}; PyTorch files ({}) are not supported yet", problem, quote_name(other)),
-      "convert with: python3 -c \"from transformers import AutoModelForCausalLM as M; "
-      "M.from_pretrained('DIR').save_pretrained('NEWDIR', safe_serialization=True)\"");
+  const bool safetensors = other.ends_with(".safetensors");
+  return data_error(fmt::format("{}, found {}", problem, quote_name(other)),
+                    fmt::format("if that is the whole model, rename it to {}; shards need their "
+                                "index next to them",
+                                safetensors ? "model.safetensors" : "pytorch_model.bin"));
 }
 
 TensorSet open_weights(const fs::path& directory) {
   if (holds_safetensors(directory)) return open_safetensors(directory);
+  if (holds_pytorch(directory)) return open_pytorch(directory);
   throw nothing_to_read(directory);
 }
 
