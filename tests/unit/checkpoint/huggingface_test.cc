@@ -431,8 +431,7 @@ TEST_F(HuggingFace, SaysWhatIsMissingInTheDirectory) {
   EXPECT_REFUSED(refused(folder_.path()), "no config.json");
   write_bytes(folder_ / "config.json", kLlama.dump());
   write_bytes(folder_ / "pytorch_model.bin", "x");
-  EXPECT_REFUSED(refused(folder_.path()),
-                 "PyTorch files (\"pytorch_model.bin\") are not supported yet");
+  EXPECT_REFUSED(refused(folder_.path()), "was not written by torch.save");
 }
 
 TEST_F(HuggingFace, DisjointRangesOfOneTensorCanBeReadAtOnce) {
@@ -463,10 +462,11 @@ TEST_F(HuggingFace, SaysWhatAFolderWithoutWeightsHolds) {
     }
     return std::string("accepted");
   };
-  EXPECT_REFUSED(error_with("pytorch_model.bin"), "save_pretrained");
+  EXPECT_REFUSED(error_with("consolidated.00.pth"), "rename it to pytorch_model.bin");
+  EXPECT_REFUSED(error_with("model.pt"), "found \"model.pt\"");
   EXPECT_REFUSED(error_with("model-q4.gguf"), "GGUF");
-  EXPECT_REFUSED(error_with("weights.safetensors"), "rename");
-  EXPECT_REFUSED(error_with(""), "holds neither");
+  EXPECT_REFUSED(error_with("weights.safetensors"), "rename it to model.safetensors");
+  EXPECT_REFUSED(error_with(""), "holds no model.safetensors");
 }
 
 }  // namespace
