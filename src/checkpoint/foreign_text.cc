@@ -2,16 +2,7 @@
 
 #include <fmt/ranges.h>
 
-#include "base/json.h"
-
 namespace stagecoach {
-
-std::string quote_name(std::string_view name) {
-  constexpr std::size_t kLongest = 120;
-  std::string text = Json(std::string(name)).dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > kLongest) text = text.substr(0, kLongest - 4) + "...\"";
-  return text;
-}
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));

@@ -3,14 +3,11 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
-namespace stagecoach {
+#include "base/quote.h"
 
-// A name out of a foreign file, quoted, escaped to ASCII and cut to a printable length: hostile
-// names must not reach a terminal as they are.
-std::string quote_name(std::string_view name);
+namespace stagecoach {
 
 // "[3, 4]".
 std::string shape_text(const std::vector<std::int64_t>& shape);

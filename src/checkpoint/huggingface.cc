@@ -19,7 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kMaxConfigBytes = 16 << 20;
-constexpr std::int64_t kMaxTokenizerBytes = 256 << 20;
 
 // A path that cannot be looked at counts as there, and so does a link to nowhere (a snapshot of
 // Hugging Face's cache that was copied without its blobs): opening it then says what is wrong.
@@ -74,14 +73,6 @@ Description read_config(const fs::path& directory) {
   result.family = &find_family(JsonObject(config, path.string()));
   result.spec = resolve_config(config, generation.is_null() ? nullptr : &generation, path.string());
   return result;
-}
-
-std::map<std::string, std::string> read_tokenizer_files(const fs::path& directory) {
-  std::map<std::string, std::string> files;
-  for (const std::string& name : tokenizer_file_names())
-    if (present(directory / name))
-      files[name] = read_text_file(directory / name, kMaxTokenizerBytes);
-  return files;
 }
 
 // Says what a folder without weights holds instead.

@@ -38,10 +38,12 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const Normalizer& norma
   for (const AddedToken& token : tokens_) {
     std::string text = token.normalized ? normalizer.apply(token.content) : token.content;
     by_id_.insert_or_assign(token.id, Pattern{text, &token});
-    (token.normalized ? normalized_ : raw_).add(std::move(text), token);
+    if (!token.markup_only) (token.normalized ? normalized_ : raw_).add(std::move(text), token);
+    contents_.add(token.content, token);
     largest_id_ = std::max(largest_id_, token.id);
   }
   raw_.sort();
+  contents_.sort();
   normalized_.sort();
 }
 
@@ -85,28 +87,43 @@ const AddedTokens::Pattern* AddedTokens::PatternSet::longest_at(std::string_view
   return longest;
 }
 
-std::vector<Segment> AddedTokens::split(std::string_view text, const PatternSet& set) {
+std::optional<TokenId> AddedTokens::id_of(std::string_view content) const {
+  const Pattern* match = contents_.longest_at(content, 0);
+  if (match == nullptr || match->text != content) return std::nullopt;
+  return match->token->id;
+}
+
+std::vector<Segment> AddedTokens::split_marked(std::string_view text,
+                                               const std::vector<Range>& marked) const {
+  return split(text, contents_, marked);
+}
+
+std::vector<Segment> AddedTokens::split(std::string_view text, const PatternSet& set,
+                                        const std::vector<Range>& ranges) {
   std::vector<Segment> segments;
   std::size_t done = 0;  // everything before it belongs to some segment
-  for (std::size_t position = 0; position < text.size();) {
-    const Pattern* match = set.first_bytes.test(static_cast<unsigned char>(text[position]))
-                               ? set.longest_at(text, position)
-                               : nullptr;
-    if (match == nullptr) {
-      ++position;
-      continue;
+  for (const Range& range : ranges) {
+    const std::string_view searched = text.substr(0, range.end);
+    for (std::size_t position = range.begin; position < range.end;) {
+      const Pattern* match = set.first_bytes.test(static_cast<unsigned char>(text[position]))
+                                 ? set.longest_at(searched, position)
+                                 : nullptr;
+      if (match == nullptr) {
+        ++position;
+        continue;
+      }
+      const AddedToken& token = *match->token;
+      std::size_t begin = position;
+      std::size_t end = position + match->text.size();
+      // The search goes on behind the match itself, even where it is discarded or swallows more.
+      position = end;
+      if (token.single_word && !stands_alone(text, begin, end)) continue;
+      if (token.lstrip) begin = std::max(skip_space_before(text, begin), done);
+      if (token.rstrip) end = skip_space_after(text, end);
+      if (done < begin) segments.push_back({done, begin, std::nullopt});
+      segments.push_back({begin, end, token.id});
+      done = end;
     }
-    const AddedToken& token = *match->token;
-    std::size_t begin = position;
-    std::size_t end = position + match->text.size();
-    // The search goes on behind the match itself, even where it is discarded or swallows more.
-    position = end;
-    if (token.single_word && !stands_alone(text, begin, end)) continue;
-    if (token.lstrip) begin = std::max(skip_space_before(text, begin), done);
-    if (token.rstrip) end = skip_space_after(text, end);
-    if (done < begin) segments.push_back({done, begin, std::nullopt});
-    segments.push_back({begin, end, token.id});
-    done = end;
   }
   if (done != text.size()) segments.push_back({done, text.size(), std::nullopt});
   return segments;

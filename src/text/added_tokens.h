@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "text/normalizer.h"
+#include "text/pattern.h"
 #include "text/tokenizer.h"
 
 namespace stagecoach {
@@ -24,6 +25,7 @@ struct AddedToken {
   bool rstrip = false;       // and after it
   bool normalized = false;   // its normalised content is looked for in normalised text
   bool special = false;      // left out of decoded text
+  bool markup_only = false;  // found by split_marked alone
 };
 
 // A stretch of text, with the token that it is, if it is one.
@@ -39,10 +41,15 @@ class AddedTokens {
   // Contents and ids are distinct, contents not empty.
   AddedTokens(std::vector<AddedToken> tokens, const Normalizer& normalizer);
 
+  // Cuts text at the tokens that lie in one of the `marked` ranges (ascending, disjoint) entirely,
+  // by their raw contents; white space beside them may be outside.
+  std::vector<Segment> split_marked(std::string_view text, const std::vector<Range>& marked) const;
   // Cuts text at the tokens that match before (after) normalisation, leftmost-longest.
-  std::vector<Segment> split_raw(std::string_view text) const { return split(text, raw_); }
+  std::vector<Segment> split_raw(std::string_view text) const {
+    return split(text, raw_, {{0, text.size()}});
+  }
   std::vector<Segment> split_normalized(std::string_view text) const {
-    return split(text, normalized_);
+    return split(text, normalized_, {{0, text.size()}});
   }
 
   struct Decoded {
@@ -50,6 +57,7 @@ class AddedTokens {
     bool special = false;
   };
   std::optional<Decoded> decoded(TokenId id) const;
+  std::optional<TokenId> id_of(std::string_view content) const;
   TokenId largest_id() const { return largest_id_; }  // -1: there are none
 
  private:
@@ -68,11 +76,13 @@ class AddedTokens {
     const Pattern* longest_at(std::string_view text, std::size_t position) const;
   };
 
-  static std::vector<Segment> split(std::string_view text, const PatternSet& set);
+  static std::vector<Segment> split(std::string_view text, const PatternSet& set,
+                                    const std::vector<Range>& ranges);
 
   std::vector<AddedToken> tokens_;
   std::unordered_map<TokenId, Pattern> by_id_;
   PatternSet raw_;
+  PatternSet contents_;  // of all tokens, not normalised
   PatternSet normalized_;
   TokenId largest_id_ = -1;
 };

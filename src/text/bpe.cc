@@ -16,6 +16,14 @@ std::uint64_t pair_key(TokenId left, TokenId right) {
   return std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
 }
 
+// Calls `each` with both parts of every way to cut `text` between two characters.
+template <typename Each>
+void for_each_cut(std::string_view text, Each each) {
+  for (std::size_t cut = code_point_at(text, 0).bytes; cut < text.size();
+       cut += code_point_at(text, cut).bytes)
+    each(text.substr(0, cut), text.substr(cut));
+}
+
 }  // namespace
 
 std::size_t Vocabulary::Hash::operator()(std::string_view text) const {
@@ -59,15 +67,7 @@ struct BpeModel::Symbol {
 
 BpeModel::BpeModel(Vocabulary vocabulary, const std::vector<Merge>& merges, BpeOptions options,
                    std::string where)
-    : vocabulary_(std::move(vocabulary)), options_(std::move(options)), where_(std::move(where)) {
-  vocabulary_.for_each([&](const std::string& token, TokenId id) {
-    if (token.empty()) return;
-    const CodePoint first = code_point_at(token, 0);
-    if (first.bytes == token.size()) characters_.emplace(first.value, id);
-  });
-  for (std::size_t byte = 0; byte < byte_tokens_.size(); ++byte)
-    byte_tokens_[byte] = vocabulary_.id_of(fmt::format("<0x{:02X}>", byte)).value_or(-1);
-
+    : BpeModel(std::move(vocabulary), std::move(options), std::move(where)) {
   rules_.reserve(merges.size());
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const std::string_view left = merges[rank].first, right = merges[rank].second;
@@ -81,6 +81,61 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::vector<Merge>& merges, BpeO
     const std::string merged = std::string(left) + std::string(right);
     rules_[pair_key(id(left), id(right))] = {static_cast<std::uint32_t>(rank), id(merged)};
   }
+}
+
+BpeModel BpeModel::from_scores(Vocabulary vocabulary, std::vector<ScoredPiece> pieces,
+                               BpeOptions options, std::string where) {
+  BpeModel model(std::move(vocabulary), std::move(options), std::move(where));
+  std::sort(pieces.begin(), pieces.end(),
+            [](const ScoredPiece& a, const ScoredPiece& b) { return a.score > b.score; });
+  for (const ScoredPiece& piece : pieces) model.scored_.insert(piece.id);
+  std::uint32_t rank = 0;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (i > 0 && pieces[i].score < pieces[i - 1].score) ++rank;
+    model.add_rules(*model.vocabulary_.token_of(pieces[i].id), {rank, pieces[i].id});
+  }
+  return model;
+}
+
+BpeModel::BpeModel(Vocabulary vocabulary, BpeOptions options, std::string where)
+    : vocabulary_(std::move(vocabulary)), options_(std::move(options)), where_(std::move(where)) {
+  vocabulary_.for_each([&](const std::string& token, TokenId id) {
+    if (token.empty()) return;
+    const CodePoint first = code_point_at(token, 0);
+    if (first.bytes == token.size()) characters_.emplace(first.value, id);
+  });
+  for (std::size_t byte = 0; byte < byte_tokens_.size(); ++byte)
+    byte_tokens_[byte] = vocabulary_.id_of(fmt::format("<0x{:02X}>", byte)).value_or(-1);
+}
+
+bool BpeModel::can_be_symbol(std::string_view part) const {
+  if (code_point_at(part, 0).bytes == part.size()) return true;
+  const auto id = vocabulary_.id_of(part);
+  return id && scored_.contains(*id);
+}
+
+TokenId BpeModel::symbol_of(std::string_view part) {
+  const CodePoint first = code_point_at(part, 0);
+  if (first.bytes != part.size()) return *vocabulary_.id_of(part);
+  const auto lone = static_cast<TokenId>(-2 - static_cast<std::int64_t>(lone_parts_.size()));
+  const auto [entry, inserted] = characters_.emplace(first.value, lone);
+  if (inserted) lone_parts_.push_back(first.value);
+  return entry->second;
+}
+
+void BpeModel::add_rules(std::string_view piece, Rule rule) {
+  for_each_cut(piece, [&](std::string_view left, std::string_view right) {
+    if (can_be_symbol(left) && can_be_symbol(right))
+      rules_[pair_key(symbol_of(left), symbol_of(right))] = rule;
+  });
+}
+
+bool BpeModel::could_build(std::string_view token) const {
+  bool could = false;
+  for_each_cut(token, [&](std::string_view left, std::string_view right) {
+    could = could || (can_be_symbol(left) && can_be_symbol(right));
+  });
+  return could;
 }
 
 const BpeModel::Rule* BpeModel::rule(TokenId left, TokenId right) const {
@@ -207,9 +262,30 @@ void BpeModel::encode(std::string_view piece, std::vector<TokenId>& ids) const {
         "a piece of text without a break has {} bytes, expected less than 2 GiB", piece.size()));
   std::vector<Symbol> list = symbols(piece);
   Merger(*this, list).run();
+  const std::size_t begin = ids.size();
   for (const Symbol& symbol : list) {
-    if (!symbol.removed) ids.push_back(symbol.id);
+    if (symbol.removed) continue;
+    if (symbol.id >= 0)
+      ids.push_back(symbol.id);
+    else
+      append_lone_part(symbol.id, ids);
   }
+  if (lone_parts_.empty() || options_.byte_fallback || !options_.fuse_unknown) return;
+  // Only now is it known which characters are left over, and so which unknown ones are neighbours.
+  const TokenId unknown = unknown_id();
+  const auto both = [unknown](TokenId a, TokenId b) { return a == unknown && b == unknown; };
+  ids.erase(std::unique(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.end(), both),
+            ids.end());
+}
+
+void BpeModel::append_lone_part(TokenId symbol, std::vector<TokenId>& ids) const {
+  if (!options_.byte_fallback) {
+    ids.push_back(unknown_id());
+    return;
+  }
+  std::string bytes;
+  append_code_point(bytes, lone_parts_[static_cast<std::size_t>(-2 - symbol)]);
+  for (const char byte : bytes) ids.push_back(byte_tokens_[static_cast<unsigned char>(byte)]);
 }
 
 }  // namespace stagecoach

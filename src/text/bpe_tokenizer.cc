@@ -50,6 +50,32 @@ class BpeTokenizer : public Tokenizer {
  public:
   explicit BpeTokenizer(BpeTokenizerParts parts) : parts_(std::move(parts)) {}
 
+  std::vector<TokenId> encode_segments(const std::vector<TextSegment>& segments) const override {
+    std::string text;
+    std::vector<Range> marked;
+    for (const TextSegment& segment : segments) {
+      if (segment.is_markup && (marked.empty() || marked.back().end != text.size()))
+        marked.push_back({text.size(), text.size()});
+      text += segment.text;
+      if (segment.is_markup) marked.back().end = text.size();
+    }
+    require_utf8(text);
+    std::vector<TokenId> ids;
+    for (const Segment& segment : parts_.added.split_marked(text, marked)) {
+      if (segment.token) {
+        ids.push_back(*segment.token);
+        continue;
+      }
+      std::string plain = text.substr(segment.begin, segment.end - segment.begin);
+      encode_plain({parts_.normalizer.apply(std::move(plain)), segment.begin == 0}, ids);
+    }
+    return ids;
+  }
+
+  std::optional<TokenId> added_token(std::string_view content) const override {
+    return parts_.added.id_of(content);
+  }
+
   std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const override {
     require_utf8(text);
     std::vector<TokenId> ids;
@@ -89,13 +115,21 @@ class BpeTokenizer : public Tokenizer {
       }
       encode_plain({normalized.substr(segment.begin, segment.end - segment.begin),
                     where.begin == 0 && segment.begin == 0},
-                   ids);
+                   ids, parts_.user_defined);
     }
   }
 
-  void encode_plain(Piece text, std::vector<TokenId>& ids) const {
-    for (const Piece& piece : parts_.pre_tokenizer.apply(std::move(text)))
-      parts_.model.encode(piece.text, ids);
+  // `pieces` are looked for in what the pre-tokenizer makes of the text.
+  void encode_plain(Piece text, std::vector<TokenId>& ids, const AddedTokens& pieces = {}) const {
+    for (const Piece& piece : parts_.pre_tokenizer.apply(std::move(text))) {
+      for (const Segment& segment : pieces.split_raw(piece.text)) {
+        if (segment.token)
+          ids.push_back(*segment.token);
+        else
+          parts_.model.encode(
+              std::string_view(piece.text).substr(segment.begin, segment.end - segment.begin), ids);
+      }
+    }
   }
 
   BpeTokenizerParts parts_;
@@ -118,6 +152,12 @@ class ByteTokenizer : public Tokenizer {
     for (const char byte : text) ids.push_back(static_cast<unsigned char>(byte));
     return ids;
   }
+  std::vector<TokenId> encode_segments(const std::vector<TextSegment>& segments) const override {
+    std::string text;
+    for (const TextSegment& segment : segments) text += segment.text;
+    return encode(text, {});
+  }
+  std::optional<TokenId> added_token(std::string_view) const override { return std::nullopt; }
   std::unique_ptr<IncrementalDecoder> start_decoding(bool) const override {
     return std::make_unique<ByteDecoder>();
   }

@@ -23,6 +23,7 @@ struct BpeTokenizerParts {
   AddedTokens added;
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
+  AddedTokens user_defined = {};  // found in what the pre-tokenizer makes; not among `added`
   BpeModel model;
   SpecialFrame frame;
   std::vector<DecoderStep> decoder;

@@ -6,9 +6,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "base/log.h"
+#include "base/quote.h"
 #include "text/added_token_table.h"
 #include "text/bpe_tokenizer.h"
+#include "text/sentencepiece.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_config.h"
 #include "text/tokenizer_json.h"
@@ -37,10 +38,9 @@ void require_known_ids(const SpecialFrame& frame, const AddedTokenTable& table,
   }
 }
 
-std::unique_ptr<Tokenizer> load_json(const fs::path& directory) {
-  const fs::path path = directory / "tokenizer.json";
-  const std::string where = path.string();
-  const Json json = read_json_file(path, kMaxTokenizerBytes);
+std::unique_ptr<Tokenizer> load_json(const TokenizerFiles& files, const std::string& folder) {
+  const std::string where = folder + "/tokenizer.json";
+  const Json json = parse_json(files.at("tokenizer.json"), where);
   const JsonObject root(json, where);
   if (is_byte_tokenizer(json)) return make_byte_tokenizer();
   if (const std::string version = root.string_or("version", "1.0"); version != "1.0")
@@ -62,7 +62,7 @@ std::unique_ptr<Tokenizer> load_json(const fs::path& directory) {
       table.add(parse_added_token(token, named("added_tokens")),
                 JsonObject(token, named("added_tokens")).integer("id"), named("added_tokens"));
   }
-  TokenizerConfig(directory).add_tokens_to(table);
+  TokenizerConfig(files, folder).add_tokens_to(table);
   require_known_ids(frame, table, where);
   AddedTokens added(table.take(), normalizer);
   return make_bpe_tokenizer({.added = std::move(added),
@@ -88,7 +88,7 @@ std::vector<Merge> parse_merges(std::string_view text, const std::string& where)
   return merges;
 }
 
-void require_gpt2_rules(const TokenizerConfig& config, const fs::path& directory) {
+void require_gpt2_rules(const TokenizerConfig& config, const std::string& where) {
   static constexpr std::array<std::string_view, 5> kKnown = {
       "", "GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast"};
   const std::string name = config.tokenizer_class();
@@ -96,20 +96,19 @@ void require_gpt2_rules(const TokenizerConfig& config, const fs::path& directory
     throw data_error(
         fmt::format("{}: vocab.json and merges.txt of the tokenizer_class \"{}\" are not "
                     "supported, expected GPT2Tokenizer",
-                    directory.string(), name),
+                    where, name),
         "save the tokenizer with transformers, which writes a tokenizer.json");
 }
 
-std::unique_ptr<Tokenizer> load_vocab_and_merges(const fs::path& directory) {
-  const TokenizerConfig config(directory);
-  require_gpt2_rules(config, directory);
-  const fs::path vocab_path = directory / "vocab.json";
-  const fs::path merges_path = directory / "merges.txt";
+std::unique_ptr<Tokenizer> load_vocab_and_merges(const TokenizerFiles& files,
+                                                 const std::string& where) {
+  const TokenizerConfig config(files, where);
+  require_gpt2_rules(config, where);
+  const std::string vocab_name = where + "/vocab.json";
   Vocabulary vocabulary =
-      parse_vocabulary(read_json_file(vocab_path, kMaxTokenizerBytes), vocab_path.string());
-  const std::string merges_text = read_text_file(merges_path, kMaxTokenizerBytes);
-  BpeModel model(std::move(vocabulary), parse_merges(merges_text, merges_path.string()), {},
-                 directory.string());
+      parse_vocabulary(parse_json(files.at("vocab.json"), vocab_name), vocab_name);
+  BpeModel model(std::move(vocabulary), parse_merges(files.at("merges.txt"), where + "/merges.txt"),
+                 {}, where);
 
   AddedTokenTable table(model.vocabulary());
   config.add_tokens_to(table);
@@ -122,44 +121,76 @@ std::unique_ptr<Tokenizer> load_vocab_and_merges(const fs::path& directory) {
   SpecialFrame frame;
   const auto add_if_asked = [&](const char* flag, const std::string& token,
                                 std::vector<TokenId>& ids) {
-    if (!config.flag(flag)) return;
+    if (!config.flag(flag, false)) return;
     const auto id = table.id_of(token);
     if (!id)
       throw data_error(fmt::format("{}: {} is true, but the token \"{}\" has no id",
-                                   (directory / "tokenizer_config.json").string(), flag, token));
+                                   where + "/tokenizer_config.json", flag, token));
     ids.push_back(*id);
   };
   add_if_asked("add_bos_token", bos, frame.before);
   add_if_asked("add_eos_token", eos, frame.after);
 
   AddedTokens added(table.take(), Normalizer());
-  return make_bpe_tokenizer(
-      {.added = std::move(added),
-       .normalizer = Normalizer(),
-       .pre_tokenizer =
-           PreTokenizer({ByteLevelStep{.add_prefix_space = config.flag("add_prefix_space")}}),
-       .model = std::move(model),
-       .frame = std::move(frame),
-       .decoder = {ByteLevelDecoding{}}});
+  return make_bpe_tokenizer({.added = std::move(added),
+                             .normalizer = Normalizer(),
+                             .pre_tokenizer = PreTokenizer({ByteLevelStep{
+                                 .add_prefix_space = config.flag("add_prefix_space", false)}}),
+                             .model = std::move(model),
+                             .frame = std::move(frame),
+                             .decoder = {ByteLevelDecoding{}}});
+}
+
+std::unique_ptr<Tokenizer> load_sentencepiece(const TokenizerFiles& files,
+                                              const std::string& where) {
+  static constexpr std::array<std::string_view, 7> kKnown = {"",
+                                                             "LlamaTokenizer",
+                                                             "LlamaTokenizerFast",
+                                                             "CodeLlamaTokenizer",
+                                                             "CodeLlamaTokenizerFast",
+                                                             "GemmaTokenizer",
+                                                             "GemmaTokenizerFast"};
+  const TokenizerConfig config(files, where);
+  const std::string name = config.tokenizer_class();
+  if (std::find(kKnown.begin(), kKnown.end(), name) == kKnown.end())
+    throw data_error(fmt::format("{}: a tokenizer.model of the tokenizer_class {} is not "
+                                 "supported, expected LlamaTokenizer",
+                                 where, quote_name(name)),
+                     "save the tokenizer with transformers, which writes a tokenizer.json");
+  const std::string path = where + "/tokenizer.model";
+  return make_sentencepiece_tokenizer(parse_sentencepiece(files.at("tokenizer.model"), path),
+                                      config, path);
 }
 
 }  // namespace
 
+TokenizerFiles read_tokenizer_files(const fs::path& directory) {
+  TokenizerFiles files;
+  for (const std::string& name : tokenizer_file_names()) {
+    const fs::path path = directory / name;
+    // A path that cannot be looked at counts as there, and so does a link to nowhere: opening it
+    // then says what is wrong.
+    std::error_code ignored;
+    if (fs::symlink_status(path, ignored).type() != fs::file_type::not_found)
+      files.emplace(name, read_text_file(path, kMaxTokenizerBytes));
+  }
+  return files;
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& directory) {
-  if (file_exists(directory / "tokenizer.json")) return load_json(directory);
-  const bool vocab = file_exists(directory / "vocab.json");
-  const bool merges = file_exists(directory / "merges.txt");
-  if (vocab && merges) return load_vocab_and_merges(directory);
+  return load_tokenizer(read_tokenizer_files(directory), directory.string());
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerFiles& files, const std::string& where) {
+  if (files.contains("tokenizer.json")) return load_json(files, where);
+  const bool vocab = files.contains("vocab.json");
+  const bool merges = files.contains("merges.txt");
+  if (vocab && merges) return load_vocab_and_merges(files, where);
+  if (files.contains("tokenizer.model")) return load_sentencepiece(files, where);
   if (vocab || merges)
-    throw data_error(
-        fmt::format("{} has {} but not {}", directory.string(), vocab ? "vocab.json" : "merges.txt",
-                    vocab ? "merges.txt" : "vocab.json"),
-        "copy the other file there, too, or a tokenizer.json");
-  if (file_exists(directory / "tokenizer.model"))
-    spdlog::warn(
-        "{} has a tokenizer.model but no tokenizer.json, which is what can be read; save the "
-        "tokenizer with transformers to get one",
-        directory.string());
+    throw data_error(fmt::format("{} has {} but not {}", where, vocab ? "vocab.json" : "merges.txt",
+                                 vocab ? "merges.txt" : "vocab.json"),
+                     "copy the other file there, too, or a tokenizer.json");
   return nullptr;
 }
 
@@ -168,13 +199,10 @@ std::string byte_tokenizer_json() {
 }
 
 const std::vector<std::string>& tokenizer_file_names() {
-  static const std::vector<std::string> kNames = {"tokenizer.json",
-                                                  "tokenizer_config.json",
-                                                  "vocab.json",
-                                                  "merges.txt",
-                                                  "special_tokens_map.json",
-                                                  "added_tokens.json",
-                                                  "generation_config.json"};
+  static const std::vector<std::string> kNames = {
+      "tokenizer.json",    "tokenizer_config.json", "vocab.json",
+      "merges.txt",        "tokenizer.model",       "special_tokens_map.json",
+      "added_tokens.json", "chat_template.jinja",   "generation_config.json"};
   return kNames;
 }
 

@@ -7,6 +7,19 @@
 namespace stagecoach {
 namespace {
 
+std::string collapse_spaces(std::string_view text) {
+  for (const std::string_view space : {" ", "\u2581"}) {
+    if (!text.ends_with(space)) continue;
+    text.remove_suffix(space.size());
+    return collapse_spaces(text);
+  }
+  std::string result;
+  for (const char c : text) {
+    if (c != ' ' || (!result.empty() && result.back() != ' ')) result += c;
+  }
+  return result;
+}
+
 struct Apply {
   std::string text;
 
@@ -15,6 +28,7 @@ struct Apply {
     return text.empty() ? std::move(text) : step.prefix + text;
   }
   std::string operator()(const ReplaceStep& step) { return replace_all(std::move(text), step); }
+  std::string operator()(const CollapseSpacesStep&) { return collapse_spaces(text); }
 };
 
 }  // namespace

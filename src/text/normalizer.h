@@ -16,7 +16,10 @@ struct ReplaceStep {
   std::string pattern;  // never empty
   std::string content;
 };
-using NormalizerStep = std::variant<NfcStep, PrependStep, ReplaceStep>;
+// SentencePiece's remove_extra_whitespaces: none at both ends, one inside, and at the end no U+2581
+// either, which is how it writes them.
+struct CollapseSpacesStep {};
+using NormalizerStep = std::variant<NfcStep, PrependStep, ReplaceStep, CollapseSpacesStep>;
 
 std::string replace_all(std::string text, const ReplaceStep& replace);
 

@@ -35,7 +35,8 @@ struct Apply {
     piece.text = replace_all(std::move(piece.text), {" ", step.replacement});
     const bool wanted =
         step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && piece.at_start);
-    if (wanted && !piece.text.starts_with(step.replacement)) piece.text.insert(0, step.replacement);
+    if (wanted && (step.even_before_space || !piece.text.starts_with(step.replacement)))
+      piece.text.insert(0, step.replacement);
     if (step.split) {
       cut(piece,
           {.pattern = literal_pattern(step.replacement),

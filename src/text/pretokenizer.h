@@ -29,6 +29,7 @@ struct MetaspaceStep {
   enum class Prepend { kAlways, kFirst, kNever };
   std::string replacement = "\u2581";  // one character
   Prepend prepend = Prepend::kAlways;
+  bool even_before_space = false;  // SentencePiece's own rule: spaces never stand for the prefix
   bool split = true;
 };
 

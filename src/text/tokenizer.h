@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +17,12 @@ using TokenId = std::int32_t;
 struct EncodeOptions {
   bool add_special_tokens = true;      // BOS and EOS as the tokenizer adds them; false: --no-bos
   bool recognise_added_tokens = true;  // false: the text is plain text throughout (chat contents)
+};
+
+// A stretch of a chat, say: what its template says, or what somebody typed.
+struct TextSegment {
+  std::string text;
+  bool is_markup = false;
 };
 
 // Decodes id by id; what is appended, all together, is what decode_bytes makes of all the ids.
@@ -33,6 +41,11 @@ class Tokenizer {
   // `text` is valid UTF-8 (check with is_valid_utf8 first: invalid text is a data_error).
   virtual std::vector<TokenId> encode(std::string_view text,
                                       const EncodeOptions& options = {}) const = 0;
+  // The ids of the segments' texts, one behind the other, as if they were one text without special
+  // tokens around it; added tokens are recognised where they lie in markup entirely.
+  virtual std::vector<TokenId> encode_segments(const std::vector<TextSegment>& segments) const = 0;
+  // The id of the added token (or user-defined piece) with this content.
+  virtual std::optional<TokenId> added_token(std::string_view content) const = 0;
 
   // Raw bytes of the ids, concatenated by the tokenizer's decoder; may end inside a UTF-8
   // character. Ids beyond the vocabulary decode to nothing. Special tokens are skipped if asked.
@@ -43,10 +56,15 @@ class Tokenizer {
   virtual std::int64_t vocab_size() const = 0;  // largest id + 1
 };
 
-// From a directory that holds tokenizer.json, or vocab.json + merges.txt, with
-// tokenizer_config.json and friends if present; or stagecoach's own byte tokenizer. Throws
-// data_error naming the component that is not supported. Returns null when the directory holds no
-// tokenizer files.
+// Contents by file name: those of tokenizer_file_names() that exist.
+using TokenizerFiles = std::map<std::string, std::string>;
+TokenizerFiles read_tokenizer_files(const std::filesystem::path& directory);
+
+// From tokenizer.json, else vocab.json + merges.txt, else tokenizer.model, with
+// tokenizer_config.json and friends if present; or stagecoach's own byte tokenizer. `where` (the
+// folder, say) names them in errors. Throws data_error naming the component that is not supported.
+// Returns null when there are no such files.
+std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerFiles& files, const std::string& where);
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory);
 
 // id = byte, no BOS: for random models. Its serialised form is byte_tokenizer_json().

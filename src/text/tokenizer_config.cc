@@ -12,19 +12,18 @@
 namespace stagecoach {
 namespace {
 
-namespace fs = std::filesystem;
-
-constexpr std::int64_t kMaxConfigBytes = 64 << 20;
 constexpr std::array<const char*, 7> kRoles = {"bos_token", "eos_token", "unk_token", "sep_token",
                                                "pad_token", "cls_token", "mask_token"};
 // Lists or, in transformers 5, objects from names to tokens.
 constexpr std::array<const char*, 2> kMoreTokens = {"additional_special_tokens",
                                                     "extra_special_tokens"};
 
-Json read_object(const fs::path& path) {
-  if (!file_exists(path)) return Json::object();
-  Json json = read_json_file(path, kMaxConfigBytes);
-  const JsonObject check(json, path.string());
+Json parse_object(const TokenizerFiles& files, const char* name, const std::string& where) {
+  const auto file = files.find(name);
+  if (file == files.end()) return Json::object();
+  const std::string source = fmt::format("{}/{}", where, name);
+  Json json = parse_json(file->second, source);
+  const JsonObject check(json, source);
   return json;
 }
 
@@ -39,31 +38,25 @@ std::int64_t parse_key_id(const std::string& key, const std::string& where) {
 
 }  // namespace
 
-bool file_exists(const fs::path& path) {
-  std::error_code error;
-  const bool exists = fs::exists(path, error);
-  if (error)
-    throw resource_error(fmt::format("cannot look at {}: {}", path.string(), error.message()));
-  return exists;
+TokenizerConfig::TokenizerConfig(const TokenizerFiles& files, const std::string& where)
+    : where_(where),
+      config_(parse_object(files, "tokenizer_config.json", where)),
+      added_tokens_(parse_object(files, "added_tokens.json", where)) {
+  collect_specials(config_, where + "/tokenizer_config.json");
+  collect_specials(parse_object(files, "special_tokens_map.json", where),
+                   where + "/special_tokens_map.json");
 }
 
-TokenizerConfig::TokenizerConfig(const fs::path& directory)
-    : directory_(directory),
-      config_(read_object(directory / "tokenizer_config.json")),
-      added_tokens_(read_object(directory / "added_tokens.json")) {
-  collect_specials(config_, (directory / "tokenizer_config.json").string());
-  const fs::path map = directory / "special_tokens_map.json";
-  collect_specials(read_object(map), map.string());
+JsonObject TokenizerConfig::config() const {
+  return {config_, where_ + "/tokenizer_config.json"};
 }
 
-bool TokenizerConfig::flag(const char* key) const {
-  return JsonObject(config_, (directory_ / "tokenizer_config.json").string())
-      .boolean_or(key, false);
+bool TokenizerConfig::flag(const char* key, bool absent) const {
+  return config().boolean_or(key, absent);
 }
 
 std::string TokenizerConfig::tokenizer_class() const {
-  return JsonObject(config_, (directory_ / "tokenizer_config.json").string())
-      .string_or("tokenizer_class", "");
+  return config().string_or("tokenizer_class", "");
 }
 
 std::optional<std::string> TokenizerConfig::special_token(const std::string& role) const {
@@ -111,22 +104,21 @@ std::optional<AddedToken> TokenizerConfig::special_with(const std::string& conte
 }
 
 void TokenizerConfig::add_tokens_to(AddedTokenTable& table) const {
-  const JsonObject config(config_, (directory_ / "tokenizer_config.json").string());
-  if (config.has("added_tokens_decoder")) {
-    const JsonObject decoder = config.object("added_tokens_decoder");
+  if (config().has("added_tokens_decoder")) {
+    const JsonObject decoder = config().object("added_tokens_decoder");
     for (const auto& [key, value] : decoder.json().items())
       table.add(parse_added_token(value, fmt::format("{}, {}", decoder.where(), key)),
                 parse_key_id(key, decoder.where()), decoder.where());
   }
-  const JsonObject added(added_tokens_, (directory_ / "added_tokens.json").string());
+  const JsonObject added(added_tokens_, where_ + "/added_tokens.json");
   for (const auto& [content, id] : added_tokens_.items()) {
     const AddedToken plain{.content = content, .normalized = true};
     table.add(special_with(content).value_or(plain), added.integer(content.c_str()), added.where());
   }
   for (const Special& special : specials_) {
     if (!table.add_known(special.token))
-      spdlog::warn("{}: the {} \"{}\" has no id and will not be recognised", directory_.string(),
-                   special.role, special.token.content);
+      spdlog::warn("{}: the {} \"{}\" has no id and will not be recognised", where_, special.role,
+                   special.token.content);
   }
 }
 

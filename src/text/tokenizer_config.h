@@ -2,7 +2,6 @@
 // tokenizer_config.json, special_tokens_map.json, added_tokens.json.
 #pragma once
 
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,11 +13,10 @@ namespace stagecoach {
 
 class TokenizerConfig {
  public:
-  // Reads those of the files that exist.
-  explicit TokenizerConfig(const std::filesystem::path& directory);
+  // Takes its three files from among `files`, where they exist; `where` names the folder in errors.
+  TokenizerConfig(const TokenizerFiles& files, const std::string& where);
 
-  // Absent flags are false, as transformers has them for GPT-2's kind of tokenizer.
-  bool flag(const char* key) const;
+  bool flag(const char* key, bool absent) const;
   std::string tokenizer_class() const;  // "" when it is not named
 
   // The content of "bos_token" or another role.
@@ -37,13 +35,12 @@ class TokenizerConfig {
   void add_special(const std::string& role, const Json& value, const std::string& where);
   std::optional<AddedToken> special_with(const std::string& content) const;
 
-  std::filesystem::path directory_;
+  JsonObject config() const;
+
+  std::string where_;
   Json config_ = Json::object();
   Json added_tokens_ = Json::object();
   std::vector<Special> specials_;
 };
-
-// Whether the file exists; a folder that may not be read is an error.
-bool file_exists(const std::filesystem::path& path);
 
 }  // namespace stagecoach

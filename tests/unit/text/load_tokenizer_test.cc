@@ -61,7 +61,7 @@ Json small() {
 
 TEST_F(LoadTokenizer, NothingThere) {
   EXPECT_EQ(load(), nullptr);
-  folder_.write("tokenizer.model", "not read");
+  folder_.write("generation_config.json", "{}");
   EXPECT_EQ(load(), nullptr);
 }
 
