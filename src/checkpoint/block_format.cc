@@ -1,9 +1,40 @@
 #include "checkpoint/block_format.h"
 
+#include <array>
 #include <cstring>
+
+#include "checkpoint/gguf_blocks.h"
 
 namespace stagecoach {
 namespace {
+
+struct FormatFacts {
+  std::string_view name;
+  BlockShape shape;
+  DType native;
+};
+
+// In the order of the enumeration.
+constexpr std::array<FormatFacts, 13> kFormats = {{
+    {"F32", {1, 4}, DType::kF32},
+    {"F16", {1, 2}, DType::kF16},
+    {"BF16", {1, 2}, DType::kBF16},
+    {"Q8_0", {32, 34}, DType::kF16},
+    {"Q4_0", {32, 18}, DType::kF16},
+    {"Q4_1", {32, 20}, DType::kF16},
+    {"Q5_0", {32, 22}, DType::kF16},
+    {"Q5_1", {32, 24}, DType::kF16},
+    {"Q2_K", {256, 84}, DType::kF16},
+    {"Q3_K", {256, 110}, DType::kF16},
+    {"Q4_K", {256, 144}, DType::kF16},
+    {"Q5_K", {256, 176}, DType::kF16},
+    {"Q6_K", {256, 210}, DType::kF16},
+}};
+static_assert(kFormats.size() == static_cast<std::size_t>(BlockFormat::kQ6_K) + 1);
+
+const FormatFacts& facts(BlockFormat format) {
+  return kFormats[static_cast<std::size_t>(format)];
+}
 
 // Unaligned load: foreign writers align nothing.
 template <typename T>
@@ -16,31 +47,15 @@ T load(const std::byte* data) {
 }  // namespace
 
 BlockShape block_shape(BlockFormat format) {
-  return format == BlockFormat::kF32 ? BlockShape{1, 4} : BlockShape{1, 2};
+  return facts(format).shape;
 }
 
 DType native_weights(BlockFormat format) {
-  switch (format) {
-    case BlockFormat::kF32:
-      return DType::kF32;
-    case BlockFormat::kF16:
-      return DType::kF16;
-    case BlockFormat::kBF16:
-      return DType::kBF16;
-  }
-  return DType::kF32;
+  return facts(format).native;
 }
 
 std::string_view block_format_name(BlockFormat format) {
-  switch (format) {
-    case BlockFormat::kF32:
-      return "F32";
-    case BlockFormat::kF16:
-      return "F16";
-    case BlockFormat::kBF16:
-      return "BF16";
-  }
-  return "?";
+  return facts(format).name;
 }
 
 void decode_blocks(BlockFormat format, const std::byte* blocks, std::int64_t count,
@@ -57,6 +72,8 @@ void decode_blocks(BlockFormat format, const std::byte* blocks, std::int64_t cou
       for (std::int64_t i = 0; i < count; ++i)
         elements[i] = bf16_to_f32(load<std::uint16_t>(blocks + 2 * i));
       return;
+    default:
+      decode_quantised_blocks(format, blocks, count, elements);
   }
 }
 

@@ -9,7 +9,22 @@
 
 namespace stagecoach {
 
-enum class BlockFormat : std::uint8_t { kF32, kF16, kBF16 };
+enum class BlockFormat : std::uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  // GGUF's quantised blocks of 32 elements, and of 256 (gguf_blocks.h).
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
 
 // Elements that are stored together, and their bytes: {1, 2} for f16.
 struct BlockShape {
