@@ -118,8 +118,9 @@ Command import_command(CLI::App& parent) {
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand("import", "Turn a checkpoint into a layer-wise store");
-  app->add_option("CHECKPOINT", flags->checkpoint,
-                  "Hugging Face directory (config.json, model.safetensors or its shards)")
+  app->add_option(
+         "CHECKPOINT", flags->checkpoint,
+         "Hugging Face directory (config.json, model.safetensors or its shards), or a .gguf file")
       ->required();
   add_write_flags(*app, *flags);
   app->add_option("--layers", flags->layers, "Only these layers, A:B, 0-based and half-open")
@@ -128,7 +129,8 @@ Command import_command(CLI::App& parent) {
                 "Leave the tokenizer out: the store takes token ids only");
   return {app, [flags] {
             setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
-            const std::unique_ptr<WeightSource> source = open_huggingface(flags->checkpoint);
+            const std::unique_ptr<WeightSource> source =
+                open_checkpoint(flags->checkpoint, !flags->no_tokenizer);
             if (!flags->no_tokenizer) check_tokenizer(flags->checkpoint);
             return write_store(*source, *flags, "importing", [&](ImportOptions& options) {
               options.tokenizer = !flags->no_tokenizer;

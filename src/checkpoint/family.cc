@@ -87,10 +87,27 @@ TensorNames parse_names(const JsonObject& object) {
   return names;
 }
 
+std::map<std::string, std::string> parse_renames(const JsonObject& object) {
+  std::map<std::string, std::string> renames;
+  for (const auto& [from, to] : object.json().items()) renames.emplace(from, to.get<std::string>());
+  return renames;
+}
+
+GgufDescription parse_gguf(const JsonObject& object) {
+  object.only({"architectures", "keys", "optional_keys", "flags", "config", "prefixes", "tensors",
+               "dropped"});
+  return {.architectures = strings_at(object, "architectures"),
+          .keys = parse_renames(object.object("keys")),
+          .optional_keys = parse_renames(object.object("optional_keys")),
+          .flags = parse_renames(object.object("flags")),
+          .config = object.object("config").json(),
+          .names = parse_names(object)};
+}
+
 Family parse_checked(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
   object.only({"name", "architectures", "model_types", "spec", "rotary", "accepted", "ignored",
-               "prefixes", "tensors", "dropped"});
+               "prefixes", "tensors", "dropped", "gguf"});
   Family family{.name = object.string("name"),
                 .architectures = strings_at(object, "architectures"),
                 .model_types = strings_at(object, "model_types"),
@@ -98,7 +115,9 @@ Family parse_checked(const Json& json, const std::string& where) {
                 .rotary = std::nullopt,
                 .accepted = {},
                 .ignored = strings_at(object, "ignored"),
-                .names = parse_names(object)};
+                .names = parse_names(object),
+                .gguf = std::nullopt};
+  if (object.has("gguf")) family.gguf = parse_gguf(object.object("gguf"));
   if (object.has("rotary")) {
     const JsonObject rotary = object.object("rotary");
     rotary.only({"theta", "scaling", "partial"});

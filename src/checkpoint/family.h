@@ -47,6 +47,17 @@ struct TensorNames {
   std::vector<std::string> dropped;  // buffers, not weights
 };
 
+// How GGUF files describe a family and name its tensors. Their metadata become a config.json, so
+// that axes and their checks exist once.
+struct GgufDescription {
+  std::vector<std::string> architectures;  // general.architecture
+  // Metadata keys, without the architecture before them, and config.json's keys for the same.
+  std::map<std::string, std::string> keys, optional_keys;
+  std::map<std::string, std::string> flags;  // config.json's keys: true where this tensor exists
+  Json config;                               // what is so in every such file, as in config.json
+  TensorNames names;
+};
+
 struct RotarySettings {
   ConfigValue theta;
   bool scaling = false;  // reads rope_scaling and rope_parameters
@@ -63,6 +74,7 @@ struct Family {
   std::map<std::string, std::vector<Json>> accepted;
   std::vector<std::string> ignored;  // keys that change nothing in inference
   TensorNames names;                 // in Hugging Face's checkpoints
+  std::optional<GgufDescription> gguf;
 };
 
 // Throws kInternal for anything unknown or missing: descriptions are ours.

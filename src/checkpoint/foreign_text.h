@@ -9,6 +9,11 @@
 
 namespace stagecoach {
 
+// A foreign title as the name of a model: lower case, "-" for what is neither letter, digit, "."
+// nor
+// "_"; "model" where nothing is left.
+std::string model_name_from(std::string_view title);
+
 // "[3, 4]".
 std::string shape_text(const std::vector<std::int64_t>& shape);
 

@@ -1,5 +1,4 @@
 // The Hugging Face directory as a WeightSource.
-#include <cctype>
 #include <memory>
 #include <utility>
 
@@ -36,11 +35,18 @@ std::string name_of(const fs::path& directory) {
   const std::string repository = full.parent_path().parent_path().filename().string();
   if (full.parent_path().filename() == "snapshots" && repository.starts_with("models--"))
     name = repository.substr(repository.rfind("--") + 2);
-  for (char& c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    c = std::isalnum(byte) || c == '.' || c == '_' ? static_cast<char>(std::tolower(byte)) : '-';
+  return model_name_from(name);
+}
+
+// The command that imports a GGUF file of the directory, or nothing where there is none.
+std::string gguf_command(const fs::path& directory) {
+  std::string first;
+  std::error_code ignored;
+  for (const fs::directory_entry& item : fs::directory_iterator(directory, ignored)) {
+    const std::string path = item.path().string();
+    if (path.ends_with(".gguf") && (first.empty() || path < first)) first = path;
   }
-  return name.empty() ? "model" : name;
+  return first.empty() ? first : fmt::format("stagecoach import {} STORE", first);
 }
 
 struct Description {
@@ -54,11 +60,15 @@ Description read_config(const fs::path& directory) {
                  generation_path = directory / "generation_config.json";
   std::error_code error;
   if (!fs::is_directory(directory, error))
-    throw data_error(fmt::format("{} is not a directory", directory.string()),
-                     "pass the folder that holds config.json and model.safetensors");
-  if (!present(path))
-    throw data_error(fmt::format("{} holds no config.json", directory.string()),
-                     "pass the folder that holds config.json and model.safetensors");
+    throw data_error(
+        fmt::format("{} is not a directory", directory.string()),
+        "pass the folder that holds config.json and model.safetensors, or a .gguf file");
+  if (!present(path)) {
+    const std::string command = gguf_command(directory);
+    throw data_error(
+        fmt::format("{} holds no config.json", directory.string()),
+        command.empty() ? "pass the folder that holds config.json and model.safetensors" : command);
+  }
   const std::string text = read_text_file(path, kMaxConfigBytes);
   Description result;
   result.identity = fmt::format("huggingface config.json {}", hash_to_hex(xxh3(as_bytes(text))));
@@ -91,8 +101,8 @@ Error nothing_to_read(const fs::path& directory) {
                   directory.string());
   if (other.empty()) return data_error(problem, "point at a Hugging Face checkpoint directory");
   if (other.ends_with(".gguf"))
-    return data_error(fmt::format("{}; GGUF ({}) is not supported yet", problem, quote_name(other)),
-                      "fetch the model's original safetensors checkpoint");
+    return data_error(fmt::format("{}, found {}", problem, quote_name(other)),
+                      gguf_command(directory));
   const bool safetensors = other.ends_with(".safetensors");
   return data_error(fmt::format("{}, found {}", problem, quote_name(other)),
                     fmt::format("if that is the whole model, rename it to {}; shards need their "

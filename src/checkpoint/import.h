@@ -38,6 +38,14 @@ Manifest import_store(WeightSource& source, const std::filesystem::path& store,
 // read but headers.
 std::unique_ptr<WeightSource> open_huggingface(const std::filesystem::path& directory);
 
+// A GGUF file, or any file of a split set. `tokenizer`: with the tokenizer's files, which throws
+// where the file's tokenizer is of a kind that is not supported.
+std::unique_ptr<WeightSource> open_gguf(const std::filesystem::path& path, bool tokenizer = true);
+
+// Whichever of the two `path` is: a directory or a file.
+std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& path,
+                                              bool tokenizer = true);
+
 // Random weights at a config's shape: GPT-2's initialisation (normal, 0.02; residual projections
 // 0.02 / sqrt(2 · layers); norms 1, biases 0), drawn from a counter-based generator keyed by
 // (seed, tensor, element), so that any part of any tensor can be made alone and in parallel.

@@ -57,21 +57,13 @@ void MappedSource::check_duplicate_head() const {
   if (map_.duplicate_head == nullptr) return;
   const StoredTensor& head = *map_.duplicate_head;
   const StoredTensor& embedding = *map_.bindings.at({TensorRole::kTokenEmbedding, 0}).source;
-  const std::string hint =
-      "if the model's head is its own matrix, set \"tie_word_embeddings\": false in config.json";
-  const char* const kProblem =
-      "the head is tied to the token embedding, but the checkpoint holds a different head matrix";
-  if (head.type != embedding.type || head.shape != embedding.shape ||
-      head.strides != embedding.strides || head.bytes != embedding.bytes)
-    throw data_error(fmt::format("{} (its type or shape differs)", kProblem), hint);
-  std::vector<std::byte> left, right;
-  for (std::int64_t done = 0; done < head.bytes; done += kChunkBytes) {
-    left.resize(static_cast<std::size_t>(std::min(kChunkBytes, head.bytes - done)));
-    right.resize(left.size());
-    head.file->read_at(head.offset + done, left);
-    embedding.file->read_at(embedding.offset + done, right);
-    if (left != right) throw data_error(fmt::format("{} (its values differ)", kProblem), hint);
-  }
+  if (same_content(head, embedding)) return;
+  const bool same_kind = head.type == embedding.type && head.shape == embedding.shape;
+  throw data_error(
+      fmt::format("the head is tied to the token embedding, but the checkpoint holds a different "
+                  "head matrix (its {})",
+                  same_kind ? "values differ" : "type or shape differs"),
+      "if the model's head is its own matrix, set \"tie_word_embeddings\": false in config.json");
 }
 
 std::shared_ptr<const MappedSource::Elements> MappedSource::elements(const StoredTensor& tensor) {

@@ -35,4 +35,7 @@ struct TensorSet {
 // "; model.bin 123 bytes, modified 456".
 std::string file_identity(const File& file);
 
+// Of one type and shape, and the same bytes. Reads both.
+bool same_content(const StoredTensor& a, const StoredTensor& b);
+
 }  // namespace stagecoach

@@ -464,7 +464,7 @@ TEST_F(HuggingFace, SaysWhatAFolderWithoutWeightsHolds) {
   };
   EXPECT_REFUSED(error_with("consolidated.00.pth"), "rename it to pytorch_model.bin");
   EXPECT_REFUSED(error_with("model.pt"), "found \"model.pt\"");
-  EXPECT_REFUSED(error_with("model-q4.gguf"), "GGUF");
+  EXPECT_REFUSED(error_with("model-q4.gguf"), "stagecoach import");
   EXPECT_REFUSED(error_with("weights.safetensors"), "rename it to model.safetensors");
   EXPECT_REFUSED(error_with(""), "holds no model.safetensors");
 }
