@@ -140,6 +140,12 @@ def falcon():
         pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")]), merges=60)
 
 
+def smollm():
+    return byte_level(pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)]), merges=60)
+
+
 def splits():
     return byte_level(pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("-", "merged_with_previous"),
@@ -266,7 +272,7 @@ def with_old_merges(data):
 
 
 def main():
-    builders = [gpt2, gpt2_prefix_added, llama3, qwen2, bloom, falcon, splits, llama2, llama2_added,
+    builders = [gpt2, gpt2_prefix_added, llama3, qwen2, bloom, falcon, smollm, splits, llama2, llama2_added,
                 metaspace_first, metaspace_always, metaspace_never, no_decoder]
     OUTPUT.mkdir(parents=True, exist_ok=True)
     write_json_lines(OUTPUT / "texts.json", "", {"texts": TEXTS})

@@ -13,16 +13,17 @@ namespace stagecoach {
 
 // What the metadata say, as they say it. `where` of the functions below names the file in errors.
 struct GgufTokenizer {
-  std::string model;                // "gpt2" or "llama"
-  std::string pre;                  // how gpt2's kind splits text; "" when the file does not say
-  std::vector<std::string> tokens;  // by id
-  std::vector<float> scores;        // by id; "llama" needs them
-  std::vector<std::int32_t> types;  // by id, GgufTokenType; may be empty: all normal
-  std::vector<std::string> merges;  // "A B", by rank; "gpt2" needs them
+  std::string model = {};                // "gpt2" or "llama"
+  std::string pre = {};                  // how gpt2's kind splits text; "": the file does not say
+  std::vector<std::string> tokens = {};  // by id
+  std::vector<float> scores = {};        // by id; "llama" needs them
+  // By id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; empty: all normal.
+  std::vector<std::int32_t> types = {};
+  std::vector<std::string> merges = {};                 // "A B", by rank; "gpt2" needs them
   std::int64_t bos = -1, eos = -1, unk = -1, pad = -1;  // ids; -1: none
-  std::vector<std::int64_t> eot, eom;                   // end of turn, of message
-  std::optional<bool> add_bos, add_eos, add_space_prefix;
-  std::string chat_template;  // "": none
+  std::vector<std::int64_t> eot = {}, eom = {};         // end of turn, of message
+  std::optional<bool> add_bos = {}, add_eos = {}, add_space_prefix = {};
+  std::string chat_template = {};  // "": none
 };
 
 // Contents by file name (tokenizer.json or tokenizer.model, and tokenizer_config.json).

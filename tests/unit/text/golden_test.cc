@@ -77,7 +77,7 @@ TEST_P(GoldenTokenizer, DecodesAnyIdsAsTheLibrary) {
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenTokenizer,
                          testing::Values("gpt2", "gpt2_prefix_added", "llama3", "qwen2", "bloom",
-                                         "falcon", "splits", "llama2", "llama2_added",
+                                         "falcon", "smollm", "splits", "llama2", "llama2_added",
                                          "metaspace_first", "metaspace_always", "metaspace_never",
                                          "no_decoder"),
                          [](const auto& instance) { return instance.param; });
