@@ -9,6 +9,7 @@
 #include "app/text_input.h"
 #include "base/error.h"
 #include "pipeline/text_batches.h"
+#include "timeline/phase_results.h"
 
 namespace stagecoach {
 namespace {
@@ -129,6 +130,13 @@ class GenerateJob {
         view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
   }
 
+  void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
+    info.work = fmt::format("{} {}, {} tokens generated", generations_.size(),
+                            generations_.size() == 1 ? "prompt" : "prompts", drawn_);
+    if (seconds_ > 0) info.tokens_per_second = static_cast<double>(drawn_) / seconds_;
+    info.phases = phase_results(ranks);
+  }
+
   void finish(const std::vector<RankTimeline>& ranks) {
     progress_.reset();
     if (flags_.run.quiet) return;
@@ -192,6 +200,9 @@ Command generate_command(CLI::App& parent) {
             return run_job(
                 flags->run,
                 {.layers = {},
+                 .command = "generate",
+                 .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
+                                 RunInfo& info) { job.describe(ranks, info); },
                  .prepare = [&](const LayerStore& store) { job.prepare(store); },
                  .make_source = [&](const JobView& view) { return job.make_source(view); },
                  .finish = [&](const JobView&,

@@ -1,5 +1,6 @@
 #include "app/run_job.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -51,6 +52,12 @@ BackendRegistry device_registry() {
 std::string local_host_name() {
   char name[256] = {};
   return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "this host";
+}
+
+// Linux counts kilobytes.
+std::int64_t peak_resident_bytes() {
+  rusage usage{};
+  return ::getrusage(RUSAGE_SELF, &usage) == 0 ? std::int64_t{usage.ru_maxrss} * 1024 : 0;
 }
 
 std::string name_of(const Transport& transport, int rank) {
@@ -145,12 +152,12 @@ class JobRun {
       run_other_rank(context);
     }
     const std::vector<ClockOffset> clocks_after = measure_clocks(control_);
-    ranks_ = gather_timelines(control_, timeline_, clocks_before, clocks_after);
+    ranks_ = gather_timelines(control_, timeline_, usage(), clocks_before, clocks_after);
   }
 
   void finish() {
     if (transport_.rank() != 0) return;
-    if (!settings_.report.empty()) write_report(settings_.report, ranks_);
+    if (!settings_.report.empty()) write_report(settings_.report, run_info(), ranks_);
     kind_.finish(view(), ranks_);
   }
 
@@ -164,6 +171,37 @@ class JobRun {
  private:
   const ModelSpec& spec() const { return store_->manifest().spec; }
   JobView view() const { return {*store_, plan_, settings_.micro_batch, isa_}; }
+
+  RankUsage usage() {
+    const int rank = transport_.rank();
+    return {.layers = plan_.describe(rank).substr(std::string_view("layers ").size()),
+            .isa = isa_,
+            .threads = backend_->threads(),
+            .weights_bytes = source_->bytes(),
+            .kv_bytes = runner_->kv().bytes(),
+            .peak_bytes = peak_resident_bytes()};
+  }
+
+  RunInfo run_info() const {
+    const Manifest& manifest = store_->manifest();
+    RunInfo info{.command = kind_.command,
+                 .work = {},
+                 .model = manifest.name,
+                 .model_version = manifest.version,
+                 .weights = std::string(dtype_name(manifest.weights)),
+                 .build = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")",
+                 .wire = settings_.wire,
+                 .layer_begin = plan_.layer_begin(),
+                 .layer_end = plan_.layer_end(),
+                 .model_layers = spec().num_hidden_layers,
+                 .distinct_layers = manifest.distinct_layers,
+                 .micro_batch = settings_.micro_batch,
+                 .ranks = plan_.ranks,
+                 .tokens_per_second = std::nullopt,
+                 .phases = {}};
+    kind_.describe(view(), ranks_, info);
+    return info;
+  }
 
   // What a host's store must hold.
   std::string describe_plan() const {

@@ -27,6 +27,11 @@ struct JobView {
 struct JobKind {
   // Layers to run, A:B; empty: all.
   std::string layers;
+  // "time", for reports.
+  std::string command;
+  // Rank 0, when the ring is empty: what was run and how fast it was, into the fields of a report
+  // that only the command knows: work, tokens_per_second and phases.
+  std::function<void(const JobView&, const std::vector<RankTimeline>& ranks, RunInfo&)> describe;
   // Rank 0, before weights are read: reads prompts, checks them, opens outputs. Usage and data
   // errors thrown here end the job everywhere with one message.
   std::function<void(const LayerStore&)> prepare;

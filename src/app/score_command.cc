@@ -9,6 +9,7 @@
 #include "app/text_input.h"
 #include "base/error.h"
 #include "pipeline/text_batches.h"
+#include "timeline/phase_results.h"
 
 namespace stagecoach {
 namespace {
@@ -54,6 +55,12 @@ class ScoreJob {
     return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, 1},
                                          view.store.manifest().spec.max_position_embeddings,
                                          std::move(requests), std::move(events));
+  }
+
+  void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
+    info.work = fmt::format("log-probabilities of {} tokens", ids_.size());
+    if (seconds_ > 0) info.tokens_per_second = static_cast<double>(ids_.size()) / seconds_;
+    info.phases = phase_results(ranks);
   }
 
   void finish(const std::vector<RankTimeline>& ranks) const {
@@ -111,6 +118,9 @@ Command score_command(CLI::App& parent) {
             return run_job(
                 flags->run,
                 {.layers = {},
+                 .command = "score",
+                 .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
+                                 RunInfo& info) { job.describe(ranks, info); },
                  .prepare = [&](const LayerStore& store) { job.prepare(store); },
                  .make_source = [&](const JobView& view) { return job.make_source(view); },
                  .finish = [&](const JobView&,

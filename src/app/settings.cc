@@ -194,7 +194,9 @@ void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--activations", s.activations, "Type of activations in matrix products")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "f32"}));
-  command.add_option("--report", s.report, "Write layers.csv and trace.json there")
+  command
+      .add_option("--report", s.report,
+                  "Write report.html, layers.csv, run.json and trace.json there")
       ->type_name("DIR");
   command
       .add_option("--peer-timeout", s.peer_timeout,

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "pipeline/timing_batches.h"
 #include "timeline/median.h"
+#include "timeline/phase_results.h"
 
 namespace stagecoach {
 namespace {
@@ -53,6 +54,15 @@ class TimeJob {
     return source;
   }
 
+  void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
+    info.work = fmt::format("{} of {} tokens, batch {}",
+                            flags_.phase == "both" ? "prefill and decode" : flags_.phase,
+                            flags_.tokens, flags_.batch);
+    for (std::size_t i = 0; i < phases_.size(); ++i)
+      info.phases.push_back(
+          phase_result(ranks, phases_[i], studies_->pass_ms(i), tokens_of(phases_[i])));
+  }
+
   void finish(const JobView& view, const std::vector<RankTimeline>& ranks) {
     progress_.reset();
     const std::vector<LayerRow> rows = layer_rows(ranks);
@@ -66,10 +76,14 @@ class TimeJob {
   }
 
  private:
+  // Of one pass.
+  std::int64_t tokens_of(Phase phase) const {
+    return flags_.batch * (phase == Phase::kPrefill ? flags_.tokens : 1);
+  }
+
   void print_summary(const JobView& view, const std::vector<RankTimeline>& ranks, Phase phase,
                      double ms) const {
-    const std::int64_t tokens = flags_.batch * (phase == Phase::kPrefill ? flags_.tokens : 1);
-    const double rate = static_cast<double>(tokens) / ms * 1e3;
+    const double rate = static_cast<double>(tokens_of(phase)) / ms * 1e3;
     const double embedding_ms = median_pass_ms(ranks, SpanKind::kEmbedding, phase);
     const double head_ms = median_pass_ms(ranks, SpanKind::kHead, phase);
     const Manifest& manifest = view.store.manifest();
@@ -135,6 +149,9 @@ Command time_command(CLI::App& parent) {
         return run_job(
             flags->run,
             {.layers = flags->layers,
+             .command = "time",
+             .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
+                             RunInfo& info) { job.describe(ranks, info); },
              .prepare = [&](const LayerStore& store) { job.prepare(store); },
              .make_source = [&](const JobView& view) { return job.make_source(view); },
              .finish = [&](const JobView& view,

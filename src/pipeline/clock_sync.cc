@@ -8,6 +8,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::uint32_t kPing = archive_magic("PING");
+constexpr std::uint32_t kUsage = archive_magic("USAG");
 constexpr int kPings = 8;
 
 struct Ping {
@@ -52,10 +53,12 @@ std::vector<ClockOffset> measure_clocks(ControlChannel& control) {
 }
 
 std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& timeline,
+                                           const RankUsage& usage,
                                            const std::vector<ClockOffset>& begin,
                                            const std::vector<ClockOffset>& end) {
   std::vector<RankTimeline> all;
   if (control.rank() != 0) {
+    control.send(0, to_archive(kUsage, usage));
     control.send(0, encode_spans(timeline.take()));
     return all;
   }
@@ -64,6 +67,8 @@ std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& ti
     rank.rank = r;
     rank.host = control.transport().host(r);
     rank.clock = {begin[static_cast<std::size_t>(r)], end[static_cast<std::size_t>(r)]};
+    rank.usage =
+        r == 0 ? usage : from_archive<RankUsage>(kUsage, control.receive_from(r), "rank usage");
     rank.spans = r == 0 ? timeline.take() : decode_spans(control.receive_from(r));
     all.push_back(std::move(rank));
   }

@@ -13,8 +13,10 @@ namespace stagecoach {
 // empty.
 std::vector<ClockOffset> measure_clocks(ControlChannel& control);
 
-// On rank 0: all ranks' spans, with their clocks mapped by the two measurements; elsewhere empty.
+// On rank 0: all ranks' spans and what each took for them, with their clocks mapped by the two
+// measurements; elsewhere empty.
 std::vector<RankTimeline> gather_timelines(ControlChannel& control, Timeline& timeline,
+                                           const RankUsage& usage,
                                            const std::vector<ClockOffset>& begin,
                                            const std::vector<ClockOffset>& end);
 

@@ -10,6 +10,24 @@ namespace {
 
 constexpr std::chrono::milliseconds kPoll{100};  // how often a waiting rank looks at `interrupted`
 
+// A message, and the time that this rank has stood waiting for it.
+struct Arrival {
+  std::vector<std::byte> payload;
+  std::int64_t asked_ns = 0, came_ns = 0;
+};
+
+// Every message leaves a span, one that was there already a short one: the label and the bytes tie
+// it to the span of its sending.
+void record_arrival(Timeline& timeline, const Arrival& arrival, const BatchLabel& label) {
+  timeline.record({.kind = SpanKind::kIdle,
+                   .phase = label.phase,
+                   .micro_batch = label.micro_batch,
+                   .pass = label.pass,
+                   .bytes = static_cast<std::int64_t>(arrival.payload.size()),
+                   .begin_ns = arrival.asked_ns,
+                   .end_ns = arrival.came_ns});
+}
+
 class Worker {
  public:
   explicit Worker(const RankContext& context) : c_(context) {
@@ -35,8 +53,9 @@ class Worker {
   }
 
   // A micro-batch that another rank (or this one, a round earlier) has sent.
-  void receive(std::span<const std::byte> payload) {
-    MicroBatch batch = decode_micro_batch(payload, c_.spec.hidden_size, hidden_);
+  void receive(const Arrival& arrival) {
+    MicroBatch batch = decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_);
+    if (!batch.runs.empty()) record_arrival(c_.timeline, arrival, batch.label);
     if (batch.window <= 0 || batch.window >= static_cast<std::int32_t>(c_.plan.windows.size()) ||
         c_.plan.windows[static_cast<std::size_t>(batch.window)].rank != c_.transport.rank())
       throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window,
@@ -92,12 +111,7 @@ class Worker {
   void pass_on(MicroBatch batch) {
     ++batch.window;
     const std::int64_t rows = total_rows(batch.runs);
-    Span span{.kind = SpanKind::kSend,
-              .phase = batch.label.phase,
-              .micro_batch = batch.label.micro_batch,
-              .pass = batch.label.pass,
-              .tokens = rows};
-    span.begin_ns = now_ns();
+    Span span = send_span(batch);
     hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
     if (rows > 0) c_.runner.get_hidden(hidden_);
     std::vector<std::byte> payload =
@@ -107,6 +121,16 @@ class Worker {
     c_.transport.send(to, Channel::kData, std::move(payload));
     span.end_ns = now_ns();
     if (rows > 0) c_.timeline.record(span);
+  }
+
+  // Of a message that begins to be made now.
+  static Span send_span(const MicroBatch& batch) {
+    return {.kind = SpanKind::kSend,
+            .phase = batch.label.phase,
+            .micro_batch = batch.label.micro_batch,
+            .pass = batch.label.pass,
+            .tokens = total_rows(batch.runs),
+            .begin_ns = now_ns()};
   }
 
   // The last window's rank: logits, samples, probabilities.
@@ -123,7 +147,12 @@ class Worker {
                            use_logits(run, row, logits, batch.label, result);
                          });
     }
-    c_.transport.send(0, Channel::kData, encode_result(result));
+    Span span = send_span(batch);
+    std::vector<std::byte> payload = encode_result(result);
+    span.bytes = static_cast<std::int64_t>(payload.size());
+    c_.transport.send(0, Channel::kData, std::move(payload));
+    span.end_ns = now_ns();
+    c_.timeline.record(span);
   }
 
   void use_logits(const TokenRun& run, std::int64_t row, std::span<float> logits,
@@ -158,13 +187,21 @@ void stop_if_interrupted(const RankContext& c) {
     throw Error(ErrorKind::kInterrupted, "interrupted");
 }
 
-// The next message, noting the time spent waiting for it.
-Message wait_for_message(const RankContext& c) {
-  ScopedSpan timed(c.timeline, {.kind = SpanKind::kIdle});
+// The message that is here already, if any.
+std::optional<Arrival> look_for_message(const RankContext& c) {
+  const std::int64_t asked_ns = now_ns();
+  auto message = c.transport.receive(Channel::kData, Clock::now());
+  if (!message) return std::nullopt;
+  return Arrival{std::move(message->payload), asked_ns, now_ns()};
+}
+
+// The next message, however long it takes.
+Arrival wait_for_message(const RankContext& c) {
+  const std::int64_t asked_ns = now_ns();
   while (true) {
     stop_if_interrupted(c);
     if (auto message = c.transport.receive(Channel::kData, Clock::now() + kPoll))
-      return *std::move(message);
+      return {std::move(message->payload), asked_ns, now_ns()};
   }
 }
 
@@ -172,18 +209,20 @@ Message wait_for_message(const RankContext& c) {
 
 void run_rank_zero(const RankContext& c, BatchSource& source) {
   Worker worker(c);
-  const auto handle = [&](const Message& message) {
-    if (is_micro_batch(message.payload)) {
-      worker.receive(message.payload);
+  const auto handle = [&](const Arrival& arrival) {
+    if (is_micro_batch(arrival.payload)) {
+      worker.receive(arrival);
     } else {
-      source.returned(decode_result(message.payload));
+      const BatchResult result = decode_result(arrival.payload);
+      record_arrival(c.timeline, arrival, {.micro_batch = result.micro_batch});
+      source.returned(result);
     }
   };
   while (!source.done()) {
     stop_if_interrupted(c);
     // What is under way goes before what is new: it empties the ring.
-    if (auto message = c.transport.receive(Channel::kData, Clock::now())) {
-      handle(*message);
+    if (const auto arrival = look_for_message(c)) {
+      handle(*arrival);
     } else if (auto batch = source.next()) {
       worker.enter(*std::move(batch), source);
     } else {
@@ -198,7 +237,7 @@ void run_rank_zero(const RankContext& c, BatchSource& source) {
 
 void run_other_rank(const RankContext& c) {
   Worker worker(c);
-  while (!worker.finished()) worker.receive(wait_for_message(c).payload);
+  while (!worker.finished()) worker.receive(wait_for_message(c));
 }
 
 }  // namespace stagecoach

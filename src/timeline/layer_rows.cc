@@ -7,6 +7,7 @@
 
 #include "timeline/median.h"
 #include "timeline/report.h"
+#include "timeline/saturating.h"
 
 namespace stagecoach {
 namespace {
@@ -28,11 +29,6 @@ struct PassTotals {
 using Passes = std::map<std::int64_t, PassTotals>;
 using LayerPhases = std::map<std::pair<std::int32_t, Phase>, Passes>;
 
-// Spans come from other hosts: sums must not overflow even if they are nonsense.
-void add(std::int64_t& sum, std::int64_t value) {
-  if (__builtin_add_overflow(sum, value, &sum)) sum = std::numeric_limits<std::int64_t>::max();
-}
-
 bool is_read(SpanKind kind) {
   return kind == SpanKind::kRead || kind == SpanKind::kVerify;
 }
@@ -48,12 +44,12 @@ void add_layer_work(PassTotals& pass, const Span& span) {
   extent.begin_ns = std::min(extent.begin_ns, span.begin_ns);
   extent.end_ns = std::max(extent.end_ns, span.end_ns);
   const std::int64_t ns = span.end_ns - span.begin_ns;
-  if (span.kind == SpanKind::kWeightWait) return add(pass.wait_ns, ns);
+  if (span.kind == SpanKind::kWeightWait) return add_saturated(pass.wait_ns, ns);
   const bool attention = span.kind == SpanKind::kAttention;
-  add(attention ? pass.attention_ns : pass.mlp_ns, ns);
-  add(attention ? pass.attention_tokens : pass.mlp_tokens, span.tokens);
-  add(pass.bytes, span.bytes);
-  add(pass.flops, span.flops);
+  add_saturated(attention ? pass.attention_ns : pass.mlp_ns, ns);
+  add_saturated(attention ? pass.attention_tokens : pass.mlp_tokens, span.tokens);
+  add_saturated(pass.bytes, span.bytes);
+  add_saturated(pass.flops, span.flops);
   pass.computed = true;
 }
 
@@ -106,7 +102,7 @@ std::int64_t covered_ns(std::vector<Interval> intervals) {
             [](const Interval& a, const Interval& b) { return a.begin_ns < b.begin_ns; });
   std::int64_t covered = 0, reached = 0;
   for (const Interval& i : intervals) {
-    add(covered, std::max<std::int64_t>(0, i.end_ns - std::max(i.begin_ns, reached)));
+    add_saturated(covered, std::max<std::int64_t>(0, i.end_ns - std::max(i.begin_ns, reached)));
     reached = std::max(reached, i.end_ns);
   }
   return covered;
@@ -114,7 +110,8 @@ std::int64_t covered_ns(std::vector<Interval> intervals) {
 
 std::int64_t wall_ns(const PassTotals& pass) {
   std::int64_t sum = 0;
-  for (const auto& [number, extent] : pass.micro_batches) add(sum, extent.end_ns - extent.begin_ns);
+  for (const auto& [number, extent] : pass.micro_batches)
+    add_saturated(sum, extent.end_ns - extent.begin_ns);
   return sum;
 }
 
@@ -130,12 +127,18 @@ LayerRow summarize(const std::vector<const PassTotals*>& passes) {
     return median(std::move(values));
   };
   LayerRow row;
+  std::vector<double> walls;
+  walls.reserve(passes.size());
+  for (const PassTotals* pass : passes) walls.push_back(to_ms(wall_ns(*pass)));
+  const Quartiles wall = quartiles(std::move(walls));
+  row.ms_q1 = wall.q1;
+  row.ms_q3 = wall.q3;
   row.ms = to_ms(median_of(wall_ns));
   row.read_ms = to_ms(median_of([](const PassTotals& p) { return covered_ns(p.reads); }));
   row.wait_ms = to_ms(median_of([](const PassTotals& p) { return p.wait_ns; }));
   row.compute_ms = to_ms(median_of([](const PassTotals& p) {
     std::int64_t sum = p.attention_ns;
-    add(sum, p.mlp_ns);
+    add_saturated(sum, p.mlp_ns);
     return sum;
   }));
   row.attention_ms = to_ms(median_of([](const PassTotals& p) { return p.attention_ns; }));
@@ -189,7 +192,7 @@ double median_pass_ms(const std::vector<RankTimeline>& ranks, SpanKind kind, Pha
   for (const RankTimeline& rank : ranks)
     for (const Span& span : rank.spans)
       if (span.kind == kind && span.phase == phase && span.pass >= 0)
-        add(passes[span.pass], span.end_ns - span.begin_ns);
+        add_saturated(passes[span.pass], span.end_ns - span.begin_ns);
   std::vector<std::int64_t> sums;
   sums.reserve(passes.size());
   for (const auto& [number, sum] : passes) sums.push_back(sum);

@@ -7,6 +7,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "timeline/report_page.h"
+#include "timeline/run_summary.h"
 
 namespace stagecoach {
 namespace {
@@ -79,14 +81,19 @@ std::string layer_row_json(const LayerRow& row) {
   return object.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
-void write_report(const std::filesystem::path& directory, const std::vector<RankTimeline>& ranks) {
+void write_report(const std::filesystem::path& directory, const RunInfo& info,
+                  const std::vector<RankTimeline>& ranks) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error)
     throw resource_error(fmt::format("cannot create {}: {}", directory.string(), error.message()),
                          "give --report a folder that you may write");
-  write_file_atomically(directory / "layers.csv", layers_csv(layer_rows(ranks)));
+  const RunSummary summary = run_summary(info, ranks);
+  const std::vector<LayerRow> rows = layer_rows(ranks);
+  write_file_atomically(directory / "layers.csv", layers_csv(rows));
+  write_file_atomically(directory / "run.json", run_json(summary));
   write_file_atomically(directory / "trace.json", trace_json(ranks));
+  write_file_atomically(directory / "report.html", report_page(summary, rows, ranks));
 }
 
 }  // namespace stagecoach

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "timeline/clock_offset.h"
+#include "timeline/run_info.h"
 #include "timeline/timeline.h"
 
 namespace stagecoach {
@@ -16,6 +17,7 @@ struct RankTimeline {
   std::string host;
   ClockMap clock;  // this rank's clock → rank 0's
   std::vector<Span> spans;
+  RankUsage usage{};
 
   std::int64_t to_rank0(std::int64_t local_ns) const { return clock.to_rank0(local_ns); }
 };
@@ -27,7 +29,8 @@ struct LayerRow {
   int rank = 0;
   std::string host;
   Phase phase = Phase::kNone;
-  double ms = 0;  // wall, from hidden state in to hidden state out
+  double ms = 0;                // wall, from hidden state in to hidden state out
+  double ms_q1 = 0, ms_q3 = 0;  // its quartiles
   double read_ms = 0, wait_ms = 0, compute_ms = 0;
   double attention_ms = 0, mlp_ms = 0;  // add up to compute_ms within a pass
   std::int64_t bytes = 0;               // weights used: a micro-batch uses all of them again
@@ -61,7 +64,9 @@ std::string layer_row_json(const LayerRow& row);
 // chrome://tracing.
 std::string trace_json(const std::vector<RankTimeline>& ranks);
 
-// Writes layers.csv and trace.json into `directory`, which is created. Throws resource_error.
-void write_report(const std::filesystem::path& directory, const std::vector<RankTimeline>& ranks);
+// Writes layers.csv, run.json, trace.json and report.html into `directory`, which is created.
+// Throws resource_error.
+void write_report(const std::filesystem::path& directory, const RunInfo& info,
+                  const std::vector<RankTimeline>& ranks);
 
 }  // namespace stagecoach

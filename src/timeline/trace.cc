@@ -122,9 +122,10 @@ class TraceWriter {
     // Bytes per nanosecond are 10⁹ bytes per second.
     const double ns = static_cast<double>(span.end_ns - span.begin_ns);
     if (span.bytes > 0) add("bytes", span.bytes);
-    // A send span ends when the message is handed to the transport: its time is not the network's.
-    if (span.bytes > 0 && ns > 0 && span.kind != SpanKind::kSend)
-      add("GB/s", static_cast<double>(span.bytes) / ns);
+    // A send span ends when the message is handed to the transport, and a wait begins when the
+    // rank has nothing to do: neither's time is the network's.
+    const bool message = span.kind == SpanKind::kSend || span.kind == SpanKind::kIdle;
+    if (span.bytes > 0 && ns > 0 && !message) add("GB/s", static_cast<double>(span.bytes) / ns);
     if (span.flops > 0) add("flops", span.flops);
     if (span.flops > 0 && ns > 0) add("GFLOP/s", static_cast<double>(span.flops) / ns);
     return args;

@@ -188,7 +188,9 @@ TEST(ClockSync, ThreadsOfOneHostShareTheirClock) {
                        .end_ns = now_ns()});
     const auto begin = measure_clocks(control);
     const auto end = measure_clocks(control);
-    const auto gathered = gather_timelines(control, timeline, begin, end);
+    const auto gathered = gather_timelines(
+        control, timeline, {.layers = "0:1", .isa = "avx2", .threads = transport.rank() + 1}, begin,
+        end);
     EXPECT_EQ(timeline.size(), 0U);
     if (transport.rank() == 0) {
       offsets = begin;
@@ -206,6 +208,8 @@ TEST(ClockSync, ThreadsOfOneHostShareTheirClock) {
   ASSERT_EQ(all.size(), 3U);
   for (std::size_t r = 0; r < 3; ++r) {
     EXPECT_EQ(all[r].rank, static_cast<int>(r));
+    EXPECT_EQ(all[r].usage.threads, static_cast<std::int64_t>(r) + 1);
+    EXPECT_EQ(all[r].usage.isa, "avx2");
     ASSERT_EQ(all[r].spans.size(), r + 1);
     EXPECT_EQ(all[r].spans[0].layer, static_cast<std::int32_t>(r));
   }

@@ -226,23 +226,25 @@ TEST(Trace, OfNothingIsStillATrace) {
   EXPECT_TRUE(parse_json(trace_json({}), "trace")["traceEvents"].empty());
 }
 
-TEST(WriteReport, CreatesTheFolderAndBothFiles) {
+TEST(WriteReport, CreatesTheFolderAndItsFiles) {
   std::string name = (fs::temp_directory_path() / "stagecoach-report-test-XXXXXX").string();
   ASSERT_NE(::mkdtemp(name.data()), nullptr);
   const fs::path root(name);
-  write_report(root / "new" / "report", two_ranks());
+  write_report(root / "new" / "report", {}, two_ranks());
   const std::string csv = read_text_file(root / "new/report/layers.csv", 1 << 20);
   EXPECT_EQ(csv, layers_csv(layer_rows(two_ranks())));
   EXPECT_EQ(lines_of(csv).size(), 2u);
   EXPECT_EQ(read_text_file(root / "new/report/trace.json", 1 << 20), trace_json(two_ranks()));
+  EXPECT_TRUE(fs::exists(root / "new/report/run.json"));
+  EXPECT_TRUE(fs::exists(root / "new/report/report.html"));
   EXPECT_EQ(std::distance(fs::directory_iterator(root / "new/report"), fs::directory_iterator()),
-            2);
+            4);
 
   std::ofstream(root / "file") << "x";
   fs::create_directories(root / "taken" / "layers.csv");
   for (const char* bad : {"file", "file/report", "taken"}) {
     try {
-      write_report(root / bad, two_ranks());
+      write_report(root / bad, {}, two_ranks());
       ADD_FAILURE() << bad;
     } catch (const Error& e) {
       EXPECT_EQ(e.kind(), ErrorKind::kResources) << bad << ": " << e.what();

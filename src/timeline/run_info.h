@@ -1,0 +1,52 @@
+// What a run was and what came of it, apart from its spans: the head of every report.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "timeline/timeline.h"
+
+namespace stagecoach {
+
+// What a rank says of itself at the end of a run.
+struct RankUsage {
+  std::string layers;  // "0:5", "0:2,8:10"
+  std::string isa;
+  std::int64_t threads = 0;
+  std::int64_t weights_bytes = 0;  // held for the run
+  std::int64_t kv_bytes = 0;       // allocated for keys and values
+  std::int64_t peak_bytes = 0;     // largest resident set of the process; 0: unknown
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(layers, isa, threads, weights_bytes, kv_bytes, peak_bytes);
+  }
+};
+
+// One phase of a run: medians and quartiles over its passes.
+struct PhaseResult {
+  Phase phase = Phase::kNone;
+  std::int64_t passes = 0;
+  std::int64_t tokens = 0;              // of one pass
+  double ms = 0, ms_q1 = 0, ms_q3 = 0;  // wall time of a pass
+  double tokens_per_second = 0;
+  double embedding_ms = 0, head_ms = 0;
+};
+
+struct RunInfo {
+  std::string command;  // "time"
+  std::string work;     // for people: "prefill of 512 tokens, 5 passes"
+  std::string model, model_version, weights;
+  std::string build;  // of Stagecoach
+  std::string wire;   // type of hidden states between ranks
+  std::int64_t layer_begin = 0, layer_end = 0, model_layers = 0;
+  std::int64_t distinct_layers = 0;  // fewer than model_layers: layers share slabs
+  std::int64_t micro_batch = 0;
+  int ranks = 0;
+  std::optional<double> tokens_per_second;  // of the whole run, where it has such a figure
+  std::vector<PhaseResult> phases;
+};
+
+}  // namespace stagecoach
