@@ -81,6 +81,9 @@ TensorNames parse_names(const JsonObject& object) {
   TensorNames names{.prefixes = strings_at(object, "prefixes"),
                     .tensors = {},
                     .dropped = strings_at(object, "dropped")};
+  if (object.has("old_parts"))
+    for (const auto& [old_part, part] : object.object("old_parts").json().items())
+      names.old_parts.emplace_back(old_part, part.get<std::string>());
   for (const Json& pattern : object.array("tensors"))
     names.tensors.push_back(parse_pattern(pattern, object.where() + ": \"tensors\""));
   if (names.prefixes.empty()) throw data_error(fmt::format("{}: no prefixes", object.where()));
@@ -107,7 +110,7 @@ GgufDescription parse_gguf(const JsonObject& object) {
 Family parse_checked(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
   object.only({"name", "architectures", "model_types", "spec", "rotary", "accepted", "ignored",
-               "prefixes", "tensors", "dropped", "gguf"});
+               "prefixes", "tensors", "dropped", "old_parts", "gguf"});
   Family family{.name = object.string("name"),
                 .architectures = strings_at(object, "architectures"),
                 .model_types = strings_at(object, "model_types"),
@@ -135,13 +138,24 @@ bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+// GPT-J first came as a fork of transformers that gave GPT-Neo's class these keys. Without its
+// config.json nothing says which of the fork's variants the weights are, so the user must.
+std::string hint_for(const JsonObject& config) {
+  if (config.string_or("model_type", "") != "gpt_neo") return {};
+  if (config.has("rotary_dim") || config.has("rotary") || config.has("jax"))
+    return "GPT-J as an early fork of transformers saved it: replace config.json by that of "
+           "EleutherAI/gpt-j-6b (model_type gptj); the tensors' old names are understood";
+  return "GPT-Neo's local attention is not GPT-J's: import a GPT-J or GPT-NeoX checkpoint";
+}
+
 Error unsupported(const JsonObject& config, const std::string& found) {
   std::string known;
   for (const Family& family : families())
     for (const std::string& name : family.architectures)
       known += (known.empty() ? "" : ", ") + name;
   return data_error(
-      fmt::format("{}: {} is not supported; this build imports {}", config.where(), found, known));
+      fmt::format("{}: {} is not supported; this build imports {}", config.where(), found, known),
+      hint_for(config));
 }
 
 // The first of "architectures", or nothing where the key is missing or empty.

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -45,6 +46,8 @@ struct TensorNames {
   std::vector<std::string> prefixes;
   std::vector<TensorPattern> tensors;
   std::vector<std::string> dropped;  // buffers, not weights
+  // Parts of names as early writers spelled them, and as `tensors` and `dropped` do.
+  std::vector<std::pair<std::string, std::string>> old_parts = {};
 };
 
 // How GGUF files describe a family and name its tensors. Their metadata become a config.json, so

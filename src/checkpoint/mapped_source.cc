@@ -13,6 +13,26 @@ namespace {
 
 constexpr std::int64_t kChunkBytes = 1 << 20;
 
+// Gives the tensors their present names. One that then stands twice keeps its old name and is
+// refused as unexpected.
+void rename_old_parts(TensorSet& set, const TensorNames& names) {
+  for (const auto& [old_part, part] : names.old_parts) {
+    std::vector<std::pair<std::string, std::string>> renamed;
+    for (const auto& [name, tensor] : set.tensors) {
+      const std::size_t at = name.find(old_part);
+      if (at == std::string::npos) continue;
+      std::string present = name;
+      present.replace(at, old_part.size(), part);
+      if (!set.tensors.contains(present)) renamed.emplace_back(name, std::move(present));
+    }
+    for (auto& [name, present] : renamed) {
+      auto node = set.tensors.extract(name);
+      node.key() = std::move(present);
+      set.tensors.insert(std::move(node));
+    }
+  }
+}
+
 class MappedSource : public WeightSource {
  public:
   explicit MappedSource(CheckpointParts parts)
@@ -106,6 +126,7 @@ void MappedSource::read_rows(TensorRole role, std::int64_t layer, std::int64_t r
 }  // namespace
 
 std::unique_ptr<WeightSource> map_checkpoint(CheckpointParts parts) {
+  rename_old_parts(parts.set, *parts.names);
   return std::make_unique<MappedSource>(std::move(parts));
 }
 

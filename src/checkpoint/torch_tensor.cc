@@ -144,12 +144,15 @@ void Rebuilder::place(StoredTensor& tensor, std::int64_t first, std::int64_t ele
                       const StorageExtent& extent) const {
   tensor.offset = extent.offset;
   const std::int64_t elements = extent.bytes / element_bytes;
+  if (std::find(tensor.shape.begin(), tensor.shape.end(), 0) != tensor.shape.end()) {
+    tensor.strides.clear();
+    return;
+  }
   std::int64_t last = first, packed_stride = 1;
-  bool empty = false, packed = true;
+  bool packed = true;
   for (std::size_t i = tensor.shape.size(); i-- > 0;) {
     const std::int64_t dimension = tensor.shape[i], stride = tensor.strides[i];
-    if (dimension == 0) empty = true;
-    if (dimension <= 1) continue;
+    if (dimension == 1) continue;
     packed = packed && stride == packed_stride;
     std::int64_t reach = 0;
     if (__builtin_mul_overflow(dimension - 1, stride, &reach) ||
@@ -158,8 +161,7 @@ void Rebuilder::place(StoredTensor& tensor, std::int64_t first, std::int64_t ele
       throw broken(fmt::format("shape {} with strides {} overflows 2^63 elements",
                                shape_text(tensor.shape), shape_text(tensor.strides)));
   }
-  if (empty || packed) tensor.strides.clear();
-  if (empty) return;
+  if (packed) tensor.strides.clear();
   if (last >= elements)
     throw broken(fmt::format("shape {} from element {} reaches element {} of a storage of {}",
                              shape_text(tensor.shape), first, last, elements));

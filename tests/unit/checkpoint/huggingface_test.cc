@@ -450,6 +450,47 @@ TEST_F(HuggingFace, DisjointRangesOfOneTensorCanBeReadAtOnce) {
   }
 }
 
+// finetuneanon's fork of transformers, in which GPT-J first ran, named its tensors as GPT-Neo does.
+TEST_F(HuggingFace, GptjUnderTheNamesOfItsFirstFork) {
+  std::vector<RawTensor> tensors = gptj_tensors();
+  const auto expected = open(kGptj, tensors);
+  const std::vector<std::vector<float>> values = {read(*expected, kQuery, 0, 16, 16),
+                                                  read(*expected, kUp, 0, 6, 16),
+                                                  read(*expected, kDown, 0, 16, 6)};
+  const auto respell = [&](const std::string& part, const std::string& old_part) {
+    for (RawTensor& tensor : tensors)
+      if (const std::size_t at = tensor.name.find(part); at != std::string::npos)
+        tensor.name.replace(at, part.size(), old_part);
+  };
+  respell(".attn.", ".attn.attention.");
+  respell(".fc_in.", ".c_fc.");
+  respell(".fc_out.", ".c_proj.");
+  const auto old = open(kGptj, tensors);
+  EXPECT_EQ(read(*old, kQuery, 0, 16, 16), values[0]);
+  EXPECT_EQ(read(*old, kUp, 0, 6, 16), values[1]);
+  EXPECT_EQ(read(*old, kDown, 0, 16, 6), values[2]);
+  // Both spellings of one tensor: which would be read?
+  tensors.push_back(counting_tensor("transformer.h.0.mlp.fc_in.bias", DType::kF16, {6}));
+  EXPECT_REFUSED(refusal(kGptj, tensors),
+                 "1 tensors are unexpected (\"transformer.h.0.mlp.c_fc.bias");
+}
+
+TEST_F(HuggingFace, GptNeoIsRefusedByNameAndTheForksGptjToldApart) {
+  Json config = {{"architectures", {"GPTNeoForCausalLM"}}, {"model_type", "gpt_neo"}};
+  const auto hint = [&] {
+    try {
+      open(config, {});
+    } catch (const Error& error) {
+      EXPECT_REFUSED(error.what(), "\"GPTNeoForCausalLM\" is not supported");
+      return error.hint();
+    }
+    return std::string("accepted");
+  };
+  EXPECT_REFUSED(hint(), "GPT-Neo's local attention");
+  config["rotary_dim"] = 64;
+  EXPECT_REFUSED(hint(), "replace config.json by that of EleutherAI/gpt-j-6b");
+}
+
 TEST_F(HuggingFace, SaysWhatAFolderWithoutWeightsHolds) {
   const auto error_with = [](const std::string& file) {
     const TemporaryFolder folder;
