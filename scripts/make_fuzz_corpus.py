@@ -16,18 +16,20 @@ import zipfile
 TESTS = pathlib.Path(__file__).resolve().parent.parent / "tests"
 DATA = TESTS / "data"
 CORPUS = TESTS / "fuzz/corpus"
-LIMIT_BYTES = 13_000  # of one seed
+LIMIT_BYTES = 15_000  # of one seed
 
 COPIES = {
     "safetensors": ["pytorch/gptj-bf16/model.safetensors", "pytorch/gpt2/model.safetensors"],
     "zip": ["pytorch/two.bin"],
     "pytorch": ["pytorch/two.bin", "pytorch/two-stream.bin", "pytorch/gptj-f16/stream.bin",
                 "pytorch/gpt2/training.bin", "pytorch/gpt2/one-storage.bin"],
+    "gguf": ["gguf/llama/q4_0.gguf", "gguf/llama/split-00001-of-00003.gguf"],
     "config": ["pytorch/gptj-f16/config.json", "golden/gpt2-f32/config.json",
                "golden/llama3-rope-bf16-tied/config.json", "golden/llama-gqa-f32/config.json"],
     "tokenizer": ["tokenizers/gpt2/tokenizer.json", "tokenizers/bloom/tokenizer.json",
                   "tokenizers/llama3/tokenizer.json", "tokenizers/llama2/tokenizer.json",
                   "tokenizers/metaspace_always/tokenizer.json"],
+    "sentencepiece": ["tokenizers/spm_llama/tokenizer.model", "tokenizers/spm_odd/tokenizer.model"],
 }
 PICKLES = ["pytorch/two.bin", "pytorch/gpt2/training.bin", "pytorch/gpt2/state-dict.bin"]
 
