@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -9,6 +10,7 @@
 #include "app/text_input.h"
 #include "base/error.h"
 #include "pipeline/text_batches.h"
+#include "text/chat_template.h"
 #include "timeline/phase_results.h"
 
 namespace stagecoach {
@@ -20,7 +22,8 @@ struct GenerateFlags {
   std::vector<std::string> stops;
   std::int64_t max_new_tokens = 128;
   std::int64_t max_sequences = 32;
-  bool ignore_eos = false, no_bos = false;
+  std::string system;
+  bool ignore_eos = false, no_bos = false, chat = false;
   SamplingParams sampling;
 };
 
@@ -31,6 +34,8 @@ void add_flags(CLI::App& app, GenerateFlags& f) {
       ->type_name("FILE");
   app.add_option("--prompt-ids", f.prompt_ids, "Token ids to go on from, separated by blanks")
       ->type_name("IDS");
+  app.add_flag("--chat", f.chat, "Each prompt is a question, put into the model's chat template");
+  app.add_option("--system", f.system, "With --chat: the system message")->type_name("TEXT");
   app.add_flag("--no-bos", f.no_bos, "Without the tokens that the tokenizer adds");
   app.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to generate, at most")
       ->capture_default_str()
@@ -74,13 +79,15 @@ class GenerateJob {
 
   void prepare(const LayerStore& store) {
     const ModelSpec& spec = store.manifest().spec;
-    flags_.sampling.eos_token_ids = spec.eos_token_ids;
-    flags_.sampling.validate();
     for (const std::string& stop : flags_.stops)
       if (stop.empty()) throw usage_error("--stop takes a text that is not empty");
     tokenizer_ = store_tokenizer(store.root());
-    if (tokenizer_ == nullptr && !flags_.stops.empty()) require_tokenizer(store.root());
-    const GenerationRules rules{flags_.stops, spec.eos_token_ids, flags_.ignore_eos};
+    const bool needs_text = flags_.chat || !flags_.stops.empty();
+    if (tokenizer_ == nullptr && needs_text) require_tokenizer(store.root());
+    if (flags_.chat) chat_ = store_chat_template(store.root());
+    flags_.sampling.eos_token_ids = end_of_text(spec);
+    flags_.sampling.validate();
+    const GenerationRules rules{flags_.stops, flags_.sampling.eos_token_ids, flags_.ignore_eos};
     if (app_.count("--prompt-ids") > 0) {
       std::vector<TokenId> ids = parse_ids(flags_.prompt_ids, "--prompt-ids");
       check_tokens(ids, spec, "--prompt-ids");
@@ -98,8 +105,7 @@ class GenerateJob {
           from_file ? fmt::format("prompt {} of {}", i + 1, flags_.prompts_file) : "the prompt";
       if (!is_valid_utf8(prompts[i])) throw data_error(what + " is not valid UTF-8");
       check_text_length(prompts[i], spec, what);
-      std::vector<TokenId> ids =
-          tokenizer_->encode(prompts[i], {.add_special_tokens = !flags_.no_bos});
+      std::vector<TokenId> ids = encode(prompts[i]);
       check_tokens(ids, spec, what);
       generations_.emplace_back(prompts[i], std::move(ids), tokenizer_.get(), rules);
     }
@@ -146,6 +152,23 @@ class GenerateJob {
   }
 
  private:
+  // A chat ends with its turn, too; ids that the model does not draw would end nothing.
+  std::vector<std::int64_t> end_of_text(const ModelSpec& spec) const {
+    std::vector<std::int64_t> ids = spec.eos_token_ids;
+    if (!chat_) return ids;
+    const TokenId turn_end = chat_->turn_end(*tokenizer_);
+    check_tokens({turn_end}, spec, "the end of a turn in the model's chat template");
+    if (std::find(ids.begin(), ids.end(), turn_end) == ids.end()) ids.push_back(turn_end);
+    return ids;
+  }
+
+  std::vector<TokenId> encode(const std::string& prompt) const {
+    if (!chat_) return tokenizer_->encode(prompt, {.add_special_tokens = !flags_.no_bos});
+    ChatPrompt chat{.system = {}, .user = prompt};
+    if (app_.count("--system") > 0) chat.system = flags_.system;
+    return chat_->encode(*tokenizer_, chat);
+  }
+
   // One prompt from the command line; prompts from a file are blocks with a head, even a single
   // one.
   bool streams() const { return app_.count("--prompts") == 0 && !flags_.run.json; }
@@ -177,6 +200,7 @@ class GenerateJob {
   const CLI::App& app_;
   GenerateFlags& flags_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> chat_;  // with --chat
   std::vector<Generation> generations_;
   std::size_t printed_ = 0;
   std::int64_t drawn_ = 0;  // tokens, of all prompts
@@ -184,6 +208,20 @@ class GenerateJob {
   std::int64_t begin_ns_ = 0;
   double seconds_ = 0;
 };
+
+void check_chat_flags(const CLI::App& app, const GenerateFlags& flags) {
+  const bool system = app.count("--system") > 0;
+  if (system && !flags.chat) throw usage_error("--system needs --chat");
+  if (system && flags.system.empty())
+    throw usage_error("--system takes a text that is not empty",
+                      "leave it out for the system message of the model's own template");
+  if (system && !is_valid_utf8(flags.system)) throw data_error("--system is not valid UTF-8");
+  if (!flags.chat) return;
+  if (app.count("--prompt-ids") > 0)
+    throw usage_error("--chat takes text: --prompt or --prompts, not --prompt-ids");
+  if (flags.no_bos)
+    throw usage_error("--chat and --no-bos exclude each other: the template says where BOS is");
+}
 
 }  // namespace
 
@@ -196,6 +234,7 @@ Command generate_command(CLI::App& parent) {
           [app, flags] {
             require_flag(*app, "--store");
             require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
+            check_chat_flags(*app, *flags);
             GenerateJob job(*app, *flags);
             return run_job(
                 flags->run,

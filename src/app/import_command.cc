@@ -97,9 +97,9 @@ int write_store(WeightSource& source, const WriteFlags& flags, const std::string
 }
 
 // A tokenizer that cannot be used should be known now, not when another PC opens the store.
-void check_tokenizer(const std::string& checkpoint) {
+void check_tokenizer(const WeightSource& source, const std::string& checkpoint) {
   try {
-    if (load_tokenizer(checkpoint) == nullptr)
+    if (load_tokenizer(source.tokenizer_files(), checkpoint) == nullptr)
       spdlog::warn(
           "{} has no tokenizer files: the store will take token ids only (--prompt-ids, --ids)",
           checkpoint);
@@ -131,7 +131,7 @@ Command import_command(CLI::App& parent) {
             setup_logging(flags->quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
             const std::unique_ptr<WeightSource> source =
                 open_checkpoint(flags->checkpoint, !flags->no_tokenizer);
-            if (!flags->no_tokenizer) check_tokenizer(flags->checkpoint);
+            if (!flags->no_tokenizer) check_tokenizer(*source, flags->checkpoint);
             return write_store(*source, *flags, "importing", [&](ImportOptions& options) {
               options.tokenizer = !flags->no_tokenizer;
               if (!flags->layers.empty())

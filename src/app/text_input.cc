@@ -73,6 +73,11 @@ std::unique_ptr<Tokenizer> store_tokenizer(const std::filesystem::path& store) {
   return load_tokenizer(store / "tokenizer");
 }
 
+ChatTemplate store_chat_template(const std::filesystem::path& store) {
+  const std::filesystem::path folder = store / "tokenizer";
+  return ChatTemplate::load(read_tokenizer_files(folder), folder.string());
+}
+
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source) {
   std::error_code error;
   const bool store = std::filesystem::exists(source / "manifest.json", error);
@@ -82,7 +87,8 @@ std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source
   auto tokenizer = store ? store_tokenizer(source) : load_tokenizer(source);
   if (tokenizer == nullptr)
     throw data_error(
-        fmt::format("{} has no tokenizer files (tokenizer.json, or vocab.json with merges.txt)",
+        fmt::format("{} has no tokenizer files (tokenizer.json, vocab.json with merges.txt, or "
+                    "tokenizer.model)",
                     source.string()),
         store ? "give token ids instead of text: --prompt-ids or --ids"
               : "put the checkpoint's tokenizer.json there");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "store/manifest.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace stagecoach {
@@ -23,6 +24,9 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
 std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source);
 std::unique_ptr<Tokenizer> store_tokenizer(
     const std::filesystem::path& store);  // null when there is none
+
+// The chat template of a store. Throws data_error when it has none, or none that is known.
+ChatTemplate store_chat_template(const std::filesystem::path& store);
 
 // Throws usage_error for a text so long that no tokenizer could fit it into the model's context:
 // encoding it first would take the time and memory of the whole text.
