@@ -3,14 +3,14 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/quote.h"
 
 namespace stagecoach {
 
-// A foreign title as the name of a model: lower case, "-" for what is neither letter, digit, "."
-// nor
+// A foreign title as the name of a model: lower case, with "-" for all but letters, digits, "." and
 // "_"; "model" where nothing is left.
 std::string model_name_from(std::string_view title);
 

@@ -41,6 +41,7 @@ const std::map<std::string, std::vector<Json>> kAccepted = {
 
 // What is read or checked below, and what changes nothing.
 const std::set<std::string> kKnown = {
+    "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
     "rope.dimension_count",
@@ -80,9 +81,10 @@ const Family& find_gguf_family(const GgufMetadata& metadata) {
 
 class ConfigWriter {
  public:
-  ConfigWriter(const GgufMetadata& metadata, const GgufDescription& description)
+  ConfigWriter(const GgufMetadata& metadata, const Family& family)
       : metadata_(metadata),
-        description_(description),
+        family_(family),
+        description_(*family.gguf),
         prefix_(metadata.string("general.architecture") + ".") {}
 
   // The metadata and what the tensors tell, as a config.json.
@@ -96,9 +98,11 @@ class ConfigWriter {
   bool has(const std::string& key) const { return metadata_.has(prefix_ + key); }
   Json setting(const std::string& key) const { return metadata_.setting(prefix_ + key); }
   Json rope_scaling() const;
+  double rotary_share() const;
   void check_size(const std::string& key, const char* what, std::int64_t expected) const;
 
   const GgufMetadata& metadata_;
+  const Family& family_;
   const GgufDescription& description_;
   std::string prefix_;
 };
@@ -115,6 +119,15 @@ Json ConfigWriter::rope_scaling() const {
   return scaling;
 }
 
+// config.json has a share of each head's dimensions where the metadata have their number. Half a
+// dimension more, since Hugging Face truncates.
+double ConfigWriter::rotary_share() const {
+  const double head_dim = metadata_.number(prefix_ + "embedding_length") /
+                          metadata_.number(prefix_ + "attention.head_count");
+  const double rotary = metadata_.number(prefix_ + "rope.dimension_count");
+  return rotary == head_dim ? 1 : (rotary + 0.5) / head_dim;
+}
+
 Json ConfigWriter::write(const GgufTokenizer& tokenizer, const TensorSet& set, bool tied) const {
   Json config = description_.config;
   for (const auto& [key, name] : description_.keys) config[name] = setting(key);
@@ -124,6 +137,8 @@ Json ConfigWriter::write(const GgufTokenizer& tokenizer, const TensorSet& set, b
   config["tie_word_embeddings"] = tied;
   // llama.cpp counts the rows too: many files do not say.
   config["vocab_size"] = set.tensors.at(kEmbedding).shape.front();
+  if (family_.rotary && family_.rotary->partial)
+    config[family_.rotary->partial->keys.front()] = rotary_share();
   if (Json scaling = rope_scaling(); !scaling.is_null())
     config["rope_scaling"] = std::move(scaling);
   config["bos_token_id"] = tokenizer.bos < 0 ? Json() : Json(tokenizer.bos);
@@ -168,6 +183,7 @@ void ConfigWriter::check_size(const std::string& key, const char* what,
 void ConfigWriter::check_agreement(const ModelSpec& spec) const {
   check_size("attention.key_length", "a head's size", spec.head_dim);
   check_size("attention.value_length", "a head's size", spec.head_dim);
+  check_size("attention.head_count_kv", "the number of key heads", spec.num_key_value_heads);
   check_size("vocab_size", "the number of rows of token_embd.weight", spec.vocab_size);
   if (spec.position == PositionKind::kRotary)
     check_size("rope.dimension_count", "the number of rotary dimensions", spec.rotary_dim);
@@ -238,7 +254,7 @@ GgufTokenizer read_gguf_tokenizer(const GgufMetadata& metadata) {
 GgufModel resolve_gguf(const GgufMetadata& metadata, const GgufTokenizer& tokenizer,
                        TensorSet& set) {
   const Family& family = find_gguf_family(metadata);
-  const ConfigWriter writer(metadata, *family.gguf);
+  const ConfigWriter writer(metadata, family);
   writer.check_meaning();
   const auto embedding = set.tensors.find(kEmbedding);
   if (embedding == set.tensors.end())
