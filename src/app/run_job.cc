@@ -67,14 +67,15 @@ std::string name_of(const Transport& transport, int rank) {
 // One rank's part of a job, in the order in which things happen.
 class JobRun {
  public:
-  JobRun(const RunSettings& settings, const JobKind& kind, Transport& transport)
-      : settings_(settings), kind_(kind), transport_(transport), control_(transport) {}
+  JobRun(const JobStep& step, ControlChannel& control)
+      : settings_(step.settings),
+        kind_(step.kind),
+        name_(step.name),
+        transport_(control.transport()),
+        control_(control) {}
 
   ControlChannel& control() { return control_; }
-
-  void warn_once(const std::string& warning) {
-    if (!std::exchange(warned_, true)) spdlog::warn("{}", warning);
-  }
+  const std::string& name() const { return name_; }
 
   void open() {
     store_.emplace(settings_.store);
@@ -235,8 +236,9 @@ class JobRun {
 
   const RunSettings& settings_;
   const JobKind& kind_;
+  const std::string& name_;
   Transport& transport_;
-  ControlChannel control_;
+  ControlChannel& control_;
   std::optional<LayerStore> store_;
   StagePlan plan_;
   mutable std::mutex description_mutex_;
@@ -249,41 +251,71 @@ class JobRun {
   std::optional<StageRunner> runner_;
   std::unique_ptr<BatchSource> batches_;
   std::vector<RankTimeline> ranks_;  // rank 0, after run()
-  bool warned_ = false;
 };
 
-// One step that may fail on some ranks, and its agreement. The error of any rank becomes that of
-// all.
-template <typename Step>
-void step_together(JobRun& job, const Step& step) {
-  RankStatus status;
-  try {
-    step();
-    status = job.status();
-  } catch (const std::exception& exception) {
-    status = failed_status(as_error(exception));
+// The process's part in the jobs that run one after the other: what lives longer than one of them.
+// The control channel does, because a fast rank's first message of the next job may come early.
+class JobSession {
+ public:
+  explicit JobSession(const RunSettings& settings) : transport_(open_transport()) {
+    const int rank = transport_->rank();
+    setup_logging(settings.verbose             ? Verbosity::kVerbose
+                  : settings.quiet || rank > 0 ? Verbosity::kQuiet
+                                               : Verbosity::kNormal,
+                  name_of(*transport_, rank));
+    control_.emplace(*transport_);
+    watch_ = watch_peers(settings.peer_timeout);
   }
-  // Ranks agree three times, and a warning is worth one line.
-  agree(job.control(), status,
-        {.error = [](const Error& error) { print_error(error, ""); },
-         .warning = [&](const std::string& warning) { job.warn_once(warning); }});
-}
 
-void run_together(JobRun& job) {
-  step_together(job, [&] { job.open(); });
-  step_together(job, [&] { job.load(); });
-  if (job.control().rank() == 0) spdlog::debug("all ranks are ready");
-  job.run();
-  // Others wait while rank 0 writes results: a rank that left early would count as lost.
-  step_together(job, [&] { job.finish(); });
-}
+  // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
+  // with the next job. In a process of its own any error is such.
+  void run(const JobStep& step);
+  void end();
+
+ private:
+  std::unique_ptr<PeerWatch> watch_peers(double timeout_seconds);
+  void run_together(JobRun& job);
+  template <typename Step>
+  void step_together(JobRun& job, const Step& step);
+  // The layers of a rank in the job that runs now, for messages; called by the watching thread.
+  std::string describe(int peer) {
+    const std::lock_guard lock(current_mutex_);
+    return current_ == nullptr ? "" : current_->describe(peer);
+  }
+  // The watching thread asks for the job that runs while, and only while, there is one.
+  class Current {
+   public:
+    Current(JobSession& session, const JobRun& job) : session_(session) { set(&job); }
+    ~Current() { set(nullptr); }
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    void set(const JobRun* job) {
+      const std::lock_guard lock(session_.current_mutex_);
+      session_.current_ = job;
+    }
+    JobSession& session_;
+  };
+  void warn_once(const std::string& warning) {
+    if (!std::exchange(warned_, true)) spdlog::warn("{}", warning);
+  }
+
+  std::unique_ptr<Transport> transport_;
+  std::optional<ControlChannel> control_;
+  std::mutex current_mutex_;
+  const JobRun* current_ = nullptr;
+  bool warned_ = false;
+  std::unique_ptr<PeerWatch> watch_;
+};
 
 // Others depend on this rank: says what went wrong and ends the job everywhere.
-[[noreturn]] void end_for_all(Transport& transport, const Error& error) {
+// `job` is the name of the one that failed, or empty.
+[[noreturn]] void end_for_all(Transport& transport, const Error& error, const std::string& job) {
   // Who pressed Ctrl-C knows; and mpirun sends the same signal to the ranks of a job that failed
   // elsewhere.
   if (error.kind() != ErrorKind::kInterrupted)
-    print_error(error, name_of(transport, transport.rank()));
+    print_error(error, (job.empty() ? "" : job + ": ") + name_of(transport, transport.rank()));
   transport.abort(error.exit_code());
   std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through
                                   // the interface
@@ -294,59 +326,99 @@ void finalize(Transport& transport) {
     transport.finalize();
   } catch (const Error& error) {
     if (transport.size() == 1) throw;
-    end_for_all(transport, error);
+    end_for_all(transport, error, "");
   }
 }
 
-std::unique_ptr<PeerWatch> watch_peers(const RunSettings& settings, Transport& transport,
-                                       const JobRun& job) {
+// One step that may fail on some ranks, and its agreement. The error of any rank becomes that of
+// all.
+template <typename Step>
+void JobSession::step_together(JobRun& job, const Step& step) {
+  RankStatus status;
+  try {
+    step();
+    status = job.status();
+  } catch (const std::exception& exception) {
+    status = failed_status(as_error(exception));
+  }
+  // Ranks agree three times a job, and a warning is worth one line.
+  agree(*control_, status,
+        {.error = [&](const Error& error) { print_error(error, job.name()); },
+         .warning = [this](const std::string& warning) { warn_once(warning); }});
+}
+
+void JobSession::run_together(JobRun& job) {
+  step_together(job, [&] { job.open(); });
+  step_together(job, [&] { job.load(); });
+  if (control_->rank() == 0) spdlog::debug("all ranks are ready");
+  job.run();
+  // Others wait while rank 0 writes results: a rank that left early would count as lost.
+  step_together(job, [&] { job.finish(); });
+}
+
+std::unique_ptr<PeerWatch> JobSession::watch_peers(double timeout_seconds) {
   PeerWatch::Events events;
-  events.lost = [&](int peer, double seconds, bool reporter) {
+  events.lost = [this](int peer, double seconds, bool reporter) {
     if (reporter) {
       const std::string problem = fmt::format(
           "{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is "
           "down",
-          name_of(transport, peer), job.describe(peer), seconds);
+          name_of(*transport_, peer), describe(peer), seconds);
       print_error(
           Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"),
           "");
     } else {
       std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
     }
-    transport.abort(static_cast<int>(ErrorKind::kPeerLost));
+    transport_->abort(static_cast<int>(ErrorKind::kPeerLost));
   };
-  events.failed = [&](const Error& error) { end_for_all(transport, error); };
+  events.failed = [this](const Error& error) { end_for_all(*transport_, error, ""); };
   PeerWatchOptions options;
-  options.silence =
-      std::chrono::milliseconds(static_cast<std::int64_t>(settings.peer_timeout * 1000));
-  return std::make_unique<PeerWatch>(transport, options, std::move(events));
+  options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_seconds * 1000));
+  return std::make_unique<PeerWatch>(*transport_, options, std::move(events));
+}
+
+void JobSession::run(const JobStep& step) {
+  JobRun job(step, *control_);
+  const Current current(*this, job);
+  try {
+    run_together(job);
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const std::exception& exception) {
+    const Error error = as_error(exception);
+    if (transport_->size() > 1) end_for_all(*transport_, error, step.name);
+    print_error(error, step.name);
+    throw AgreedError(error.kind(), error.what(), error.hint());
+  }
+}
+
+void JobSession::end() {
+  watch_.reset();
+  finalize(*transport_);
 }
 
 }  // namespace
 
-int run_job(const RunSettings& settings, const JobKind& kind) {
-  const std::unique_ptr<Transport> transport = open_transport();
-  const int rank = transport->rank();
-  setup_logging(settings.verbose             ? Verbosity::kVerbose
-                : settings.quiet || rank > 0 ? Verbosity::kQuiet
-                                             : Verbosity::kNormal,
-                name_of(*transport, rank));
-  JobRun job(settings, kind, *transport);
-  auto watch = watch_peers(settings, *transport, job);
-  try {
-    run_together(job);
-  } catch (const AgreedError&) {
-    // Every rank knows, so that this is an orderly end.
-    watch.reset();
-    finalize(*transport);
-    throw;
-  } catch (const std::exception& exception) {
-    if (transport->size() == 1) throw;
-    end_for_all(*transport, as_error(exception));
+int run_jobs(const std::vector<JobStep>& steps) {
+  STAGECOACH_CHECK(!steps.empty());
+  JobSession session(steps.front().settings);
+  int code = 0;
+  for (const JobStep& step : steps) {
+    try {
+      session.run(step);
+    } catch (const AgreedError& error) {
+      if (code == 0) code = error.exit_code();
+      // Not this job's fault: the next would meet it too.
+      if (error.kind() == ErrorKind::kInterrupted || error.kind() == ErrorKind::kPeerLost) break;
+    }
   }
-  watch.reset();
-  finalize(*transport);
-  return 0;
+  session.end();
+  return code;
+}
+
+int run_job(const RunSettings& settings, const JobKind& kind) {
+  return run_jobs({{.name = {}, .settings = settings, .kind = kind}});
 }
 
 void print_error_of_launched_rank(const Error& error) {

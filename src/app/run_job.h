@@ -41,8 +41,19 @@ struct JobKind {
   std::function<void(const JobView&, const std::vector<RankTimeline>& ranks)> finish;
 };
 
-// Runs this process's part of the job. Returns 0; errors are thrown (AgreedError when rank 0 has
-// reported them) or, once ranks depend on one another, end all of them.
+// One of several jobs that run one after the other on the same ranks.
+struct JobStep {
+  std::string name;  // in front of its errors; may be empty
+  RunSettings settings;
+  JobKind kind;
+};
+
+// Runs them all, every rank in this order. A job that cannot run (its settings do not fit the
+// model, its store is not there) is reported by its name, and the next one begins; a rank that
+// fails while others depend on it ends all of them. Returns the exit code of the first failure, or
+// 0. Verbosity and the patience with silent ranks are those of the first job.
+int run_jobs(const std::vector<JobStep>& steps);
+// Of a single job without a name.
 int run_job(const RunSettings& settings, const JobKind& kind);
 
 // Says what kept this process from joining its job. Rank 0 speaks at once; another rank waits,

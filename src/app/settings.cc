@@ -163,8 +163,6 @@ int RunSettings::rounds_per_rank() const {
 void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--store", s.store, "Store directory, on every host at this path")
       ->type_name("STORE");
-  command.add_option("--job", "Job file: [run] holds any of these settings")
-      ->type_name("FILE.toml");
   command
       .add_option("--threads", s.threads,
                   "Compute threads per rank (default: allowed cores / ranks on this host)")
@@ -176,6 +174,12 @@ void add_run_flags(CLI::App& command, RunSettings& s) {
       .add_option("--windows", s.windows,
                   "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")
       ->type_name("A:B,...");
+  add_fixed_run_flags(command, s);
+}
+
+void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
+  command.add_option("--job", "Job file: [run] holds any of these settings")
+      ->type_name("FILE.toml");
   command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")
       ->capture_default_str()
       ->type_name("K|auto");

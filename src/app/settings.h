@@ -36,6 +36,8 @@ struct RunSettings {
 
 // Adds the flags of RunSettings, --job included.
 void add_run_flags(CLI::App& command, RunSettings& settings);
+// All of them but those that `time` takes lists of: --store, --threads, --micro-batch, --windows.
+void add_fixed_run_flags(CLI::App& command, RunSettings& settings);
 
 // Fills in what the command line left open, from environment and job file. Throws usage_error with
 // file, line and column for an unknown key or a value of the wrong type.

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "timeline/csv.h"
 #include "timeline/report_page.h"
 #include "timeline/run_summary.h"
 
@@ -29,21 +30,6 @@ void for_each_column(const LayerRow& row, Visitor&& visit) {
   visit("gb_per_s", row.gb_per_s());
   visit("gflop_per_s", row.gflop_per_s());
   visit("share_of_limit", row.share_of_limit);
-}
-
-std::string csv_field(std::string_view text) {
-  if (text.find_first_of(",\"\r\n") == std::string_view::npos) return std::string(text);
-  std::string quoted = "\"";
-  for (const char c : text) quoted.append(c == '"' ? 2 : 1, c);
-  return quoted + '"';
-}
-// fmt prints the shortest text that reads back as the same double.
-template <typename Number>
-requires std::is_arithmetic_v<Number> std::string csv_field(Number value) {
-  return fmt::format("{}", value);
-}
-std::string csv_field(const std::optional<double>& value) {
-  return value ? csv_field(*value) : "";
 }
 
 using OrderedJson = nlohmann::ordered_json;

@@ -1,5 +1,6 @@
 #include "timeline/run_summary.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/error.h"
@@ -60,6 +61,21 @@ std::int64_t count(const JsonObject& object, const char* key) {
   return object.integer_in(key, 0, kMaxCount);
 }
 
+// A short word of letters, digits, - _ and dots: it goes to terminals as it stands.
+std::string word(const JsonObject& object, const char* key) {
+  constexpr std::size_t kLongest = 24;
+  const std::string text = object.string(key);
+  const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+  });
+  if (!plain || text.empty() || text.size() > kLongest)
+    throw data_error(fmt::format(
+        "{}: {}: expected a word of up to {} letters, found {}", object.where(), key, kLongest,
+        Json(text.substr(0, 2 * kLongest)).dump(-1, ' ', true, Json::error_handler_t::replace)));
+  return text;
+}
+
 Phase parse_phase(const JsonObject& object) {
   const std::string name = object.string("phase");
   for (const Phase phase : {Phase::kPrefill, Phase::kDecode})
@@ -99,11 +115,11 @@ RankSummary parse_rank(const JsonObject& object) {
 }
 
 RunInfo parse_info(const JsonObject& object) {
-  RunInfo info{.command = object.string("command"),
+  RunInfo info{.command = word(object, "command"),
                .work = object.string("work"),
                .model = object.string("model"),
                .model_version = object.string("model_version"),
-               .weights = object.string("weights"),
+               .weights = word(object, "weights"),
                .build = object.string("build"),
                .wire = object.string("wire"),
                .layer_begin = count(object, "layer_begin"),

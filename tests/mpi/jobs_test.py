@@ -1,5 +1,6 @@
 """Whole jobs under mpirun: the same results on every number of ranks, one message and one exit code."""
 
+import csv
 import json
 import shutil
 import unittest
@@ -37,6 +38,24 @@ class Jobs(StoreTest):
         # Ranks share this store here; the plan decides what each one opens.
         rows = json_lines(self.succeeds(run("time", "--store", self.store, "--tokens", 32, "--repeat", 2, "--json", "--windows", "0:3,3:4,4:7", ranks=3)))
         self.assertEqual([r["rank"] for r in rows if "layer" in r], [0, 0, 0, 1, 2, 2, 2])
+
+    def test_a_sweep_runs_on_all_ranks_and_names_what_fails(self):
+        table = self.folder / "sweep.csv"
+        process = run("time", "--store", self.store, "--tokens", "4,300", "--windows", "0:3,3:7", "--windows", "0:5,5:7", "--repeat", 1,
+                      "--csv", table, "--report", self.folder / "report", ranks=2)
+        self.assertEqual(process.returncode, 2, process.stderr)
+        for windows in ("0:3,3:7", "0:5,5:7"):
+            self.assertIn(f"stagecoach: windows {windows}, tokens 300: ", process.stderr)
+        with open(table, newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([(r["windows"], r["ranks"], r["tokens"]) for r in rows if not r["layer"]],
+                         [("0:3,3:7", "2", "4"), ("0:5,5:7", "2", "4")])
+        self.assertEqual([r["rank"] for r in rows if r["layer"]], list("0001111") + list("0000011"))
+        summary = json.loads((self.folder / "report/001/run.json").read_text())
+        self.assertEqual([r["layers"] for r in summary["ranks"]], ["0:3", "3:7"])
+        sent, received = ([r[key] for r in summary["ranks"]] for key in ("sent_bytes", "received_bytes"))
+        self.assertEqual(sent, received[::-1])  # what one sends the other receives
+        self.assertIn("waiting for a rank", (self.folder / "report/001/report.html").read_text())
 
     def test_bf16_on_the_wire(self):
         self.succeeds(run("generate", "--store", self.store, "--prompt", "And", "--wire", "bf16", "--max-new-tokens", 4, ranks=2))
