@@ -5,31 +5,32 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/quote.h"
 
 namespace stagecoach {
 
 void AddedTokenTable::add(AddedToken token, std::int64_t id, const std::string& where) {
   if (token.content.empty()) return;  // matches nowhere
   if (id < 0 || id > std::numeric_limits<TokenId>::max())
-    throw data_error(
-        fmt::format("{}: the id of the added token \"{}\" should be in 0..{}, found {}", where,
-                    token.content, std::numeric_limits<TokenId>::max(), id));
+    throw data_error(fmt::format("{}: the id of the added token {} should be in 0..{}, found {}",
+                                 where, quote_name(token.content),
+                                 std::numeric_limits<TokenId>::max(), id));
   if (const auto known = vocabulary_.id_of(token.content); known && *known != id) {
-    spdlog::warn("{}: the added token \"{}\" has the id {}, but {} in the vocabulary, which counts",
-                 where, token.content, id, *known);
+    spdlog::warn("{}: the added token {} has the id {}, but {} in the vocabulary, which counts",
+                 where, quote_name(token.content), id, *known);
     id = *known;
   }
   token.id = static_cast<TokenId>(id);
   if (const auto other = ids_.find(token.content); other != ids_.end()) {
     if (other->second == token.id) return;
-    throw data_error(fmt::format("{}: the added token \"{}\" has two ids, {} and {}", where,
-                                 token.content, other->second, token.id));
+    throw data_error(fmt::format("{}: the added token {} has two ids, {} and {}", where,
+                                 quote_name(token.content), other->second, token.id));
   }
   const std::string* owner = vocabulary_.token_of(token.id);
   if (const auto other = contents_.find(token.id); other != contents_.end()) owner = &other->second;
   if (owner != nullptr && *owner != token.content)
-    throw data_error(fmt::format("{}: the id {} belongs to two tokens, \"{}\" and \"{}\"", where,
-                                 token.id, *owner, token.content));
+    throw data_error(fmt::format("{}: the id {} belongs to two tokens, {} and {}", where, token.id,
+                                 quote_name(*owner), quote_name(token.content)));
   ids_.emplace(token.content, token.id);
   contents_.emplace(token.id, token.content);
   tokens_.push_back(std::move(token));

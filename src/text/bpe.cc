@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/quote.h"
 #include "text/unicode.h"
 
 namespace stagecoach {
@@ -32,16 +33,16 @@ std::size_t Vocabulary::Hash::operator()(std::string_view text) const {
 
 void Vocabulary::add(std::string token, std::int64_t id, const std::string& where) {
   if (id < 0 || id > std::numeric_limits<TokenId>::max())
-    throw data_error(fmt::format("{}: the id of the token \"{}\" should be in 0..{}, found {}",
-                                 where, token, std::numeric_limits<TokenId>::max(), id));
+    throw data_error(fmt::format("{}: the id of the token {} should be in 0..{}, found {}", where,
+                                 quote_name(token), std::numeric_limits<TokenId>::max(), id));
   const auto narrow = static_cast<TokenId>(id);
   if (const std::string* other = token_of(narrow))
-    throw data_error(fmt::format("{}: the id {} belongs to two tokens, \"{}\" and \"{}\"", where,
-                                 id, *other, token));
+    throw data_error(fmt::format("{}: the id {} belongs to two tokens, {} and {}", where, id,
+                                 quote_name(*other), quote_name(token)));
   const auto [entry, inserted] = ids_.emplace(std::move(token), narrow);
   if (!inserted)
-    throw data_error(fmt::format("{}: the token \"{}\" has two ids, {} and {}", where, entry->first,
-                                 entry->second, id));
+    throw data_error(fmt::format("{}: the token {} has two ids, {} and {}", where,
+                                 quote_name(entry->first), entry->second, id));
   tokens_.emplace(narrow, &entry->first);
   largest_id_ = std::max(largest_id_, narrow);
 }
@@ -74,9 +75,9 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::vector<Merge>& merges, BpeO
     const auto id = [&](std::string_view token) {
       if (const auto found = vocabulary_.id_of(token)) return *found;
       throw data_error(
-          fmt::format("{}: merge {} (\"{}\" and \"{}\") needs the token \"{}\", which the "
+          fmt::format("{}: merge {} ({} and {}) needs the token {}, which the "
                       "vocabulary lacks",
-                      where_, rank, left, right, token));
+                      where_, rank, quote_name(left), quote_name(right), quote_name(token)));
     };
     const std::string merged = std::string(left) + std::string(right);
     rules_[pair_key(id(left), id(right))] = {static_cast<std::uint32_t>(rank), id(merged)};
@@ -147,8 +148,8 @@ TokenId BpeModel::unknown_id() const {
   const auto id = vocabulary_.id_of(options_.unknown_token);
   if (!id)
     throw data_error(
-        fmt::format("{}: the text needs the unknown token \"{}\", which the vocabulary lacks",
-                    where_, options_.unknown_token));
+        fmt::format("{}: the text needs the unknown token {}, which the vocabulary lacks", where_,
+                    quote_name(options_.unknown_token)));
   return *id;
 }
 

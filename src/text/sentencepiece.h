@@ -25,13 +25,13 @@ enum class PieceType {
 };
 
 struct SentencePiece {
-  std::string text;  // spaces are U+2581
+  std::string text = {};  // spaces are U+2581
   float score = 0;
   PieceType type = PieceType::kNormal;
 };
 
 struct SentencePieceModel {
-  std::vector<SentencePiece> pieces;  // by id
+  std::vector<SentencePiece> pieces = {};  // by id
   bool byte_fallback = false;
   bool add_dummy_prefix = true;          // a space before the text
   bool remove_extra_whitespaces = true;  // at both ends, and all but one of a run

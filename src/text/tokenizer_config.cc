@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/quote.h"
 #include "text/tokenizer_json.h"
 
 namespace stagecoach {
@@ -117,7 +118,7 @@ void TokenizerConfig::add_tokens_to(AddedTokenTable& table) const {
   }
   for (const Special& special : specials_) {
     if (!table.add_known(special.token))
-      spdlog::warn("{}: the {} \"{}\" has no id and will not be recognised", where_, special.role,
+      spdlog::warn("{}: the {} {} has no id and will not be recognised", where_, special.role,
                    special.token.content);
   }
 }

@@ -72,6 +72,19 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenSentencePiece,
                                          "spm_collapsed", "spm_odd"),
                          [](const auto& instance) { return instance.param; });
 
+TEST(SentencePiece, EqualScoresMergeFromLeftToRight) {
+  SentencePieceModel model{
+      .pieces = {{"<unk>", 0, PieceType::kUnknown}, {"a"}, {"b"}, {"ab", -1}, {"ba", -1}},
+      .add_dummy_prefix = false,
+      .bos_id = -1};
+  const auto tokenizer = load(serialize_sentencepiece(model), R"({"add_bos_token": false})");
+  EXPECT_EQ(tokenizer->encode("aba"), (Ids{3, 1}));
+  EXPECT_EQ(tokenizer->encode("bab"), (Ids{4, 2}));
+  model.pieces[4].score = -0.5;
+  const auto scored = load(serialize_sentencepiece(model), R"({"add_bos_token": false})");
+  EXPECT_EQ(scored->encode("aba"), (Ids{1, 4}));
+}
+
 TEST(SentencePiece, FramesAsLlamaDoes) {
   const std::string model = file_of("spm_llama");
   const Ids plain = load(model)->encode("a", {.add_special_tokens = false});
