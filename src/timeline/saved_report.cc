@@ -20,9 +20,8 @@ Error bad_line(const std::string& source, std::size_t line, const std::string& p
 }
 
 // Foreign text in a message: quoted, short, without control characters.
-std::string shown(std::string_view text) {
-  constexpr std::size_t kLongest = 60;
-  return Json(text.substr(0, kLongest)).dump(-1, ' ', true, Json::error_handler_t::replace);
+std::string shown(std::string_view text, std::size_t longest = 60) {
+  return Json(text.substr(0, longest)).dump(-1, ' ', true, Json::error_handler_t::replace);
 }
 
 // Splits CSV (RFC 4180) into records, whose fields may hold line ends.
@@ -161,7 +160,7 @@ std::vector<LayerRow> parse_layers_csv(std::string_view text, const std::string&
     throw bad_line(source, 1,
                    fmt::format("expected the columns {}, found {}: another version wrote it",
                                header.substr(0, header.size() - 1),
-                               shown(text.substr(0, std::min(text.find('\n'), text.size())))));
+                               shown(text.substr(0, text.find('\n')), 200)));
   CsvReader reader(text, source);
   const std::vector<std::string> names = reader.next();
   std::vector<LayerRow> rows;

@@ -1,0 +1,68 @@
+// One rank's part of one job; run_job.cc agrees with the other ranks between its steps.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "app/run_job.h"
+#include "pipeline/agreement.h"
+#include "pipeline/control_channel.h"
+#include "stager/resident_source.h"
+
+namespace stagecoach {
+
+// One rank's part of a job, in the order in which things happen.
+class JobRun {
+ public:
+  JobRun(const JobStep& step, ControlChannel& control)
+      : settings_(step.settings),
+        kind_(step.kind),
+        name_(step.name),
+        transport_(control.transport()),
+        control_(control) {}
+
+  ControlChannel& control() { return control_; }
+  const std::string& name() const { return name_; }
+
+  void open();                // store, plan, device
+  void load();                // weights
+  RankStatus status() const;  // after open(): what ranks compare
+  void run();                 // all of the work, collectively
+  void finish();              // reports and results, rank 0's
+
+  // The layers of a rank, for messages; empty before there is a plan. Called by the watching
+  // thread.
+  std::string describe(int rank) const;
+
+ private:
+  const ModelSpec& spec() const { return store_->manifest().spec; }
+  JobView view() const { return {*store_, plan_, settings_.micro_batch, isa_}; }
+
+  RankUsage usage();
+  RunInfo run_info() const;
+  std::string describe_plan() const;  // what each host's store must hold
+  void make_plan(std::int64_t begin, std::int64_t end);
+
+  const RunSettings& settings_;
+  const JobKind& kind_;
+  const std::string& name_;
+  Transport& transport_;
+  ControlChannel& control_;
+  std::optional<LayerStore> store_;
+  StagePlan plan_;
+  mutable std::mutex description_mutex_;
+  std::vector<std::string> descriptions_;
+  ResidentSlice slice_;
+  std::unique_ptr<Backend> backend_;
+  std::string isa_;
+  Timeline timeline_;
+  std::optional<ResidentSource> source_;
+  std::optional<StageRunner> runner_;
+  std::unique_ptr<BatchSource> batches_;
+  std::vector<RankTimeline> ranks_;  // rank 0, after run()
+};
+
+}  // namespace stagecoach
