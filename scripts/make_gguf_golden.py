@@ -9,7 +9,8 @@ tests/data/gguf/
                 gguf.quants.dequantize makes of them, as F32 tensors NAME.values
   llama/        config.json and model.safetensors of a small random Llama (float16), and what
                 convert_hf_to_gguf.py would write of it: f16.gguf, q8_0.gguf, q4_0.gguf, and
-                split-0000N-of-00003.gguf, the Q8_0 file in three
+                split-0000N-of-00003.gguf, the Q8_0 file in three; with a tokenizer that knows
+                lower-case letters, blanks and ten merges
 
 Everything is drawn from fixed seeds.
 """
@@ -103,6 +104,23 @@ def llama_tensors(generator):
             .astype(np.float16) for name, shape in shapes.items()}
 
 
+MERGES = ("t h", "th e", "Ġ the", "a n", "an d", "Ġ and", "i n", "Ġ in", "o n", "e r")
+TOKENS = ["<unk>", "<s>", "</s>", "Ġ", *"abcdefghijklmnopqrstuvwxyz",
+          *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def add_tokenizer(writer):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * 37)
+    writer.add_token_merges(MERGES)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(CONFIG["bos_token_id"])
+    writer.add_eos_token_id(CONFIG["eos_token_id"])
+    writer.add_add_bos_token(False)
+
+
 def interleave(rows, heads):
     """What the converter does to rotary rows: (heads, 2, n, …) becomes (heads, n, 2, …)."""
     split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
@@ -136,8 +154,7 @@ def make_llama_gguf(path, tensors, kind, split=None):
     writer.add_rope_dimension_count(CONFIG["head_dim"])
     writer.add_vocab_size(CONFIG["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
-    writer.add_bos_token_id(CONFIG["bos_token_id"])
-    writer.add_eos_token_id(CONFIG["eos_token_id"])
+    add_tokenizer(writer)
     for name, tensor in tensors.items():
         name, tensor = converted(name, tensor)
         if tensor.ndim == 1:

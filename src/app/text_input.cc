@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "checkpoint/import.h"
 
 namespace stagecoach {
 namespace {
@@ -84,7 +85,8 @@ std::unique_ptr<Tokenizer> require_tokenizer(const std::filesystem::path& source
   if (error)
     throw data_error(fmt::format("cannot look into {}: {}", source.string(), error.message()),
                      "check the path");
-  auto tokenizer = store ? store_tokenizer(source) : load_tokenizer(source);
+  auto tokenizer = store ? store_tokenizer(source)
+                         : load_tokenizer(checkpoint_tokenizer_files(source), source.string());
   if (tokenizer == nullptr)
     throw data_error(
         fmt::format("{} has no tokenizer files (tokenizer.json, vocab.json with merges.txt, or "

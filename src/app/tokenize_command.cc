@@ -16,7 +16,8 @@ Command tokenize_command(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* app =
       parent.add_subcommand("tokenize", "Text to token ids, as the model's own tokenizer does it");
-  app->add_option("SOURCE", flags->source, "Store, or Hugging Face directory")->required();
+  app->add_option("SOURCE", flags->source, "Store, Hugging Face directory or .gguf file")
+      ->required();
   app->add_option("--string", flags->string, "The text")->type_name("TEXT");
   app->add_option("--file", flags->file, "A file of text, - for stdin")->type_name("FILE");
   app->add_flag("--no-bos", flags->no_bos, "Without the tokens that the tokenizer adds");

@@ -7,6 +7,7 @@
 #include "checkpoint/gguf_config.h"
 #include "checkpoint/import.h"
 #include "checkpoint/mapped_source.h"
+#include "text/tokenizer.h"
 
 namespace stagecoach {
 namespace {
@@ -19,6 +20,12 @@ std::string name_of(const GgufMetadata& metadata, const fs::path& path) {
   return model_name_from(title.empty() ? path.stem().string() : title);
 }
 
+std::map<std::string, std::string> tokenizer_files(const GgufTokenizer& tokenizer,
+                                                   const std::string& where) {
+  if (tokenizer.model.empty()) return {};
+  return gguf_tokenizer_files(tokenizer, where);
+}
+
 }  // namespace
 
 std::unique_ptr<WeightSource> open_gguf(const fs::path& path, bool tokenizer) {
@@ -26,8 +33,7 @@ std::unique_ptr<WeightSource> open_gguf(const fs::path& path, bool tokenizer) {
   const GgufTokenizer vocabulary = read_gguf_tokenizer(metadata);
   GgufModel model = resolve_gguf(metadata, vocabulary, set);
   std::map<std::string, std::string> files;
-  if (tokenizer && !vocabulary.model.empty())
-    files = gguf_tokenizer_files(vocabulary, metadata.where());
+  if (tokenizer) files = tokenizer_files(vocabulary, metadata.where());
   return map_checkpoint({.spec = std::move(model.spec),
                          .names = model.names,
                          .set = std::move(set),
@@ -42,6 +48,13 @@ std::unique_ptr<WeightSource> open_checkpoint(const fs::path& path, bool tokeniz
   std::error_code error;
   if (fs::is_regular_file(path, error)) return open_gguf(path, tokenizer);
   return open_huggingface(path);
+}
+
+std::map<std::string, std::string> checkpoint_tokenizer_files(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return read_tokenizer_files(path);
+  const GgufMetadata metadata = read_gguf(path).metadata;
+  return tokenizer_files(read_gguf_tokenizer(metadata), metadata.where());
 }
 
 }  // namespace stagecoach

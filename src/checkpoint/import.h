@@ -46,6 +46,9 @@ std::unique_ptr<WeightSource> open_gguf(const std::filesystem::path& path, bool 
 std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& path,
                                               bool tokenizer = true);
 
+// The tokenizer's files of either, by name; empty where there are none. Reads no weights.
+std::map<std::string, std::string> checkpoint_tokenizer_files(const std::filesystem::path& path);
+
 // Random weights at a config's shape: GPT-2's initialisation (normal, 0.02; residual projections
 // 0.02 / sqrt(2 · layers); norms 1, biases 0), drawn from a counter-based generator keyed by
 // (seed, tensor, element), so that any part of any tensor can be made alone and in parallel.
