@@ -350,7 +350,9 @@ std::map<std::string, ZipMember> ZipReader::read() {
   std::map<std::string, ZipMember> members;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const Entry& entry = entries[i];
-    const std::int64_t limit = i + 1 < entries.size() ? entries[i + 1].header : directory.offset;
+    // What follows may claim any place: no member reaches into the directory.
+    const std::int64_t next = i + 1 < entries.size() ? entries[i + 1].header : directory.offset;
+    const std::int64_t limit = std::min(next, directory.offset);
     const ZipMember member{.offset = locate_data(entry, limit), .bytes = entry.bytes};
     if (!members.emplace(entry.name, member).second)
       throw broken(fmt::format("ZIP member {} stands twice", quote_name(entry.name)));

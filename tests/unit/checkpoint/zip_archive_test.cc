@@ -135,6 +135,13 @@ TEST(ZipArchive, RefusesOverlaps) {
                  "no local header");
 }
 
+// Found by fuzzing: the first member's end was only compared with the second's place.
+TEST(ZipArchive, RefusesSeveralMembersBeyondTheFile) {
+  EXPECT_REFUSED(error_of(ZipText{.members = {{.name = "a", .data = "1", .header = 0x10000000},
+                                              {.name = "b", .data = "1", .header = 0x20000000}}}),
+                 "overlaps");
+}
+
 TEST(ZipArchive, RefusesBrokenDirectories) {
   const std::vector<ZipMemberText> one{{.name = "a", .data = "1"}};
   EXPECT_REFUSED(error_of(""), "no ZIP directory");
