@@ -97,9 +97,10 @@ std::map<std::string, std::string> parse_renames(const JsonObject& object) {
 }
 
 GgufDescription parse_gguf(const JsonObject& object) {
-  object.only({"architectures", "keys", "optional_keys", "flags", "config", "prefixes", "tensors",
-               "dropped"});
+  object.only({"architectures", "when", "keys", "optional_keys", "flags", "config", "prefixes",
+               "tensors", "dropped"});
   return {.architectures = strings_at(object, "architectures"),
+          .when = object.string_or("when", ""),
           .keys = parse_renames(object.object("keys")),
           .optional_keys = parse_renames(object.object("optional_keys")),
           .flags = parse_renames(object.object("flags")),

@@ -54,6 +54,9 @@ struct TensorNames {
 // that axes and their checks exist once.
 struct GgufDescription {
   std::vector<std::string> architectures;  // general.architecture
+  // Of families that share an architecture's name: the key whose presence (other than 0) says that
+  // a file is this one's. Empty: the files that no other claims.
+  std::string when = {};
   // Metadata keys, without the architecture before them, and config.json's keys for the same.
   std::map<std::string, std::string> keys, optional_keys;
   std::map<std::string, std::string> flags;  // config.json's keys: true where this tensor exists

@@ -67,16 +67,22 @@ const Family& find_gguf_family(const GgufMetadata& metadata) {
     throw data_error(fmt::format("{} holds no model but {} (general.type)", metadata.where(),
                                  quote_name(metadata.string("general.type"))));
   const std::string architecture = metadata.string("general.architecture");
-  std::string known;
+  std::set<std::string> known;
+  const Family* found = nullptr;
   for (const Family& family : families()) {
     if (!family.gguf) continue;
-    if (contains(family.gguf->architectures, architecture)) return family;
-    for (const std::string& name : family.gguf->architectures)
-      known += (known.empty() ? "" : ", ") + name;
+    const GgufDescription& gguf = *family.gguf;
+    known.insert(gguf.architectures.begin(), gguf.architectures.end());
+    if (!contains(gguf.architectures, architecture)) continue;
+    const std::string condition = architecture + "." + gguf.when;
+    const bool claimed =
+        !gguf.when.empty() && metadata.has(condition) && metadata.setting(condition) != 0;
+    if (claimed || (gguf.when.empty() && found == nullptr)) found = &family;
   }
+  if (found != nullptr) return *found;
   throw data_error(
       fmt::format("{}: the architecture {} is not supported; of GGUF files this build imports {}",
-                  metadata.where(), quote_name(architecture), known));
+                  metadata.where(), quote_name(architecture), fmt::join(known, ", ")));
 }
 
 class ConfigWriter {

@@ -31,6 +31,7 @@ struct Convention {
 // By config.json's model_type.
 const std::map<std::string, Convention> kConventions = {
     {"llama", {.architecture = "llama", .interleaved = true, .rms = true}},
+    {"mistral", {.architecture = "llama", .interleaved = true, .rms = true}},
     {"gpt2", {.architecture = "gpt2", .fused = true}},
     {"gpt_neox", {.architecture = "gptneox", .fused = true}},
     {"bloom", {.architecture = "bloom", .fused = true}},
@@ -139,6 +140,7 @@ void Converter::add_metadata() {
   writer_.add(convention_.architecture + (convention_.rms ? ".attention.layer_norm_rms_epsilon"
                                                           : ".attention.layer_norm_epsilon"),
               spec_.norm_epsilon);
+  if (spec_.sliding_window > 0) add_size("attention.sliding_window", spec_.sliding_window);
   if (config_.contains("use_parallel_residual"))
     writer_.add(convention_.architecture + ".use_parallel_residual", GgufType::kBool,
                 static_cast<std::uint8_t>(config_["use_parallel_residual"].get<bool>()));
@@ -209,7 +211,8 @@ Json config_of(const fs::path& directory) {
   return read_json_file(directory / "config.json", 1 << 20);
 }
 
-// Those of families that llama.cpp converts. It drops Mistral's window, and calls the rest Llama.
+// Those of families that llama.cpp converts. Mistral is Llama there; converters that keep its window
+// write it as other architectures have it.
 std::vector<std::string> fixtures() {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(fs::path(TEST_DATA_DIR) / "golden"))
