@@ -211,8 +211,8 @@ Json config_of(const fs::path& directory) {
   return read_json_file(directory / "config.json", 1 << 20);
 }
 
-// Those of families that llama.cpp converts. Mistral is Llama there; converters that keep its window
-// write it as other architectures have it.
+// Those of families that llama.cpp converts. Mistral is Llama there; converters that keep its
+// window write it as other architectures have it.
 std::vector<std::string> fixtures() {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(fs::path(TEST_DATA_DIR) / "golden"))
