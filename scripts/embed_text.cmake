@@ -1,5 +1,5 @@
 # Writes OUTPUT, a C++ file that holds text files as string literals. NAME.EXT becomes the function NAME_EXT() of HEADER.
-#   cmake -DHEADER=timeline/page_assets.h "-DFILES=a.css;b.js" -DOUTPUT=… -P embed_text.cmake
+#   cmake -DHEADER=timeline/page/page_assets.h "-DFILES=a.css;b.js" -DOUTPUT=… -P embed_text.cmake
 set(functions "")
 foreach(path IN LISTS FILES)
   file(READ "${path}" content)

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/gguf_metadata.h"
+#include "checkpoint/gguf/gguf_metadata.h"
 #include "support_safetensors.h"
 
 namespace stagecoach::test {

@@ -10,8 +10,8 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "pipeline/timing_batches.h"
+#include "timeline/page/report_page.h"
 #include "timeline/phase_results.h"
-#include "timeline/report_page.h"
 
 namespace stagecoach {
 namespace {

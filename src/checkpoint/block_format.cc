@@ -3,7 +3,7 @@
 #include <array>
 #include <cstring>
 
-#include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf/gguf_blocks.h"
 
 namespace stagecoach {
 namespace {

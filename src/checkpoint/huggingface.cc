@@ -8,8 +8,8 @@
 #include "checkpoint/foreign_text.h"
 #include "checkpoint/import.h"
 #include "checkpoint/mapped_source.h"
-#include "checkpoint/pytorch_set.h"
-#include "checkpoint/safetensors_set.h"
+#include "checkpoint/pytorch/pytorch_set.h"
+#include "checkpoint/safetensors/safetensors_set.h"
 #include "text/tokenizer.h"
 
 namespace stagecoach {

@@ -5,9 +5,9 @@
 #include <map>
 
 #include "base/error.h"
-#include "timeline/html.h"
 #include "timeline/median.h"
-#include "timeline/report_page.h"
+#include "timeline/page/html.h"
+#include "timeline/page/report_page.h"
 
 namespace stagecoach {
 namespace {

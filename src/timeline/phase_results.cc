@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "timeline/gantt_rows.h"
 #include "timeline/median.h"
+#include "timeline/page/gantt_rows.h"
 
 namespace stagecoach {
 namespace {

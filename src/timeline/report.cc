@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "timeline/csv.h"
-#include "timeline/report_page.h"
+#include "timeline/page/report_page.h"
 #include "timeline/run_summary.h"
 
 namespace stagecoach {

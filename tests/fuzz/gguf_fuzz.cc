@@ -1,5 +1,5 @@
-#include "checkpoint/gguf.h"
-#include "checkpoint/gguf_config.h"
+#include "checkpoint/gguf/gguf.h"
+#include "checkpoint/gguf/gguf_config.h"
 #include "fuzz_input.h"
 
 using namespace stagecoach;

@@ -1,5 +1,5 @@
-#include "checkpoint/torch_tensor.h"
-#include "checkpoint/unpickler.h"
+#include "checkpoint/pytorch/torch_tensor.h"
+#include "checkpoint/pytorch/unpickler.h"
 #include "fuzz_input.h"
 
 using namespace stagecoach;

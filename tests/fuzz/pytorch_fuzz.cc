@@ -1,4 +1,4 @@
-#include "checkpoint/pytorch_file.h"
+#include "checkpoint/pytorch/pytorch_file.h"
 #include "fuzz_input.h"
 
 using namespace stagecoach;

@@ -9,7 +9,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "checkpoint/import.h"
-#include "checkpoint/safetensors.h"
+#include "checkpoint/safetensors/safetensors.h"
 #include "engine/stage_runner.h"
 #include "stager/resident_source.h"
 #include "support_pipeline.h"

@@ -1,12 +1,12 @@
 // Blocks of every quantised type against what the gguf package decodes them to
 // (scripts/make_gguf_golden.py): the same bits.
-#include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf/gguf_blocks.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 
-#include "checkpoint/gguf.h"
+#include "checkpoint/gguf/gguf.h"
 
 namespace stagecoach {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "checkpoint/gguf.h"
+#include "checkpoint/gguf/gguf.h"
 #include "checkpoint/import.h"
 #include "model/tensor_catalog.h"
 #include "support_gguf.h"

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "checkpoint/import.h"
-#include "checkpoint/safetensors_set.h"
+#include "checkpoint/safetensors/safetensors_set.h"
 #include "checkpoint/tensor_map.h"
 #include "support_safetensors.h"
 #include "text/tokenizer.h"

@@ -1,10 +1,10 @@
-#include "checkpoint/safetensors.h"
+#include "checkpoint/safetensors/safetensors.h"
 #include "checkpoint/foreign_text.h"
 
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "checkpoint/safetensors_set.h"
+#include "checkpoint/safetensors/safetensors_set.h"
 #include "support_safetensors.h"
 
 namespace stagecoach {

@@ -1,4 +1,4 @@
-#include "checkpoint/unpickler.h"
+#include "checkpoint/pytorch/unpickler.h"
 
 #include <gtest/gtest.h>
 

@@ -1,11 +1,11 @@
-#include "timeline/report_page.h"
+#include "timeline/page/report_page.h"
 
 #include <gtest/gtest.h>
 
 #include "base/error.h"
 #include "spans.h"
-#include "timeline/gantt.h"
-#include "timeline/html.h"
+#include "timeline/page/gantt.h"
+#include "timeline/page/html.h"
 #include "timeline/phase_results.h"
 #include "timeline/run_summary.h"
 

@@ -1,10 +1,10 @@
-#include "timeline/html.h"
+#include "timeline/page/html.h"
 
 #include <cmath>
 
 #include "base/error.h"
 #include "base/json.h"
-#include "timeline/page_assets.h"
+#include "timeline/page/page_assets.h"
 
 namespace stagecoach {
 namespace {

@@ -8,7 +8,7 @@
 
 #include <filesystem>
 
-#include "checkpoint/gguf_metadata.h"
+#include "checkpoint/gguf/gguf_metadata.h"
 #include "checkpoint/tensor_set.h"
 
 namespace stagecoach {

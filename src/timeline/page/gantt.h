@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "timeline/gantt_rows.h"
+#include "timeline/page/gantt_rows.h"
 
 namespace stagecoach {
 

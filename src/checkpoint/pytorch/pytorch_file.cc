@@ -1,4 +1,4 @@
-#include "checkpoint/pytorch_file.h"
+#include "checkpoint/pytorch/pytorch_file.h"
 
 #include <algorithm>
 #include <array>
@@ -11,10 +11,10 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "checkpoint/foreign_text.h"
+#include "checkpoint/pytorch/torch_tensor.h"
+#include "checkpoint/pytorch/unpickler.h"
+#include "checkpoint/pytorch/zip_archive.h"
 #include "checkpoint/shard_index.h"
-#include "checkpoint/torch_tensor.h"
-#include "checkpoint/unpickler.h"
-#include "checkpoint/zip_archive.h"
 
 namespace stagecoach {
 namespace {

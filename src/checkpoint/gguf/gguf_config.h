@@ -2,7 +2,7 @@
 #pragma once
 
 #include "checkpoint/family.h"
-#include "checkpoint/gguf.h"
+#include "checkpoint/gguf/gguf.h"
 #include "model/model_spec.h"
 #include "text/gguf_tokenizer.h"
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "checkpoint/pytorch/unpickler.h"
 #include "checkpoint/tensor_set.h"
-#include "checkpoint/unpickler.h"
 
 namespace stagecoach {
 

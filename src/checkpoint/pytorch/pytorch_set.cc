@@ -1,11 +1,11 @@
-#include "checkpoint/pytorch_set.h"
+#include "checkpoint/pytorch/pytorch_set.h"
 
 #include <algorithm>
 #include <array>
 #include <string_view>
 #include <utility>
 
-#include "checkpoint/pytorch_file.h"
+#include "checkpoint/pytorch/pytorch_file.h"
 #include "checkpoint/shard_index.h"
 
 namespace stagecoach {

@@ -1,12 +1,12 @@
 // Draws a Gantt chart: SVG for what has an extent in time, HTML for words, which must not be
 // stretched with it.
-#include "timeline/gantt.h"
+#include "timeline/page/gantt.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
-#include "timeline/html.h"
+#include "timeline/page/html.h"
 
 namespace stagecoach {
 namespace {

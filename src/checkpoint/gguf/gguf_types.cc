@@ -1,4 +1,4 @@
-#include "checkpoint/gguf_types.h"
+#include "checkpoint/gguf/gguf_types.h"
 
 #include <algorithm>
 #include <vector>

@@ -3,8 +3,8 @@
 
 #include "base/error.h"
 #include "checkpoint/foreign_text.h"
-#include "checkpoint/gguf.h"
-#include "checkpoint/gguf_config.h"
+#include "checkpoint/gguf/gguf.h"
+#include "checkpoint/gguf/gguf_config.h"
 #include "checkpoint/import.h"
 #include "checkpoint/mapped_source.h"
 #include "text/tokenizer.h"

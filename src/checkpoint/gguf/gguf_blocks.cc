@@ -1,6 +1,6 @@
 // In what follows d and m are the block's float16 scale and minimum, q an element's small integer.
 // Where an element's bits are split over several places, b[i] is byte i of one of them.
-#include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf/gguf_blocks.h"
 
 #include <array>
 #include <cstring>

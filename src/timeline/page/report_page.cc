@@ -1,4 +1,4 @@
-#include "timeline/report_page.h"
+#include "timeline/page/report_page.h"
 
 #include <algorithm>
 #include <functional>
@@ -7,8 +7,8 @@
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "timeline/critical_path.h"
-#include "timeline/gantt.h"
-#include "timeline/html.h"
+#include "timeline/page/gantt.h"
+#include "timeline/page/html.h"
 
 namespace stagecoach {
 namespace {

@@ -5,8 +5,8 @@
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "timeline/comparison.h"
-#include "timeline/html.h"
-#include "timeline/report_page.h"
+#include "timeline/page/html.h"
+#include "timeline/page/report_page.h"
 
 namespace stagecoach {
 namespace {

@@ -1,8 +1,8 @@
-#include "checkpoint/safetensors_set.h"
+#include "checkpoint/safetensors/safetensors_set.h"
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "checkpoint/safetensors.h"
+#include "checkpoint/safetensors/safetensors.h"
 #include "checkpoint/shard_index.h"
 
 namespace stagecoach {

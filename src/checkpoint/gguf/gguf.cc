@@ -1,4 +1,4 @@
-#include "checkpoint/gguf.h"
+#include "checkpoint/gguf/gguf.h"
 
 #include <algorithm>
 #include <bit>
@@ -11,7 +11,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "checkpoint/foreign_text.h"
-#include "checkpoint/gguf_types.h"
+#include "checkpoint/gguf/gguf_types.h"
 #include "text/tokenizer.h"
 
 namespace stagecoach {

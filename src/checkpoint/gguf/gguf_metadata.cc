@@ -1,4 +1,4 @@
-#include "checkpoint/gguf_metadata.h"
+#include "checkpoint/gguf/gguf_metadata.h"
 
 #include <array>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "checkpoint/gguf_config.h"
+#include "checkpoint/gguf/gguf_config.h"
 
 #include <algorithm>
 #include <cmath>

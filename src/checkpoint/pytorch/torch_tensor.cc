@@ -1,4 +1,4 @@
-#include "checkpoint/torch_tensor.h"
+#include "checkpoint/pytorch/torch_tensor.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "timeline/gantt_rows.h"
+#include "timeline/page/gantt_rows.h"
 
 #include <algorithm>
 #include <limits>
