@@ -90,6 +90,13 @@ void parse_normalizer_spec(std::string_view message, SentencePieceModel* model,
   if (has_map) throw unsupported(where, fmt::format("with the normalisation {}", quote_name(name)));
 }
 
+// "<0x0A>": what byte fallback looks for. 256 different ones are all bytes.
+bool names_a_byte(const std::string& text) {
+  constexpr std::string_view kDigits = "0123456789ABCDEF";
+  return text.size() == 6 && text.starts_with("<0x") && text.ends_with('>') &&
+         kDigits.find(text[3]) != kDigits.npos && kDigits.find(text[4]) != kDigits.npos;
+}
+
 void check_pieces(const SentencePieceModel& model, const std::string& where) {
   std::array<std::size_t, 7> count{};
   for (const SentencePiece& piece : model.pieces) ++count[static_cast<std::size_t>(piece.type)];
@@ -104,6 +111,9 @@ void check_pieces(const SentencePieceModel& model, const std::string& where) {
                     "found {}",
                     where, bytes, model.byte_fallback, of(PieceType::kByte)));
   for (const SentencePiece& piece : model.pieces) {
+    if (piece.type == PieceType::kByte && !names_a_byte(piece.text))
+      throw data_error(fmt::format("{}: a piece of the type BYTE should be like <0x0A>, found {}",
+                                   where, quote_name(piece.text)));
     const bool double_space = piece.text.find("  ") != std::string::npos;
     if (model.remove_extra_whitespaces && piece.type == PieceType::kUserDefined && double_space)
       throw unsupported(where, "with a user-defined piece of spaces where spaces are removed");

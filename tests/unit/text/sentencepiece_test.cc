@@ -186,6 +186,13 @@ TEST(SentencePiece, RefusesPiecesThatMakeNoSense) {
   EXPECT_TRUE(mentions(refusal(with_piece("qq", 0, 5)), "unused"));
 }
 
+// Found by fuzzing: a byte without its piece became the id -1.
+TEST(SentencePiece, RefusesByteFallbackThatLacksAByte) {
+  std::string file = file_of("spm_llama");
+  file.replace(file.find("<0xC3>"), 6, "<0xc3>");
+  EXPECT_TRUE(mentions(refusal(file), "<0xc3>"));
+}
+
 TEST(SentencePiece, LongTextsTakeNoQuadraticTime) {
   const auto tokenizer = load(file_of("spm_llama"));
   const std::string text(1 << 20, 'a');
