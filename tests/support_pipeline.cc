@@ -10,7 +10,7 @@
 #include "pipeline/rank_loop.h"
 #include "pipeline/text_batches.h"
 #include "plan/stage_plan.h"
-#include "stager/resident_source.h"
+#include "stager/layer_stager.h"
 #include "transport/loopback/loopback_transport.h"
 
 namespace stagecoach {
@@ -50,18 +50,16 @@ class PipelineRun {
       const int rank = transport.rank();
       const auto backend = make_cpu_backend({.threads = shape_.threads, .isa = shape_.isa});
       Timeline timeline;
-      ResidentSource source(store_,
-                            {.layers = plan_.layers_of(rank),
-                             .embedding = rank == 0,
-                             .head = rank == plan_.last_rank()},
-                            VerifyMode::kFirst, timeline);
-      StageRunner runner(spec, *backend, source, timeline, shape_.micro_batch);
+      LayerStager source(store_, staging(rank), {}, timeline);
+      StageRunner runner(spec, *backend, source, timeline,
+                         {.max_rows = shape_.micro_batch, .head_rows = shape_.head_rows});
       RankContext context{.spec = spec,
                           .plan = plan_,
                           .runner = runner,
                           .transport = transport,
                           .timeline = timeline,
                           .wire = WireType::kF32,
+                          .in_passes = shape_.streamed_layers > 0,
                           .has_head = true,
                           .interrupted = nullptr,
                           .observe_logits = nullptr};
@@ -83,6 +81,22 @@ class PipelineRun {
     }
   }
 
+  // The first layers of a rank stream, and then its ends do, too.
+  StagingPlan staging(int rank) const {
+    StagingPlan staging = all_in_memory({.layers = plan_.layers_of(rank),
+                                         .embedding = rank == 0,
+                                         .head = rank == plan_.last_rank()});
+    if (shape_.streamed_layers == 0) return staging;
+    staging.share_slabs = false;
+    staging.attention_slots = shape_.attention_slots;
+    staging.mlp_slots = shape_.mlp_slots;
+    for (std::size_t i = 0; i < staging.layers.size(); ++i)
+      staging.layers[i].pinned = static_cast<int>(i) >= shape_.streamed_layers;
+    for (Residence* end : {&staging.embedding, &staging.head})
+      if (*end == Residence::kMemory) *end = Residence::kDisk;
+    return staging;
+  }
+
   TextBatches make_batches(const ModelSpec& spec) {
     std::vector<TextRequest> requests;
     for (std::size_t i = 0; i < requests_.size(); ++i)
@@ -100,8 +114,14 @@ class PipelineRun {
       auto& all = outputs_[static_cast<std::size_t>(id)].log_probs;
       all.insert(all.end(), values.begin(), values.end());
     };
-    return TextBatches({shape_.micro_batch, shape_.ranks, shape_.max_active},
-                       spec.max_position_embeddings, std::move(requests), events);
+    const bool forget_kv = shape_.streamed_layers > 0 && requests_.size() == 1 &&
+                           requests_.front().score && shape_.pass_tokens == 0;
+    return TextBatches({shape_.micro_batch, shape_.ranks, shape_.max_active,
+                        shape_.streamed_layers == 0 ? 0
+                        : shape_.pass_tokens > 0    ? shape_.pass_tokens
+                                                    : 4096},
+                       spec.max_position_embeddings, std::move(requests), events,
+                       {.window = 0, .forget_kv = forget_kv});
   }
 
   const LayerStore& store_;
@@ -117,8 +137,12 @@ class PipelineRun {
 }  // namespace
 
 std::string PipelineShape::name() const {
-  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}", ranks,
-                     threads, rounds, micro_batch, max_active, isa, windows);
+  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}{}", ranks,
+                     threads, rounds, micro_batch, max_active, isa, windows,
+                     streamed_layers == 0 ? ""
+                                          : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",
+                                                        streamed_layers, pass_tokens, attention_slots,
+                                                        mlp_slots));
 }
 
 std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,

@@ -21,6 +21,10 @@ struct PipelineShape {
   int max_active = 32;
   std::string isa = {};      // empty: the best
   std::string windows = {};  // empty: balanced
+  int streamed_layers = 0;   // of each rank, from its first on, and its ends; 0: all in memory
+  int attention_slots = 1, mlp_slots = 1;
+  std::int64_t pass_tokens = 0;  // streamed: rows of a pass; 0: all that there are
+  std::int64_t head_rows = 16;
 
   std::string name() const;
 };

@@ -8,7 +8,10 @@
 #include "app/output.h"
 #include "app/run_job.h"
 #include "app/text_input.h"
+#include "app/token_log.h"
 #include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
 #include "pipeline/text_batches.h"
 #include "text/chat_template.h"
 #include "timeline/phase_results.h"
@@ -29,6 +32,7 @@ struct GenerateFlags {
 
 void add_flags(CLI::App& app, GenerateFlags& f) {
   add_run_flags(app, f.run);
+  add_checkpoint_flag(app, f.run);
   app.add_option("--prompt", f.prompt, "Text to go on from")->type_name("TEXT");
   app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")
       ->type_name("FILE");
@@ -78,6 +82,13 @@ class GenerateJob {
   GenerateJob(const CLI::App& app, GenerateFlags& flags) : app_(app), flags_(flags) {}
 
   void prepare(const LayerStore& store) {
+    read_prompts_of(store);
+    if (flags_.run.checkpoint.empty()) return;
+    log_.emplace(flags_.run.checkpoint, work_hash());
+    replay(store.manifest().spec);
+  }
+
+  void read_prompts_of(const LayerStore& store) {
     const ModelSpec& spec = store.manifest().spec;
     for (const std::string& stop : flags_.stops)
       if (stop.empty()) throw usage_error("--stop takes a text that is not empty");
@@ -111,14 +122,44 @@ class GenerateJob {
     }
   }
 
+  JobShape shape(const LayerStore& store) const {
+    const ModelSpec& spec = store.manifest().spec;
+    JobShape shape;
+    shape.sequences = std::min(flags_.max_sequences, static_cast<std::int64_t>(generations_.size()));
+    shape.usual_pass = shape.sequences;
+    std::vector<std::int64_t> rows;
+    StreamingHash content;
+    for (const Generation& generation : generations_) {
+      const std::vector<TokenId> tokens = generation.all_ids();
+      rows.push_back(static_cast<std::int64_t>(tokens.size()));
+      shape.positions = std::max(
+          shape.positions, std::min(static_cast<std::int64_t>(generation.prompt_ids().size()) +
+                                        flags_.max_new_tokens,
+                                    spec.max_position_embeddings));
+      content.update(as_bytes(fmt::format("{}:", tokens.size())));
+      content.update(std::as_bytes(std::span(tokens)));
+    }
+    std::int64_t first = 0;
+    for (std::int64_t i = 0; i < shape.sequences; ++i) first += rows[static_cast<std::size_t>(i)];
+    shape.largest_pass = std::max(shape.sequences,
+                                  std::min(first, affordable_pass(spec.hidden_size)));
+    shape.work = work_hash();
+    shape.content = content.digest();
+    return shape;
+  }
+
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     std::vector<TextRequest> requests;
-    for (std::size_t i = 0; i < generations_.size(); ++i)
+    for (std::size_t i = 0; i < generations_.size(); ++i) {
+      const Generation& generation = generations_[i];
+      if (generation.finished()) continue;  // by a run before this one
       requests.push_back({.sequence = static_cast<SequenceId>(i),
-                          .tokens = generations_[i].prompt_ids(),
+                          .tokens = generation.all_ids(),
                           .score = false,
                           .max_new_tokens = flags_.max_new_tokens,
-                          .sampling = flags_.sampling});
+                          .sampling = flags_.sampling,
+                          .drawn = static_cast<std::int64_t>(generation.ids().size())});
+    }
     const TextEvents events{
         .admitted = [this](SequenceId id) { generations_[static_cast<std::size_t>(id)].admit(); },
         .token =
@@ -129,11 +170,16 @@ class GenerateJob {
         .finished =
             [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
     begin_ns_ = now_ns();
+    for (Generation& generation : generations_)
+      if (streams()) print(generation.text() + (generation.finished() ? "\n" : ""));
+    print_finished();
     // Streamed text is its own progress.
     progress_.emplace("generating", ProgressUnit::kTokens, !streams() && !flags_.run.quiet);
     return std::make_unique<TextBatches>(
-        SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences)},
-        view.store.manifest().spec.max_position_embeddings, std::move(requests), events);
+        SchedulerLimits{view.micro_batch, view.plan.ranks, static_cast<int>(flags_.max_sequences),
+                        view.pass_tokens},
+        view.store.manifest().spec.max_position_embeddings, std::move(requests), events,
+        view.resume);
   }
 
   void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
@@ -152,6 +198,50 @@ class GenerateJob {
   }
 
  private:
+  // Everything that decides which tokens are drawn.
+  std::uint64_t work_hash() const {
+    StreamingHash hash;
+    const SamplingParams& s = flags_.sampling;
+    hash.update(as_bytes(fmt::format(
+        "{} {} {} {} {} {} {} {} {} {}:", s.greedy, s.temperature, s.top_k, s.top_p, s.min_p,
+        s.repetition_penalty, s.seed, s.min_new_tokens, flags_.max_new_tokens, flags_.ignore_eos)));
+    for (const std::string& stop : flags_.stops)
+      hash.update(as_bytes(fmt::format("{}:{}", stop.size(), stop)));
+    for (const std::int64_t id : s.eos_token_ids) hash.update(as_bytes(fmt::format("{} ", id)));
+    for (const Generation& generation : generations_) {
+      hash.update(as_bytes(fmt::format("{}:", generation.prompt_ids().size())));
+      hash.update(std::as_bytes(std::span(generation.prompt_ids())));
+    }
+    return hash.digest();
+  }
+
+  // Takes over what an interrupted run has drawn.
+  void replay(const ModelSpec& spec) {
+    const auto tokens = log_->load(generations_.size());
+    if (!tokens) return;
+    for (std::size_t i = 0; i < generations_.size(); ++i) {
+      Generation& generation = generations_[i];
+      check_drawn((*tokens)[i], spec);
+      for (const TokenId id : (*tokens)[i]) generation.push(id);
+      const auto drawn = static_cast<std::int64_t>(generation.ids().size());
+      const auto length = static_cast<std::int64_t>(generation.all_ids().size());
+      if (generation.ended() || drawn >= flags_.max_new_tokens ||
+          length > spec.max_position_embeddings)
+        generation.finish();
+    }
+  }
+  void check_drawn(const std::vector<TokenId>& tokens, const ModelSpec& spec) const {
+    for (const TokenId id : tokens)
+      if (id >= spec.vocab_size)
+        throw data_error(fmt::format("{}: token {} is not in the vocabulary of {}",
+                                     flags_.run.checkpoint, id, spec.vocab_size));
+  }
+  void save_tokens() const {
+    std::vector<const std::vector<TokenId>*> tokens;
+    for (const Generation& generation : generations_) tokens.push_back(&generation.ids());
+    log_->save(tokens);
+  }
+
   // A chat ends with its turn, too; ids that the model does not draw would end nothing.
   std::vector<std::int64_t> end_of_text(const ModelSpec& spec) const {
     std::vector<std::int64_t> ids = spec.eos_token_ids;
@@ -178,6 +268,7 @@ class GenerateJob {
     progress_->update(++drawn_,
                       static_cast<std::int64_t>(generations_.size()) * flags_.max_new_tokens);
     if (streams()) print(text);
+    if (log_) save_tokens();
     return !generation.ended();
   }
 
@@ -185,6 +276,10 @@ class GenerateJob {
     const std::string rest = generation.finish();
     if (streams()) print(rest + "\n");
     seconds_ = seconds_since(begin_ns_);
+    print_finished();
+  }
+
+  void print_finished() {
     // In prompt order: one that ends early waits for those before it.
     for (; !streams() && printed_ < generations_.size() && generations_[printed_].finished();
          ++printed_) {
@@ -202,6 +297,7 @@ class GenerateJob {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> chat_;  // with --chat
   std::vector<Generation> generations_;
+  std::optional<TokenLog> log_;  // with --checkpoint
   std::size_t printed_ = 0;
   std::int64_t drawn_ = 0;  // tokens, of all prompts
   std::optional<Progress> progress_;
@@ -243,6 +339,7 @@ Command generate_command(CLI::App& parent) {
                  .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
                                  RunInfo& info) { job.describe(ranks, info); },
                  .prepare = [&](const LayerStore& store) { job.prepare(store); },
+                 .shape = [&](const LayerStore& store) { return job.shape(store); },
                  .make_source = [&](const JobView& view) { return job.make_source(view); },
                  .finish = [&](const JobView&,
                                const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});

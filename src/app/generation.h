@@ -52,6 +52,11 @@ class Generation {
   const std::string& text() const { return text_; }
   const std::vector<TokenId>& prompt_ids() const { return prompt_ids_; }
   const std::vector<TokenId>& ids() const { return ids_; }
+  std::vector<TokenId> all_ids() const {
+    std::vector<TokenId> all = prompt_ids_;
+    all.insert(all.end(), ids_.begin(), ids_.end());
+    return all;
+  }
   const std::optional<std::string>& prompt() const { return prompt_; }
   Json to_json() const;  // the object of docs/cli.md
 

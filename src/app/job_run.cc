@@ -3,7 +3,8 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <exception>
+#include <tuple>
 #include <utility>
 
 #include "app/output.h"
@@ -16,6 +17,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "pipeline/checkpoint_resume.h"
 #include "pipeline/clock_sync.h"
 #include "transport/mpi_module.h"
 
@@ -24,9 +26,7 @@ namespace {
 
 // The ranks of this host share its cores.
 int default_threads() {
-  const char* local = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-  const int ranks_here = local != nullptr ? std::max(1, std::atoi(local)) : launched_size();
-  return std::max(1, allowed_cpus() / ranks_here);
+  return std::max(1, allowed_cpus() / launched_local_size());
 }
 
 BackendRegistry device_registry() {
@@ -45,41 +45,61 @@ std::int64_t peak_resident_bytes() {
 
 void JobRun::open() {
   store_.emplace(settings_.store);
-  const Manifest& manifest = store_->manifest();
-  const std::int64_t layers = manifest.spec.num_hidden_layers;
-  const auto [begin, end] = kind_.layers.empty() ? std::pair<std::int64_t, std::int64_t>{0, layers}
-                                                 : parse_layer_range(kind_.layers, layers);
-  make_plan(begin, end);
-  const int rank = transport_.rank();
-  if (rank == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
-  slice_.layers = plan_.layers_of(rank);
-  slice_.embedding = begin == 0 && rank == plan_.windows.front().rank;
-  slice_.head = end == layers && rank == plan_.last_rank();
+  const std::int64_t layers = spec().num_hidden_layers;
+  std::tie(layer_begin_, layer_end_) = kind_.layers.empty()
+                                           ? std::pair<std::int64_t, std::int64_t>{0, layers}
+                                           : parse_layer_range(kind_.layers, layers);
   backend_ = device_registry().create(
       settings_.device == "auto" ? "cpu" : settings_.device,
       {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
   isa_ = backend_->isa();
+  if (transport_.rank() != 0) return;
+  if (!settings_.report.empty())
+    check_writable(settings_.report);  // before hours of work, not after
+  kind_.prepare(*store_);
+  shape_ = kind_.shape(*store_);
+}
+
+void JobRun::plan() {
+  plan_ = negotiate_plan({.store = *store_,
+                          .settings = settings_,
+                          .layer_begin = layer_begin_,
+                          .layer_end = layer_end_,
+                          .shape = shape_},
+                         control_);
+  shape_ = plan_.shape;
+  if (transport_.rank() == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
   {
     const std::lock_guard lock(description_mutex_);
     for (int r = 0; r < transport_.size(); ++r)
-      descriptions_.push_back(" (" + plan_.describe(r) + ")");
+      descriptions_.push_back(" (" + plan_.stages.describe(r) + ")");
   }
-  if (rank == 0) {
-    if (!settings_.report.empty())
-      check_writable(settings_.report);  // before hours of work, not after
-    kind_.prepare(*store_);
-  }
+  resume_ = {.window = 0, .forget_kv = shape_.forget_kv};
+  if (!settings_.checkpoint.empty()) find_resume_point();
 }
 
 void JobRun::load() {
   Progress progress("loading", ProgressUnit::kBytes, transport_.rank() == 0 && !settings_.quiet);
-  source_.emplace(*store_, slice_, settings_.verify_mode(), timeline_,
-                  [&](std::int64_t done, std::int64_t total) {
-                    if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
-                    progress.update(done, total);
-                  });
-  runner_.emplace(spec(), *backend_, *source_, timeline_, settings_.micro_batch);
-  spdlog::debug("{}: {} of weights, {} threads, {}", plan_.describe(transport_.rank()),
+  StagerOptions options;
+  options.verify = settings_.verify_mode();
+  options.stall =
+      std::chrono::milliseconds(static_cast<std::int64_t>(settings_.disk_timeout * 1000));
+  options.passes = shape_.passes;
+  options.progress = [&progress](std::int64_t done, std::int64_t total) {
+    if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
+    progress.update(done, total);
+  };
+  options.interrupted = [] { return interrupt_requested.load(); };
+  const auto resumed = static_cast<std::size_t>(resume_.window);
+  if (resumed > 0)
+    options.first_layer = resumed < plan_.stages.windows.size()
+                              ? plan_.stages.windows[resumed].begin
+                              : plan_.stages.layer_end();
+  source_.emplace(*store_, plan_.staging, options, timeline_);
+  // The load's own progress does not outlive it.
+  runner_.emplace(spec(), *backend_, *source_, timeline_,
+                  StageRunner::Limits{.max_rows = plan_.batch_rows, .head_rows = plan_.head_rows});
+  spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
 }
 
@@ -87,8 +107,10 @@ RankStatus JobRun::status() const {
   const Manifest& manifest = store_->manifest();
   RankStatus status;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
-  status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {}", plan_hash(plan_), settings_.wire,
-                                               settings_.kv, settings_.micro_batch)));
+  const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
+  status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {} {}", stages, plan_.in_passes,
+                                               settings_.wire, settings_.kv,
+                                               settings_.micro_batch)));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -102,12 +124,14 @@ RankStatus JobRun::status() const {
 
 void JobRun::run() {
   const RankContext context{.spec = spec(),
-                            .plan = plan_,
+                            .plan = plan_.stages,
                             .runner = *runner_,
                             .transport = transport_,
                             .timeline = timeline_,
                             .wire = settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32,
-                            .has_head = plan_.layer_end() == spec().num_hidden_layers,
+                            .in_passes = plan_.in_passes,
+                            .has_head = layer_end_ == spec().num_hidden_layers,
+                            .checkpoint = checkpoint_ ? &*checkpoint_ : nullptr,
                             .interrupted = &interrupt_requested,
                             .observe_logits = nullptr};
   const std::vector<ClockOffset> clocks_before = measure_clocks(control_);
@@ -118,7 +142,11 @@ void JobRun::run() {
     run_other_rank(context);
   }
   const std::vector<ClockOffset> clocks_after = measure_clocks(control_);
-  ranks_ = gather_timelines(control_, timeline_, usage(), clocks_before, clocks_after);
+  const RankUsage used = usage();
+  // Reports of long runs are large, too.
+  runner_.reset();
+  source_.reset();
+  ranks_ = gather_timelines(control_, timeline_, used, clocks_before, clocks_after);
 }
 
 void JobRun::finish() {
@@ -134,7 +162,7 @@ std::string JobRun::describe(int rank) const {
 
 RankUsage JobRun::usage() {
   const int rank = transport_.rank();
-  return {.layers = plan_.describe(rank).substr(std::string_view("layers ").size()),
+  return {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
           .isa = isa_,
           .threads = backend_->threads(),
           .weights_bytes = source_->bytes(),
@@ -151,12 +179,12 @@ RunInfo JobRun::run_info() const {
                .weights = std::string(dtype_name(manifest.weights)),
                .build = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")",
                .wire = settings_.wire,
-               .layer_begin = plan_.layer_begin(),
-               .layer_end = plan_.layer_end(),
+               .layer_begin = plan_.stages.layer_begin(),
+               .layer_end = plan_.stages.layer_end(),
                .model_layers = spec().num_hidden_layers,
                .distinct_layers = manifest.distinct_layers,
                .micro_batch = settings_.micro_batch,
-               .ranks = plan_.ranks,
+               .ranks = plan_.stages.ranks,
                .tokens_per_second = std::nullopt,
                .phases = {}};
   kind_.describe(view(), ranks_, info);
@@ -164,32 +192,43 @@ RunInfo JobRun::run_info() const {
 }
 
 std::string JobRun::describe_plan() const {
-  std::string text = fmt::format("{} ranks:", plan_.ranks);
-  for (int r = 0; r < plan_.ranks; ++r)
-    text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r), plan_.describe(r));
+  std::string text = fmt::format("{} ranks:", plan_.stages.ranks);
+  for (int r = 0; r < plan_.stages.ranks; ++r)
+    text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r),
+                        plan_.stages.describe(r));
   return text;
 }
 
-void JobRun::make_plan(std::int64_t begin, std::int64_t end) {
-  const ModelSpec& s = spec();
-  const DType weights = store_->manifest().weights;
-  if (!settings_.windows.empty()) {
-    plan_ = explicit_plan(settings_.windows, begin, end, transport_.size());
-    if (settings_.rounds != "auto" &&
-        settings_.rounds_per_rank() * transport_.size() != static_cast<int>(plan_.windows.size()))
-      throw usage_error(
-          fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}",
-                      settings_.windows, plan_.windows.size(), settings_.rounds, transport_.size(),
-                      settings_.rounds_per_rank() * transport_.size()));
-    return;
+std::int64_t JobRun::pass_tokens() const {
+  if (!plan_.in_passes) return 0;
+  return shape_.largest_pass;
+}
+
+CheckpointIdentity JobRun::checkpoint_identity() const {
+  return {{"model", fmt::format("{} {}", store_->manifest().name, hash_to_hex(status().model_hash))},
+          {"text", hash_to_hex(shape_.work)},
+          {"plan", hash_to_hex(status().plan_hash)},
+          {"instruction set", isa_}};
+}
+
+// Collective: the last window of which every rank has what it would go on with.
+void JobRun::find_resume_point() {
+  const std::vector<Window>& windows = plan_.stages.windows;
+  const int rank = transport_.rank();
+  CheckpointContents mine;
+  std::exception_ptr failure;
+  try {
+    checkpoint_.emplace(settings_.checkpoint, checkpoint_identity(), shape_.content,
+                        spec().hidden_size);
+    mine = checkpoint_contents(*checkpoint_, plan_.stages, rank, !shape_.forget_kv);
+  } catch (const Error&) {
+    failure = std::current_exception();
   }
-  PlanCosts costs{.layer_bytes = slab_weight_bytes(s, SlabKind::kLayer, weights)};
-  const std::int64_t embedding = slab_weight_bytes(s, SlabKind::kEmbedding, weights);
-  if (begin == 0) costs.embedding_bytes = embedding;
-  if (end == s.num_hidden_layers)
-    costs.head_bytes =
-        slab_weight_bytes(s, SlabKind::kHead, weights) + (s.tied_head ? embedding : 0);
-  plan_ = balanced_plan(costs, begin, end, transport_.size(), settings_.rounds_per_rank());
+  resume_.window = agree_on_resume(control_, mine, static_cast<std::int32_t>(windows.size()));
+  if (failure) std::rethrow_exception(failure);
+  if (rank == 0 && resume_.window > 0)
+    spdlog::info("going on after window {} of {}, from {}", resume_.window, windows.size(),
+                 settings_.checkpoint);
 }
 
 }  // namespace stagecoach

@@ -7,10 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "app/job_plan.h"
 #include "app/run_job.h"
 #include "pipeline/agreement.h"
 #include "pipeline/control_channel.h"
-#include "stager/resident_source.h"
+#include "stager/layer_stager.h"
 
 namespace stagecoach {
 
@@ -27,7 +28,8 @@ class JobRun {
   ControlChannel& control() { return control_; }
   const std::string& name() const { return name_; }
 
-  void open();                // store, plan, device
+  void open();                // store, device, work
+  void plan();                // which rank runs and holds what; collective
   void load();                // weights
   RankStatus status() const;  // after open(): what ranks compare
   void run();                 // all of the work, collectively
@@ -39,12 +41,16 @@ class JobRun {
 
  private:
   const ModelSpec& spec() const { return store_->manifest().spec; }
-  JobView view() const { return {*store_, plan_, settings_.micro_batch, isa_}; }
+  JobView view() const {
+    return {*store_, plan_.stages, settings_.micro_batch, isa_, pass_tokens(), resume_};
+  }
+  std::int64_t pass_tokens() const;
 
   RankUsage usage();
   RunInfo run_info() const;
   std::string describe_plan() const;  // what each host's store must hold
-  void make_plan(std::int64_t begin, std::int64_t end);
+  CheckpointIdentity checkpoint_identity() const;
+  void find_resume_point();
 
   const RunSettings& settings_;
   const JobKind& kind_;
@@ -52,14 +58,17 @@ class JobRun {
   Transport& transport_;
   ControlChannel& control_;
   std::optional<LayerStore> store_;
-  StagePlan plan_;
+  std::int64_t layer_begin_ = 0, layer_end_ = 0;
+  JobShape shape_;
+  JobPlan plan_;
+  std::optional<PassCheckpoint> checkpoint_;
+  ResumePoint resume_;
   mutable std::mutex description_mutex_;
   std::vector<std::string> descriptions_;
-  ResidentSlice slice_;
   std::unique_ptr<Backend> backend_;
   std::string isa_;
   Timeline timeline_;
-  std::optional<ResidentSource> source_;
+  std::optional<LayerStager> source_;
   std::optional<StageRunner> runner_;
   std::unique_ptr<BatchSource> batches_;
   std::vector<RankTimeline> ranks_;  // rank 0, after run()

@@ -12,6 +12,8 @@
 #include "app/settings.h"
 #include "base/error.h"
 #include "pipeline/rank_loop.h"
+#include "pipeline/text_batches.h"
+#include "plan/job_shape.h"
 #include "timeline/report.h"
 
 namespace stagecoach {
@@ -22,6 +24,8 @@ struct JobView {
   const StagePlan& plan;
   std::int64_t micro_batch = 0;
   const std::string& isa;
+  std::int64_t pass_tokens = 0;  // rows of one pass, at most; 0: the job does not go in passes
+  ResumePoint resume;
 };
 
 struct JobKind {
@@ -35,6 +39,8 @@ struct JobKind {
   // Rank 0, before weights are read: reads prompts, checks them, opens outputs. Usage and data
   // errors thrown here end the job everywhere with one message.
   std::function<void(const LayerStore&)> prepare;
+  // Rank 0, after prepare: the size of the work.
+  std::function<JobShape(const LayerStore&)> shape;
   // Rank 0: the work. Called when all ranks are ready.
   std::function<std::unique_ptr<BatchSource>(const JobView&)> make_source;
   // Rank 0: results, when the ring is empty. `ranks` has everybody's timeline.

@@ -8,6 +8,7 @@
 #include "app/run_job.h"
 #include "app/text_input.h"
 #include "base/error.h"
+#include "base/hash.h"
 #include "pipeline/text_batches.h"
 #include "timeline/phase_results.h"
 
@@ -36,6 +37,20 @@ class ScoreJob {
     log_probs_.assign(ids_.size(), 0);
   }
 
+  // The text goes through in one pass.
+  JobShape shape() const {
+    const auto rows = static_cast<std::int64_t>(ids_.size());
+    const std::uint64_t work = xxh3(std::as_bytes(std::span(ids_)));
+    return {.largest_pass = rows,
+            .usual_pass = rows,
+            .sequences = 1,
+            .positions = rows,
+            .forget_kv = true,
+            .passes = 1,
+            .work = work,
+            .content = work};
+  }
+
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     begin_ns_ = now_ns();
     progress_.emplace("scoring", ProgressUnit::kTokens, !flags_.run.quiet);
@@ -52,9 +67,10 @@ class ScoreJob {
     };
     std::vector<TextRequest> requests{
         {.sequence = 0, .tokens = ids_, .score = true, .max_new_tokens = 0, .sampling = {}}};
-    return std::make_unique<TextBatches>(SchedulerLimits{view.micro_batch, view.plan.ranks, 1},
-                                         view.store.manifest().spec.max_position_embeddings,
-                                         std::move(requests), std::move(events));
+    return std::make_unique<TextBatches>(
+        SchedulerLimits{view.micro_batch, view.plan.ranks, 1, view.pass_tokens},
+        view.store.manifest().spec.max_position_embeddings, std::move(requests), std::move(events),
+        view.resume);
   }
 
   void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
@@ -106,6 +122,7 @@ Command score_command(CLI::App& parent) {
   CLI::App* app = parent.add_subcommand(
       "score", "The forward pass over a text: token log-probabilities and perplexity");
   add_run_flags(*app, flags->run);
+  add_checkpoint_flag(*app, flags->run);
   app->add_option("--text", flags->text_file, "A file of text, - for stdin")->type_name("FILE");
   app->add_option("--ids", flags->ids_file, "A file of token ids separated by blanks, - for stdin")
       ->type_name("FILE");
@@ -122,6 +139,7 @@ Command score_command(CLI::App& parent) {
                  .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
                                  RunInfo& info) { job.describe(ranks, info); },
                  .prepare = [&](const LayerStore& store) { job.prepare(store); },
+                 .shape = [&](const LayerStore&) { return job.shape(); },
                  .make_source = [&](const JobView& view) { return job.make_source(view); },
                  .finish = [&](const JobView&,
                                const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});

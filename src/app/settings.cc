@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "base/byte_size.h"
 #include "base/error.h"
 #include "base/file.h"
 
@@ -77,12 +78,33 @@ toml::table parse_job(const std::string& file) {
   }
 }
 
+// [nodes.NAME] holds what differs between hosts.
+void check_nodes(const std::string& file, const toml::node& nodes) {
+  if (!nodes.is_table())
+    throw job_error(file, nodes.source(), "nodes: expected a table for each host: [nodes.HOST]");
+  for (const auto& [host, node] : *nodes.as_table()) {
+    if (!node.is_table())
+      throw job_error(file, node.source(),
+                      fmt::format("nodes.{}: expected a table, [nodes.{}]", host.str(), host.str()));
+    for (const auto& [key, value] : *node.as_table()) {
+      if (key.str() != "memory")
+        throw job_error(file, value.source(),
+                        fmt::format("'{}' is not a setting of a node; known: memory", key.str()));
+      scalar_text(file, value);
+    }
+  }
+}
+
 void apply_job(CLI::App& command, const std::string& file) {
   toml::table job = parse_job(file);
   for (const auto& [key, node] : job) {
-    if (key.str() != "run")
-      throw job_error(file, node.source(),
-                      fmt::format("unknown table or key '{}'; a job has [run]", key.str()));
+    if (key.str() == "nodes") {
+      check_nodes(file, node);
+    } else if (key.str() != "run") {
+      throw job_error(
+          file, node.source(),
+          fmt::format("unknown table or key '{}'; a job has [run] and [nodes]", key.str()));
+    }
   }
   const toml::table* run = job["run"].as_table();
   if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file));
@@ -150,8 +172,16 @@ VerifyMode RunSettings::verify_mode() const {
                               : VerifyMode::kFirst;
 }
 
-int RunSettings::rounds_per_rank() const {
-  if (rounds == "auto") return 1;
+std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
+                                            const std::string& key) {
+  const toml::table job = parse_job(file);
+  const toml::node_view<const toml::node> value = job["nodes"][host][key];
+  if (!value) return std::nullopt;
+  return scalar_text(file, *value.node());
+}
+
+std::optional<int> RunSettings::rounds_per_rank() const {
+  if (rounds == "auto") return std::nullopt;
   int value = 0;
   const auto [end, error] = std::from_chars(rounds.data(), rounds.data() + rounds.size(), value);
   if (error != std::errc{} || end != rounds.data() + rounds.size() || value < 1)
@@ -178,11 +208,31 @@ void add_run_flags(CLI::App& command, RunSettings& s) {
 }
 
 void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
-  command.add_option("--job", "Job file: [run] holds any of these settings")
+  command.add_option("--job", s.job, "Job file: [run] holds any of these settings")
       ->type_name("FILE.toml");
-  command.add_option("--rounds", s.rounds, "Windows of each rank, in ring order (auto: 1)")
+  command
+      .add_option("--rounds", s.rounds,
+                  "Windows of each rank, in ring order (auto: 1 where slices fit in memory)")
       ->capture_default_str()
       ->type_name("K|auto");
+  command
+      .add_option("--memory", s.memory,
+                  "Memory of each rank; what does not fit streams from its disk (default: what the "
+                  "host has free)")
+      ->type_name("SIZE")
+      ->check([](const std::string& text) {
+        try {
+          parse_byte_size(text);
+          return std::string();
+        } catch (const Error& error) {
+          return std::string(error.what());
+        }
+      });
+  command
+      .add_option("--disk-timeout", s.disk_timeout,
+                  "Seconds after which a disk that gives nothing counts as broken")
+      ->capture_default_str()
+      ->check(number_in(0.1, 86400));
   command.add_option("--device", s.device, "Device to compute on")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu"}));
@@ -210,6 +260,13 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
   command.add_flag("--json", s.json, "Results as JSON, one object a line");
   command.add_flag("--quiet", s.quiet, "Warnings and errors only on stderr");
   command.add_flag("--verbose", s.verbose, "Say more on stderr, from every rank");
+}
+
+void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
+  command
+      .add_option("--checkpoint", s.checkpoint,
+                  "Keep what is computed there, on every host; the same command goes on from it")
+      ->type_name("DIR");
 }
 
 void apply_environment_and_job(CLI::App& command) {

@@ -20,18 +20,22 @@ struct RunSettings {
   int threads = 0;                 // 0: allowed cores ÷ ranks on this host
   std::int64_t micro_batch = 256;  // tokens
   std::string windows;             // "0:5,5:12": empty: balanced by bytes
-  std::string rounds = "auto";     // windows of each rank; auto: 1, as the slices are in memory
+  std::string rounds = "auto";     // windows of each rank
+  std::string memory;              // of each rank: "4GiB"; empty: what the host has free
+  std::string checkpoint;          // directory; empty: nothing is kept
+  std::string job;                 // the job file, for what stands there besides flags
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";
   std::string kv = "f32";
   std::string activations = "auto";
   std::string report;       // directory
-  double peer_timeout = 6;  // seconds of silence
+  double peer_timeout = 6;   // seconds of silence
+  double disk_timeout = 60;  // seconds without a byte
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;
-  int rounds_per_rank() const;
+  std::optional<int> rounds_per_rank() const;  // nullopt: auto
 };
 
 // Adds the flags of RunSettings, --job included.
@@ -39,9 +43,17 @@ void add_run_flags(CLI::App& command, RunSettings& settings);
 // All of them but those that `time` takes lists of: --store, --threads, --micro-batch, --windows.
 void add_fixed_run_flags(CLI::App& command, RunSettings& settings);
 
+// --checkpoint, of commands whose work can go on: score and generate.
+void add_checkpoint_flag(CLI::App& command, RunSettings& settings);
+
 // Fills in what the command line left open, from environment and job file. Throws usage_error with
 // file, line and column for an unknown key or a value of the wrong type.
 void apply_environment_and_job(CLI::App& command);
+
+// What [nodes] of a job file says of a host: `key` of its table; nullopt where it says nothing.
+// Throws usage_error with file, line and column.
+std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
+                                            const std::string& key);
 
 // Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as
 // 1, and nan as anything).

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -75,6 +76,7 @@ class TimeJob {
     step.kind.command = "time";
     step.kind.layers = flags_.layers;
     step.kind.prepare = [this](const LayerStore& store) { prepare(store); };
+    step.kind.shape = [this](const LayerStore& store) { return shape(store); };
     step.kind.make_source = [this](const JobView& view) { return make_source(view); };
     step.kind.describe = [this](const JobView&, const std::vector<RankTimeline>& ranks,
                                 RunInfo& info) { describe(ranks, info); };
@@ -105,6 +107,20 @@ class TimeJob {
                    combination_.name);
   }
 
+  JobShape shape(const LayerStore& store) const {
+    const bool prefills = phases_.front() == Phase::kPrefill;
+    const bool decodes = phases_.back() == Phase::kDecode;
+    const std::int64_t rows = combination_.tokens * combination_.batch;
+    const std::int64_t studied = static_cast<std::int64_t>(phases_.size());
+    return {.largest_pass = rows,
+            .usual_pass = prefills ? rows : combination_.batch,
+            .sequences = combination_.batch,
+            .positions = std::min(combination_.tokens + (decodes ? 1 : 0),
+                                  store.manifest().spec.max_position_embeddings),
+            .forget_kv = !decodes,
+            .passes = studied * (flags_.warmup + flags_.repeat) + (decodes ? 1 : 0)};
+  }
+
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     std::vector<TimingStudy> studies;
     for (Phase phase : phases_)
@@ -116,7 +132,8 @@ class TimeJob {
                          .micro_batch_tokens = view.micro_batch,
                          .depth = view.plan.ranks,
                          .embed = view.plan.layer_begin() == 0,
-                         .vocab_size = view.store.manifest().spec.vocab_size});
+                         .vocab_size = view.store.manifest().spec.vocab_size,
+                         .in_passes = view.pass_tokens > 0});
     progress_.emplace(sweep_.single() ? "timing" : "timing " + combination_.name,
                       ProgressUnit::kPasses, !flags_.run.quiet);
     auto source = std::make_unique<TimingStudies>(

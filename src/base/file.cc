@@ -82,6 +82,13 @@ File File::open_read(const fs::path& path) {
   return file;
 }
 
+std::optional<File> File::open_direct(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  if (descriptor < 0 && errno == EINVAL) return std::nullopt;
+  if (descriptor < 0) throw system_error("open", path, errno);
+  return File(path, descriptor);
+}
+
 File File::create(const fs::path& path) {
   // A new file, never one that a symbolic link points to: in a shared folder that could be
   // anybody's.

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +15,8 @@ class File {
  public:
   // Throws data_error when a file to read is missing, resource_error when the system refuses.
   static File open_read(const std::filesystem::path& path);
+  // For reads past the page cache (O_DIRECT); nullopt where the file system refuses.
+  static std::optional<File> open_direct(const std::filesystem::path& path);
   static File create(const std::filesystem::path& path);  // in place of what was there
 
   File(File&& other) noexcept;

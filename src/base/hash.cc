@@ -19,6 +19,7 @@ struct StreamingHash::State {
 StreamingHash::StreamingHash() : state_(std::make_unique<State>()) {
   reset();
 }
+StreamingHash::StreamingHash(StreamingHash&&) noexcept = default;
 StreamingHash::~StreamingHash() = default;
 void StreamingHash::update(std::span<const std::byte> bytes) {
   XXH3_64bits_update(state_->xxh, bytes.data(), bytes.size());

@@ -16,6 +16,7 @@ std::uint64_t xxh3(std::span<const std::byte> bytes);
 class StreamingHash {
  public:
   StreamingHash();
+  StreamingHash(StreamingHash&&) noexcept;
   ~StreamingHash();
   void update(std::span<const std::byte> bytes);
   std::uint64_t digest() const;

@@ -111,13 +111,13 @@ class RowOps {
 };
 
 LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part,
-                       const BatchLabel& label) {
+                       const BatchLabel& label, NextUse next) {
   ScopedSpan span(c.timeline, {.kind = SpanKind::kWeightWait,
                                .phase = label.phase,
                                .layer = static_cast<std::int32_t>(layer),
                                .micro_batch = label.micro_batch,
                                .pass = label.pass});
-  return c.weights.lease(layer, part);
+  return c.weights.lease(layer, part, next);
 }
 
 // Σ over rows of the number of keys that a row attends to.
@@ -136,7 +136,7 @@ std::int64_t context_sum(std::span<const TokenRun> runs, std::int64_t window) {
 }  // namespace
 
 void forward_block(const BlockContext& c, std::int64_t layer, std::span<const TokenRun> runs,
-                   const BatchLabel& label) {
+                   const BatchLabel& label, NextUse next) {
   using enum TensorRole;
   const ModelSpec& spec = c.spec;
   Workspace& ws = c.workspace;
@@ -151,7 +151,7 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
                      .tokens = rows};
 
   {
-    const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label);
+    const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label, next);
     template_span.kind = SpanKind::kAttention;
     template_span.bytes = w.bytes();
     template_span.flops = attention_part_flops(spec, rows, context_sum(runs, spec.sliding_window));
@@ -179,7 +179,7 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     if (!norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.hidden);
   }
   {
-    const LayerLease w = timed_lease(c, layer, PartKind::kMlp, label);
+    const LayerLease w = timed_lease(c, layer, PartKind::kMlp, label, next);
     template_span.kind = SpanKind::kMlp;
     template_span.bytes = w.bytes();
     template_span.flops = mlp_part_flops(spec, rows);

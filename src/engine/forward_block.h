@@ -25,8 +25,9 @@ struct BlockContext {
 
 // workspace.hidden (rows, hidden_size) → the same buffer, after layer `layer`. Rows are those of
 // `runs`; their keys and values are appended to the cache, which must have room (KvCache::reserve).
-// For rotary models workspace.cos and .sin hold the rows' angles.
+// For rotary models workspace.cos and .sin hold the rows' angles. `next`: when this layer's weights
+// are wanted again.
 void forward_block(const BlockContext& context, std::int64_t layer, std::span<const TokenRun> runs,
-                   const BatchLabel& label);
+                   const BatchLabel& label, NextUse next);
 
 }  // namespace stagecoach

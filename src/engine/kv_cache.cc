@@ -5,6 +5,13 @@
 #include "base/error.h"
 
 namespace stagecoach {
+namespace {
+
+std::int64_t pages_for(std::int64_t positions) {
+  return (positions + kKvPageTokens - 1) / kKvPageTokens;
+}
+
+}  // namespace
 
 KvCache::KvCache(const ModelSpec& spec, Backend& backend)
     : backend_(backend), page_floats_(spec.key_value_size() * kKvPageTokens) {}
@@ -15,39 +22,42 @@ void KvCache::add_layers(std::int64_t begin, std::int64_t end) {
     slot_of_layer_.emplace(layer, slot_of_layer_.size());
 }
 
-void KvCache::push_page(Sequence& sequence) {
-  const std::size_t layers = slot_of_layer_.size();
-  Buffer page;
-  if (free_pages_.empty()) {
-    page = backend_.allocate(static_cast<std::int64_t>(layers) * 2 * page_floats_ *
-                             static_cast<std::int64_t>(sizeof(float)));
-    allocated_bytes_ += page.bytes();
-  } else {
-    page = std::move(free_pages_.back());
-    free_pages_.pop_back();
+void KvCache::grow(Pages& pages, std::int64_t count) {
+  while (static_cast<std::int64_t>(pages.buffers.size()) < count) {
+    Buffer page;
+    if (free_pages_.empty()) {
+      page = backend_.allocate(2 * page_floats_ * static_cast<std::int64_t>(sizeof(float)));
+      allocated_bytes_ += page.bytes();
+    } else {
+      page = std::move(free_pages_.back());
+      free_pages_.pop_back();
+    }
+    pages.keys.push_back(page.f32());
+    pages.values.push_back(page.f32() + page_floats_);
+    pages.buffers.push_back(std::move(page));
   }
-  sequence.key_pages.resize(layers);
-  sequence.value_pages.resize(layers);
-  for (std::size_t slot = 0; slot < layers; ++slot) {
-    float* base = page.f32() + static_cast<std::int64_t>(slot) * 2 * page_floats_;
-    sequence.key_pages[slot].push_back(base);
-    sequence.value_pages[slot].push_back(base + page_floats_);
-  }
-  sequence.pages.push_back(std::move(page));
 }
 
-void KvCache::pop_page(Sequence& sequence) {
-  free_pages_.push_back(std::move(sequence.pages.back()));
-  sequence.pages.pop_back();
-  for (auto& pages : sequence.key_pages) pages.pop_back();
-  for (auto& pages : sequence.value_pages) pages.pop_back();
+void KvCache::shrink(Pages& pages, std::int64_t count) {
+  while (static_cast<std::int64_t>(pages.buffers.size()) > count) {
+    free_pages_.push_back(std::move(pages.buffers.back()));
+    pages.buffers.pop_back();
+    pages.keys.pop_back();
+    pages.values.pop_back();
+  }
 }
 
-void KvCache::reserve(std::span<const TokenRun> runs) {
+KvCache::Sequence& KvCache::sequence(SequenceId id) {
+  Sequence& found = sequences_[id];
+  found.resize(slot_of_layer_.size());
+  return found;
+}
+
+void KvCache::reserve(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs) {
   for (const TokenRun& run : runs) {
-    Sequence& sequence = sequences_[run.sequence];
-    const std::int64_t pages = (run.position + run.count() + kKvPageTokens - 1) / kKvPageTokens;
-    while (static_cast<std::int64_t>(sequence.pages.size()) < pages) push_page(sequence);
+    Sequence& pages = sequence(run.sequence);
+    for (std::int64_t layer = begin; layer < end; ++layer)
+      grow(pages[slot_of_layer_.at(layer)], pages_for(run.position + run.count()));
   }
 }
 
@@ -57,12 +67,12 @@ std::vector<KvSpan> KvCache::view(std::int64_t layer, std::span<const TokenRun> 
   spans.reserve(runs.size());
   std::int64_t row = 0;
   for (const TokenRun& run : runs) {
-    const Sequence& sequence = sequences_.at(run.sequence);
+    const Pages& pages = sequences_.at(run.sequence)[slot];
     spans.push_back({.row = row,
                      .rows = run.count(),
                      .position = run.position,
-                     .key_pages = sequence.key_pages[slot].data(),
-                     .value_pages = sequence.value_pages[slot].data()});
+                     .key_pages = pages.keys.data(),
+                     .value_pages = pages.values.data()});
     row += run.count();
   }
   return spans;
@@ -71,13 +81,23 @@ std::vector<KvSpan> KvCache::view(std::int64_t layer, std::span<const TokenRun> 
 void KvCache::truncate(SequenceId id, std::int64_t positions) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end()) return;
-  const std::int64_t pages = (positions + kKvPageTokens - 1) / kKvPageTokens;
-  while (static_cast<std::int64_t>(it->second.pages.size()) > pages) pop_page(it->second);
+  for (Pages& pages : it->second) shrink(pages, pages_for(positions));
 }
 
 void KvCache::drop(SequenceId id) {
   truncate(id, 0);
   sequences_.erase(id);
+}
+
+void KvCache::drop_layer(std::int64_t layer) {
+  const std::size_t slot = slot_of_layer_.at(layer);
+  for (auto& [id, pages] : sequences_) shrink(pages[slot], 0);
+}
+
+std::span<float> KvCache::page(std::int64_t layer, SequenceId id, std::int64_t number) {
+  Pages& pages = sequence(id)[slot_of_layer_.at(layer)];
+  grow(pages, number + 1);
+  return {pages.keys[static_cast<std::size_t>(number)], static_cast<std::size_t>(2 * page_floats_)};
 }
 
 }  // namespace stagecoach

@@ -1,7 +1,7 @@
 // Keys and values of this rank's layers, per sequence, in pages of kKvPageTokens positions.
 //
-// One allocation holds one page of every layer of one sequence, because a sequence grows in all of
-// them at once; pages of dropped sequences are reused.
+// Each layer has pages of its own: a pass that streams layers and reads none of their keys again
+// (score) gives a layer's pages to the next layer. Pages that are dropped are reused.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,9 @@ class KvCache {
   // Declares the layers that it holds, before any sequence comes.
   void add_layers(std::int64_t begin, std::int64_t end);
 
-  // Makes room for the positions of `runs` in every layer. Throws resource_error when memory ends.
-  void reserve(std::span<const TokenRun> runs);
+  // Makes room for the positions of `runs` in layers [begin, end). Throws resource_error when
+  // memory ends.
+  void reserve(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs);
 
   // Spans of `runs` in one layer, as kernels want them; valid until the next reserve, truncate or
   // drop.
@@ -30,20 +31,32 @@ class KvCache {
 
   void truncate(SequenceId sequence, std::int64_t positions);  // keeps the first `positions`
   void drop(SequenceId sequence);
+  // Forgets what every sequence has in `layer`.
+  void drop_layer(std::int64_t layer);
+
+  // Keys, then values, of one page: each key_value_size · kKvPageTokens float32. For whoever keeps
+  // them on disk; pages that are not there are made.
+  std::span<float> page(std::int64_t layer, SequenceId sequence, std::int64_t number);
 
   std::int64_t bytes() const { return allocated_bytes_; }
+  // Of one page in one layer.
+  static std::int64_t page_bytes(const ModelSpec& spec) {
+    return 2 * spec.key_value_size() * kKvPageTokens * static_cast<std::int64_t>(sizeof(float));
+  }
 
  private:
-  struct Sequence {
-    std::vector<Buffer> pages;  // each: (layers, 2, kv_heads · head_dim · kKvPageTokens) float32
-    // Per local layer, page pointers in the form the kernels take.
-    std::vector<std::vector<float*>> key_pages, value_pages;
+  // One layer of one sequence.
+  struct Pages {
+    std::vector<Buffer> buffers;  // each: keys, then values
+    std::vector<float*> keys, values;  // into them, in the form the kernels take
   };
-  void push_page(Sequence& sequence);
-  void pop_page(Sequence& sequence);
+  using Sequence = std::vector<Pages>;  // by slot of layer
+  void grow(Pages& pages, std::int64_t count);
+  void shrink(Pages& pages, std::int64_t count);
+  Sequence& sequence(SequenceId id);
 
   Backend& backend_;
-  std::int64_t page_floats_;  // of keys alone, in one layer
+  std::int64_t page_floats_;  // of keys alone
   std::map<std::int64_t, std::size_t> slot_of_layer_;
   std::map<SequenceId, Sequence> sequences_;
   std::vector<Buffer> free_pages_;

@@ -1,8 +1,10 @@
-// Where the engine's weights come from: a slice held in memory, or (staging) streamed from disk.
+// Where the engine's weights come from: a slice held in memory, or one streamed from disk through a
+// bounded ring.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <utility>
 
 #include "model/tensor_catalog.h"
@@ -36,11 +38,32 @@ class LayerLease {
   std::function<void()> release_;
 };
 
+// When a layer's part is used again: a source that streams keeps it for the micro-batches of one
+// pass, and makes room for what comes next after the last of them.
+enum class NextUse : std::uint8_t { kThisPass, kNextPass };
+
 class LayerSource {
  public:
   virtual ~LayerSource() = default;
-  // Blocks until the part is in memory. `layer` is ignored for the embedding and the head.
-  virtual LayerLease lease(std::int64_t layer, PartKind part) = 0;
+
+  // Blocks until the part (attention or MLP) is in memory. Within a pass, layers are asked for in
+  // ring order, each by all of its micro-batches before the next layer is.
+  virtual LayerLease lease(std::int64_t layer, PartKind part, NextUse next) = 0;
+
+  // What the embedding or the head have besides their large tables: norms, projections, biases.
+  // Those tables themselves have null views where they are not in memory.
+  virtual LayerLease lease_ends(PartKind part) = 0;
+
+  // Rows `ids` of an embedding table, some at a time: use(first, table, local) where local[i] is
+  // the row of `table` that holds row ids[first + i]. Ids are in range (the caller checked).
+  using UseRows = std::function<void(std::size_t first, const TensorView& table,
+                                     std::span<const std::int32_t> local)>;
+  virtual void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) = 0;
+
+  // The matrix that makes logits, in tiles of output rows that follow one another:
+  // use(first_row, tile).
+  using UseTile = std::function<void(std::int64_t first_row, const TensorView& tile)>;
+  virtual void head_matrix(const UseTile& use) = 0;
 };
 
 }  // namespace stagecoach

@@ -6,21 +6,15 @@
 #include "engine/kernel_kinds.h"
 
 namespace stagecoach {
-namespace {
-
-// Rows whose logits are in memory at once: enough to reuse the head's weights, few enough that a
-// 250,000-token vocabulary stays at 16 MB.
-constexpr std::int64_t kHeadRows = 16;
-
-}  // namespace
 
 StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights,
-                         Timeline& timeline, std::int64_t max_rows)
+                         Timeline& timeline, const Limits& limits)
     : spec_(spec),
       backend_(backend),
       weights_(weights),
       timeline_(timeline),
-      workspace_(spec, backend, max_rows),
+      limits_(limits),
+      workspace_(spec, backend, limits.max_rows),
       kv_(spec, backend) {}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
@@ -34,30 +28,44 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
       positions.push_back(static_cast<TokenId>(run.position + i));
     }
   }
-  const LayerLease weights = weights_.lease(0, PartKind::kEmbedding);
-  const TensorView& tokens = weights[TensorRole::kTokenEmbedding];
+  const LayerLease weights = weights_.lease_ends(PartKind::kEmbedding);
   const auto rows = static_cast<std::int64_t>(ids.size());
   STAGECOACH_CHECK(rows <= workspace_.max_rows);
   ScopedSpan timed(timeline_, {.kind = SpanKind::kEmbedding,
                                .phase = label.phase,
                                .micro_batch = label.micro_batch,
                                .pass = label.pass,
-                               .bytes = rows * spec_.embedding_size *
-                                        static_cast<std::int64_t>(dtype_size(tokens.type)),
                                .tokens = rows});
   float* const hidden = workspace_.hidden.f32();
   if (spec_.projected_embedding()) {
-    backend_.gather_rows(tokens, ids, workspace_.embedded.f32(), false);
+    timed.span().bytes += gather(TensorRole::kTokenEmbedding, ids, workspace_.embedded.f32(),
+                                 spec_.embedding_size, false);
     linear(workspace_.embedded.f32(), weights[TensorRole::kEmbeddingProjection], nullptr, hidden,
            rows);
   } else {
-    backend_.gather_rows(tokens, ids, hidden, false);
+    timed.span().bytes +=
+        gather(TensorRole::kTokenEmbedding, ids, hidden, spec_.hidden_size, false);
   }
   if (spec_.position == PositionKind::kLearned)
-    backend_.gather_rows(weights[TensorRole::kPositionEmbedding], positions, hidden, true);
+    timed.span().bytes +=
+        gather(TensorRole::kPositionEmbedding, positions, hidden, spec_.hidden_size, true);
   if (spec_.embedding_norm)
     norm(hidden, weights[TensorRole::kEmbeddingNorm], weights[TensorRole::kEmbeddingNormBias],
          hidden, rows);
+}
+
+// Returns the bytes of the rows.
+std::int64_t StageRunner::gather(TensorRole table, std::span<const TokenId> ids, float* out,
+                                 std::int64_t width, bool accumulate) {
+  std::int64_t bytes = 0;
+  weights_.gather(
+      table, ids,
+      [&](std::size_t first, const TensorView& rows, std::span<const std::int32_t> local) {
+        backend_.gather_rows(rows, local, out + static_cast<std::int64_t>(first) * width,
+                             accumulate);
+        bytes += rows.bytes() / rows.rows * static_cast<std::int64_t>(local.size());
+      });
+  return bytes;
 }
 
 void StageRunner::linear(const float* x, const TensorView& weight, const float* bias, float* y,
@@ -106,39 +114,55 @@ void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
 }
 
 void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
-                             const BatchLabel& label) {
+                             const BatchLabel& label, NextUse next) {
   STAGECOACH_CHECK(total_rows(runs) <= workspace_.max_rows);
-  kv_.reserve(runs);
+  kv_.reserve(begin, end, runs);
   if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
   const BlockContext context{spec_, backend_, weights_, kv_, workspace_, timeline_};
-  for (std::int64_t layer = begin; layer < end; ++layer) forward_block(context, layer, runs, label);
+  for (std::int64_t layer = begin; layer < end; ++layer)
+    forward_block(context, layer, runs, label, next);
 }
 
-void StageRunner::head_rows(std::int64_t first, std::int64_t count, const BatchLabel& label) {
-  const LayerLease head = weights_.lease(0, PartKind::kHead);
-  // A tied head multiplies with the token embedding, which then is stored in panels.
-  const LayerLease matrix_owner =
-      weights_.lease(0, spec_.tied_head ? PartKind::kEmbedding : PartKind::kHead);
-  const TensorView& matrix =
-      matrix_owner[spec_.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kHead];
+// `rows` of workspace.hidden → their logits on the host. They are brought together first, so that
+// the head's weights pass once for all of them.
+void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& label) {
+  const LayerLease head = weights_.lease_ends(PartKind::kHead);
+  const auto count = static_cast<std::int64_t>(rows.size());
   ScopedSpan timed(timeline_, {.kind = SpanKind::kHead,
                                .phase = label.phase,
                                .micro_batch = label.micro_batch,
                                .pass = label.pass,
-                               .bytes = matrix.bytes(),
                                .flops = head_flops(spec_, count),
                                .tokens = count});
-  const float* x = workspace_.hidden.f32() + first * spec_.hidden_size;
-  if (spec_.final_norm) {
-    norm(x, head[TensorRole::kFinalNorm], head[TensorRole::kFinalNormBias], workspace_.normed.f32(),
-         count);
-    x = workspace_.normed.f32();
-  }
+  backend_.gather_rows({.data = workspace_.hidden.data(),
+                        .type = DType::kF32,
+                        .layout = Layout::kRows,
+                        .rows = workspace_.max_rows,
+                        .cols = spec_.hidden_size},
+                       rows, workspace_.normed.f32(), false);
+  float* x = workspace_.normed.f32();
+  if (spec_.final_norm)
+    norm(x, head[TensorRole::kFinalNorm], head[TensorRole::kFinalNormBias], x, count);
   if (spec_.projected_embedding()) {
     linear(x, head[TensorRole::kHeadProjection], nullptr, workspace_.embedded.f32(), count);
     x = workspace_.embedded.f32();
   }
-  linear(x, matrix, head[TensorRole::kHeadBias].f32(), logits_.f32(), count);
+  const float* const bias = head[TensorRole::kHeadBias].f32();
+  weights_.head_matrix([&](std::int64_t first, const TensorView& tile) {
+    timed.span().bytes += tile.bytes();
+    backend_.matmul({.x = x,
+                     .x_stride = tile.cols,
+                     .weight = tile.data,
+                     .weight_type = tile.type,
+                     .bias = bias != nullptr ? bias + first : nullptr,
+                     .y = logits_.f32() + first,
+                     .y_stride = spec_.vocab_size,
+                     .rows = count,
+                     .in = tile.cols,
+                     .out = tile.rows,
+                     .accumulate = false});
+    backend_.synchronize();  // the tile's memory is the source's again
+  });
   const std::span<float> used(host_logits_.data(),
                               static_cast<std::size_t>(count * spec_.vocab_size));
   backend_.download(std::as_writable_bytes(used), logits_.data());
@@ -148,35 +172,34 @@ void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& lab
                            const UseLogits& use) {
   struct Wanted {
     const TokenRun* run;
-    std::int64_t row_in_run, row;
+    std::int64_t row_in_run;
   };
   std::vector<Wanted> wanted;
-  std::int64_t row = 0;
+  std::vector<TokenId> rows;  // of workspace.hidden
+  TokenId row = 0;
   for (const TokenRun& run : runs) {
     for (std::int64_t i = 0; i < run.count(); ++i, ++row) {
       const bool target = !run.targets.empty() && run.targets[static_cast<std::size_t>(i)] >= 0;
-      if (target || (run.sample && i + 1 == run.count())) wanted.push_back({&run, i, row});
+      if (!target && !(run.sample && i + 1 == run.count())) continue;
+      wanted.push_back({&run, i});
+      rows.push_back(row);
     }
   }
   if (wanted.empty()) return;
+  const auto vocab = static_cast<std::size_t>(spec_.vocab_size);
   if (host_logits_.empty()) {
-    logits_ =
-        backend_.allocate(kHeadRows * spec_.vocab_size * static_cast<std::int64_t>(sizeof(float)));
-    host_logits_.resize(static_cast<std::size_t>(kHeadRows * spec_.vocab_size));
+    logits_ = backend_.allocate(limits_.head_rows * spec_.vocab_size *
+                                static_cast<std::int64_t>(sizeof(float)));
+    host_logits_.resize(static_cast<std::size_t>(limits_.head_rows) * vocab);
   }
-  // Neighbouring rows go through the head together.
   for (std::size_t begin = 0; begin < wanted.size();) {
-    std::size_t end = begin + 1;
-    while (end < wanted.size() && end - begin < kHeadRows &&
-           wanted[end].row == wanted[end - 1].row + 1)
-      ++end;
-    head_rows(wanted[begin].row, static_cast<std::int64_t>(end - begin), label);
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t offset = (i - begin) * static_cast<std::size_t>(spec_.vocab_size);
-      use(*wanted[i].run, wanted[i].row_in_run,
-          {host_logits_.data() + offset, static_cast<std::size_t>(spec_.vocab_size)});
-    }
-    begin = end;
+    const std::size_t count =
+        std::min(wanted.size() - begin, static_cast<std::size_t>(limits_.head_rows));
+    head_rows(std::span(rows).subspan(begin, count), label);
+    for (std::size_t i = 0; i < count; ++i)
+      use(*wanted[begin + i].run, wanted[begin + i].row_in_run,
+          {host_logits_.data() + i * vocab, vocab});
+    begin += count;
   }
 }
 

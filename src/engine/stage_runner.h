@@ -18,9 +18,17 @@ namespace stagecoach {
 
 class StageRunner {
  public:
-  // `max_rows`: largest number of rows in one batch.
+  struct Limits {
+    std::int64_t max_rows = 1;  // largest number of rows in one batch
+    // Rows whose logits are in memory at once: the head's weights pass once for them all.
+    std::int64_t head_rows = kHeadRows;
+  };
+  // Enough to reuse the head's weights where they are in memory, few enough that the logits of a
+  // 250,000-token vocabulary stay at 16 MB, on the device and on the host.
+  static constexpr std::int64_t kHeadRows = 16;
+
   StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights, Timeline& timeline,
-              std::int64_t max_rows);
+              const Limits& limits);
 
   KvCache& kv() { return kv_; }
 
@@ -32,9 +40,9 @@ class StageRunner {
 
   // Layers [begin, end) on the hidden state. Their KV must have been declared (kv().add_layers).
   void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
-                  const BatchLabel& label);
+                  const BatchLabel& label, NextUse next = NextUse::kNextPass);
 
-  // Final norm and head for every row whose logits are wanted, a few rows at a time:
+  // Final norm and head for every row whose logits are wanted, limits.head_rows at a time:
   // use(run, row in run, logits (vocab)). The callee may scribble on the logits.
   using UseLogits = std::function<void(const TokenRun&, std::int64_t row, std::span<float> logits)>;
   void run_head(std::span<const TokenRun> runs, const BatchLabel& label, const UseLogits& use);
@@ -46,15 +54,18 @@ class StageRunner {
   void norm(const float* x, const TensorView& weight, const TensorView& bias, float* y,
             std::int64_t rows);
   void prepare_rotary(std::span<const TokenRun> runs);
-  void head_rows(std::int64_t first, std::int64_t count, const BatchLabel& label);
+  std::int64_t gather(TensorRole table, std::span<const TokenId> ids, float* out,
+                      std::int64_t width, bool accumulate);
+  void head_rows(std::span<const TokenId> rows, const BatchLabel& label);
 
   const ModelSpec& spec_;
   Backend& backend_;
   LayerSource& weights_;
   Timeline& timeline_;
+  Limits limits_;
   Workspace workspace_;
   KvCache kv_;
-  Buffer logits_;                   // (kHeadRows, vocab), allocated when the head first runs
+  Buffer logits_;                   // (head_rows, vocab), allocated when the head first runs
   std::vector<float> host_logits_;  // the same on the host
 };
 

@@ -29,6 +29,15 @@ Workspace::Workspace(const ModelSpec& spec, Backend& backend, std::int64_t max_r
   }
 }
 
+std::int64_t Workspace::bytes_needed(const ModelSpec& spec, std::int64_t rows) {
+  std::int64_t width = 2 * spec.hidden_size + 2 * spec.query_size() + 2 * spec.key_value_size() +
+                       spec.intermediate_size;
+  if (spec.projected_embedding()) width += spec.embedding_size;
+  if (spec.mlp == MlpKind::kGated) width += spec.intermediate_size;
+  if (spec.position == PositionKind::kRotary) width += spec.rotary_dim;
+  return rows * width * static_cast<std::int64_t>(sizeof(float));
+}
+
 std::int64_t Workspace::bytes() const {
   std::int64_t sum = 0;
   for (const Buffer* buffer : {&hidden, &normed, &embedded, &query, &key, &value, &attended, &up,

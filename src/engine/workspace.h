@@ -25,6 +25,8 @@ struct Workspace {
   Buffer slopes;    // (num_attention_heads), constant: models with ALiBi only
 
   std::int64_t bytes() const;
+  // What a workspace of so many rows takes.
+  static std::int64_t bytes_needed(const ModelSpec& spec, std::int64_t rows);
 };
 
 }  // namespace stagecoach

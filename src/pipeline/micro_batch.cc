@@ -17,7 +17,7 @@ static_assert(std::endian::native == std::endian::little,
 constexpr std::uint32_t kMagic = archive_magic("SCMB");
 constexpr std::uint32_t kDescription = archive_magic("MBDS");
 constexpr std::uint32_t kResult = archive_magic("RSLT");
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 struct Header {
   std::uint32_t magic = kMagic;
@@ -43,7 +43,10 @@ bool makes_sense(const TokenRun& run) {
 }
 
 bool makes_sense(const MicroBatch& batch) {
-  return batch.window >= 0 && batch.label.phase <= Phase::kDecode &&
+  const PassPlace& pass = batch.pass;
+  return batch.window >= 0 && batch.label.phase <= Phase::kDecode && pass.resume >= 0 &&
+         pass.row >= 0 && pass.rows >= 0 &&
+         (pass.rows == 0 || total_rows(batch.runs) <= pass.rows - pass.row) &&
          std::all_of(batch.runs.begin(), batch.runs.end(),
                      [](const TokenRun& run) { return makes_sense(run); }) &&
          std::all_of(batch.controls.begin(), batch.controls.end(),
@@ -57,7 +60,7 @@ std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<con
   const std::vector<std::byte> description = to_archive(kDescription, batch);
   const Header header{.description_bytes = static_cast<std::uint32_t>(description.size()),
                       .wire = wire,
-                      .rows = total_rows(batch.runs),
+                      .rows = batch.hidden_rows(),
                       .width = width};
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == header.rows * width);
   const std::size_t offset = hidden_offset(description.size());
@@ -93,12 +96,12 @@ MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t wid
     throw data_error("micro-batch: a run or a control record makes no sense");
   const std::size_t offset = hidden_offset(header.description_bytes);
   const std::size_t element = header.wire == WireType::kF32 ? 4 : 2;
-  if (header.rows != total_rows(batch.runs) || header.width != width ||
+  if (header.rows != batch.hidden_rows() || header.width != width ||
       (header.wire != WireType::kF32 && header.wire != WireType::kBF16) ||
       bytes.size() != offset + static_cast<std::size_t>(header.rows * header.width) * element)
     throw data_error(
         fmt::format("micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
-                    total_rows(batch.runs), width, header.rows, header.width, bytes.size()));
+                    batch.hidden_rows(), width, header.rows, header.width, bytes.size()));
   hidden.resize(static_cast<std::size_t>(header.rows * header.width));
   if (header.wire == WireType::kF32) {
     if (!hidden.empty())

@@ -32,20 +32,39 @@ struct Control {
   }
 };
 
+// Where a micro-batch stands in its pass, in jobs that go in passes (plan/scheduler.h).
+struct PassPlace {
+  std::int64_t row = 0;     // rows of the pass before it
+  std::int64_t rows = 0;    // of the pass; 0: the job does not go in passes
+  bool last = true;         // of its pass
+  bool forget_kv = false;   // no later pass reads the keys and values of this one
+  bool keep = false;        // hidden states go to the checkpoint folder, where there is one
+  std::int32_t resume = 0;  // windows before this one were finished by a run before
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(row, rows, last, forget_kv, keep, resume);
+  }
+};
+
 struct MicroBatch {
   std::int32_t window = 0;  // of the plan: which layers come next
   BatchLabel label;
+  PassPlace pass;
   std::vector<TokenRun> runs;
   std::vector<Control> controls;
   bool last = false;  // nothing follows: finish, and tell the next rank
 
+  // Through windows that a run before has finished, a micro-batch travels without hidden state.
+  std::int64_t hidden_rows() const { return window <= pass.resume && pass.resume > 0 ? 0 : total_rows(runs); }
+
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(window, label.micro_batch, label.pass, label.phase, runs, controls, last);
+    archive(window, label.micro_batch, label.pass, label.phase, pass, runs, controls, last);
   }
 };
 
-// `hidden`: (total rows of the runs, width) float32; empty when there are no rows.
+// `hidden`: (batch.hidden_rows(), width) float32; empty when there are no rows.
 std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
                                           std::int64_t width, WireType wire);
 

@@ -42,27 +42,29 @@ class Worker {
   void enter(MicroBatch batch, BatchSource& source) {
     const std::int64_t rows = total_rows(batch.runs);
     hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
-    if (rows > 0) {
+    if (rows > 0 && batch.pass.resume == 0) {
       if (source.fill_hidden(batch, hidden_)) {
         c_.runner.set_hidden(hidden_);
       } else {
         c_.runner.embed(batch.runs, batch.label);
       }
     }
-    compute(std::move(batch));
+    arrive(std::move(batch));
   }
 
   // A micro-batch that another rank (or this one, a round earlier) has sent.
   void receive(const Arrival& arrival) {
     MicroBatch batch = decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_);
     if (!batch.runs.empty()) record_arrival(c_.timeline, arrival, batch.label);
-    if (batch.window <= 0 || batch.window >= static_cast<std::int32_t>(c_.plan.windows.size()) ||
-        c_.plan.windows[static_cast<std::size_t>(batch.window)].rank != c_.transport.rank())
+    if (batch.window <= 0 || batch.window >= windows() || window_of(batch).rank != c_.transport.rank())
       throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window,
                                    c_.transport.rank()));
     check_against_model(batch.runs);
-    if (!hidden_.empty()) c_.runner.set_hidden(hidden_);
-    compute(std::move(batch));
+    if (!hidden_.empty()) {
+      keep(batch.window - 1, batch);
+      c_.runner.set_hidden(hidden_);
+    }
+    arrive(std::move(batch));
   }
 
   bool finished() const { return finished_; }
@@ -81,17 +83,119 @@ class Worker {
     }
   }
 
-  void compute(MicroBatch batch) {
+  std::int32_t windows() const { return static_cast<std::int32_t>(c_.plan.windows.size()); }
+  const Window& window_of(const MicroBatch& batch) const {
+    return c_.plan.windows[static_cast<std::size_t>(batch.window)];
+  }
+
+  // The hidden state of `batch`, if it carries one, is in the runner.
+  void arrive(MicroBatch batch) {
     if (batch.window == first_window()) apply(batch.controls);
-    const Window& window = c_.plan.windows[static_cast<std::size_t>(batch.window)];
-    if (!batch.runs.empty())
-      c_.runner.run_layers(window.begin, window.end, batch.runs, batch.label);
     finished_ = batch.last && batch.window == last_window_;
-    if (batch.window + 1 < static_cast<std::int32_t>(c_.plan.windows.size())) {
-      pass_on(std::move(batch));
+    if (batch.runs.empty()) return pass_through(std::move(batch));
+    if (batch.window < batch.pass.resume) {
+      restore_window(batch);
+      return leave(std::move(batch));
+    }
+    if (batch.window > 0 && batch.window == batch.pass.resume) restore(batch.window - 1, batch);
+    const Window& window = window_of(batch);
+    const bool alone = batch.pass.row == 0 && batch.pass.last;
+    if (batch.pass.rows > 0 && !alone && window.end - window.begin > 1)
+      return gather(std::move(batch));
+    // Keys that nobody reads again make room for the next layer's.
+    const std::int64_t step = batch.pass.forget_kv ? 1 : window.end - window.begin;
+    const NextUse next = batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
+    for (std::int64_t layer = window.begin; layer < window.end; layer += step) {
+      c_.runner.run_layers(layer, layer + step, batch.runs, batch.label, next);
+      after_layers(layer, layer + step, batch);
+    }
+    leave(std::move(batch));
+  }
+
+  // Nothing to compute: controls, or the end of the job.
+  void pass_through(MicroBatch batch) {
+    if (batch.window + 1 < windows()) {
+      hidden_.clear();
+      pass_on(std::move(batch), {});
     } else if (!batch.last) {
       answer(batch);
     }
+  }
+
+  // In a pass of several micro-batches a window of several layers would be streamed once for each.
+  // They wait for each other instead, and all go through a layer before the next one is read.
+  void gather(MicroBatch batch) {
+    const bool complete = batch.pass.last;
+    Gathered& last = gathered_.emplace_back(std::move(batch), std::vector<float>{});
+    last.hidden.resize(
+        static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
+    c_.runner.get_hidden(last.hidden);
+    if (!complete) return;
+    const Window& window = window_of(last.batch);
+    for (std::int64_t layer = window.begin; layer < window.end; ++layer)
+      for (Gathered& one : gathered_) {
+        const NextUse next = one.batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
+        c_.runner.set_hidden(one.hidden);
+        c_.runner.run_layers(layer, layer + 1, one.batch.runs, one.batch.label, next);
+        c_.runner.get_hidden(one.hidden);
+        after_layers(layer, layer + 1, one.batch);
+      }
+    for (Gathered& one : std::exchange(gathered_, {})) {
+      c_.runner.set_hidden(one.hidden);
+      leave(std::move(one.batch));
+    }
+  }
+
+  // What becomes of the keys and values that a micro-batch has left in layers [begin, end).
+  void after_layers(std::int64_t begin, std::int64_t end, const MicroBatch& batch) {
+    if (batch.pass.rows == 0) return;
+    if (keeps(batch) && !batch.pass.forget_kv)
+      for (std::int64_t layer = begin; layer < end; ++layer)
+        c_.checkpoint->keep_kv(layer, batch, c_.runner.kv());
+    if (batch.pass.last && batch.pass.forget_kv)
+      for (std::int64_t layer = begin; layer < end; ++layer) c_.runner.kv().drop_layer(layer);
+  }
+
+  bool keeps(const MicroBatch& batch) const {
+    return c_.checkpoint != nullptr && batch.pass.keep;
+  }
+  // hidden_ is what `window` has made of the batch.
+  void keep(std::int32_t window, const MicroBatch& batch) {
+    if (keeps(batch)) c_.checkpoint->keep_hidden(window, batch, hidden_);
+  }
+  void restore(std::int32_t window, const MicroBatch& batch) {
+    STAGECOACH_CHECK(keeps(batch));
+    hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
+    c_.checkpoint->restore_hidden(window, batch, hidden_);
+    c_.runner.set_hidden(hidden_);
+  }
+  // Of a window that a run before has finished: its keys and values, and after the last window the
+  // hidden state for the head.
+  void restore_window(const MicroBatch& batch) {
+    STAGECOACH_CHECK(keeps(batch));
+    const Window& window = window_of(batch);
+    if (!batch.pass.forget_kv)
+      for (std::int64_t layer = window.begin; layer < window.end; ++layer)
+        c_.checkpoint->restore_kv(layer, batch, c_.runner.kv());
+    if (batch.window + 1 == windows()) restore(batch.window, batch);
+  }
+
+  // After its window: the hidden state is in the runner.
+  void leave(MicroBatch batch) {
+    if (batch.window + 1 < windows()) {
+      Span span = send_span(batch);
+      const bool carries = batch.window + 1 > batch.pass.resume || batch.pass.resume == 0;
+      hidden_.resize(carries ? static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size)
+                             : 0);
+      if (carries) c_.runner.get_hidden(hidden_);
+      return pass_on(std::move(batch), span);
+    }
+    if (keeps(batch) && batch.window >= batch.pass.resume) {
+      hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
+      c_.runner.get_hidden(hidden_);
+      keep(batch.window, batch);
+    }
+    answer(batch);
   }
 
   std::int32_t first_window() const { return c_.transport.rank(); }
@@ -108,19 +212,17 @@ class Worker {
     }
   }
 
-  void pass_on(MicroBatch batch) {
+  // To the next window, hidden_ with it. `span` counts only where there are rows.
+  void pass_on(MicroBatch batch, Span span) {
     ++batch.window;
-    const std::int64_t rows = total_rows(batch.runs);
-    Span span = send_span(batch);
-    hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
-    if (rows > 0) c_.runner.get_hidden(hidden_);
+    const bool timed = !batch.runs.empty();
     std::vector<std::byte> payload =
         encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
     span.bytes = static_cast<std::int64_t>(payload.size());
-    const int to = c_.plan.windows[static_cast<std::size_t>(batch.window)].rank;
+    const int to = window_of(batch).rank;
     c_.transport.send(to, Channel::kData, std::move(payload));
     span.end_ns = now_ns();
-    if (rows > 0) c_.timeline.record(span);
+    if (timed) c_.timeline.record(span);
   }
 
   // Of a message that begins to be made now.
@@ -175,8 +277,14 @@ class Worker {
     }
   }
 
+  struct Gathered {
+    MicroBatch batch;
+    std::vector<float> hidden;
+  };
+
   const RankContext& c_;
   Sampler sampler_;
+  std::vector<Gathered> gathered_;  // of one pass and window, in order
   std::vector<float> hidden_;  // host copy on its way in or out
   std::int32_t last_window_ = 0;
   bool finished_ = false;
@@ -220,8 +328,15 @@ void run_rank_zero(const RankContext& c, BatchSource& source) {
   };
   while (!source.done()) {
     stop_if_interrupted(c);
-    // What is under way goes before what is new: it empties the ring.
-    if (const auto arrival = look_for_message(c)) {
+    // What is under way goes before what is new: it empties the ring. In passes it is the other way
+    // round: all micro-batches meet a layer before the next one is read.
+    if (c.in_passes) {
+      if (auto batch = source.next()) {
+        worker.enter(*std::move(batch), source);
+      } else {
+        handle(wait_for_message(c));
+      }
+    } else if (const auto arrival = look_for_message(c)) {
       handle(*arrival);
     } else if (auto batch = source.next()) {
       worker.enter(*std::move(batch), source);

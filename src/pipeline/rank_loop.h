@@ -11,6 +11,7 @@
 #include "engine/sampler.h"
 #include "engine/stage_runner.h"
 #include "pipeline/micro_batch.h"
+#include "pipeline/pass_checkpoint.h"
 #include "plan/stage_plan.h"
 #include "timeline/timeline.h"
 #include "transport/transport.h"
@@ -37,7 +38,10 @@ struct RankContext {
   Transport& transport;
   Timeline& timeline;
   WireType wire = WireType::kF32;
+  bool in_passes = false;  // the source forms passes (plan/scheduler.h)
   bool has_head = true;  // false: the plan ends before the last layer (time --layers)
+  // Keeps what the first pass has computed, window by window; may be null.
+  PassCheckpoint* checkpoint = nullptr;
   // Set by a signal handler: stop with kInterrupted at the next micro-batch.
   const std::atomic<bool>* interrupted = nullptr;
   // Sees every row of logits on the rank that computes them (tests).

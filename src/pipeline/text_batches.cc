@@ -7,14 +7,16 @@
 namespace stagecoach {
 
 TextBatches::TextBatches(const SchedulerLimits& limits, std::int64_t context,
-                         std::vector<TextRequest> requests, TextEvents events)
-    : scheduler_(limits), context_(context), events_(std::move(events)) {
+                         std::vector<TextRequest> requests, TextEvents events,
+                         const ResumePoint& resume)
+    : scheduler_(limits), context_(context), events_(std::move(events)), resume_(resume) {
   for (TextRequest& request : requests) {
     const SequenceId id = request.sequence;
     const std::size_t length = request.tokens.size();
+    const std::size_t prompt = length - static_cast<std::size_t>(request.drawn);
     STAGECOACH_CHECK(length > 0 && static_cast<std::int64_t>(length) <= context);
     scheduler_.submit(id, static_cast<std::int64_t>(length), !request.score);
-    sequences_[id] = {std::move(request), length};
+    sequences_[id] = {std::move(request), prompt};
   }
 }
 
@@ -45,12 +47,7 @@ std::optional<MicroBatch> TextBatches::next() {
   auto scheduled = scheduler_.next();
   if (!scheduled) return std::nullopt;
   MicroBatch batch;
-  // A pass in the timing tables: a decode micro-batch, or all prefill since prompts were last
-  // admitted.
-  if (!scheduled->admitted.empty()) prefill_pass_ = scheduled->number;
-  batch.label = {.micro_batch = scheduled->number,
-                 .pass = scheduled->decode ? scheduled->number : prefill_pass_,
-                 .phase = scheduled->decode ? Phase::kDecode : Phase::kPrefill};
+  label(*scheduled, batch);
   batch.controls = std::exchange(drops_, {});
   for (SequenceId id : scheduled->admitted) {
     const Sequence& sequence = sequences_.at(id);
@@ -67,6 +64,24 @@ std::optional<MicroBatch> TextBatches::next() {
       score_ends_[scheduled->number].push_back(run.sequence);
   }
   return batch;
+}
+
+void TextBatches::label(const ScheduledBatch& scheduled, MicroBatch& batch) {
+  const bool in_passes = scheduled.pass_rows > 0;
+  // A pass in the timing tables, where the job goes in none: a decode micro-batch, or all prefill
+  // since prompts were last admitted.
+  if (in_passes || !scheduled.admitted.empty()) prefill_pass_ = scheduled.pass;
+  batch.label = {.micro_batch = scheduled.number,
+                 .pass = scheduled.decode && !in_passes ? scheduled.number : prefill_pass_,
+                 .phase = scheduled.decode ? Phase::kDecode : Phase::kPrefill};
+  if (!in_passes) return;
+  const bool first = scheduled.pass == 0;
+  batch.pass = {.row = scheduled.pass_row,
+                .rows = scheduled.pass_rows,
+                .last = scheduled.last_of_pass,
+                .forget_kv = resume_.forget_kv,
+                .keep = first,
+                .resume = first ? resume_.window : 0};
 }
 
 void TextBatches::finish(SequenceId id) {

@@ -17,8 +17,15 @@ struct TextRequest {
   SequenceId sequence = 0;
   std::vector<TokenId> tokens;      // prompt, or the text to score; not empty
   bool score = false;               // log-probabilities of the text itself; nothing is drawn
-  std::int64_t max_new_tokens = 0;  // generate: at least 1
+  std::int64_t max_new_tokens = 0;  // generate: at least 1, `drawn` ones included
   SamplingParams sampling;
+  std::int64_t drawn = 0;  // of tokens, the last ones: drawn by a run that was interrupted
+};
+
+// How a job that goes in passes begins and ends.
+struct ResumePoint {
+  std::int32_t window = 0;  // the first pass goes on at this window
+  bool forget_kv = false;   // no pass reads the keys of one before it
 };
 
 struct TextEvents {
@@ -34,7 +41,8 @@ class TextBatches : public BatchSource {
  public:
   // Tokens beyond `context` positions are never fed: a sequence that fills it ends.
   TextBatches(const SchedulerLimits& limits, std::int64_t context,
-              std::vector<TextRequest> requests, TextEvents events);
+              std::vector<TextRequest> requests, TextEvents events,
+              const ResumePoint& resume = {});
 
   std::optional<MicroBatch> next() override;
   void returned(const BatchResult& result) override;
@@ -47,10 +55,12 @@ class TextBatches : public BatchSource {
   };
   TokenRun make_run(const ScheduledRun& scheduled) const;
   void finish(SequenceId id);
+  void label(const ScheduledBatch& scheduled, MicroBatch& batch);
 
   Scheduler scheduler_;
   std::int64_t context_;
   TextEvents events_;
+  ResumePoint resume_;
   std::map<SequenceId, Sequence> sequences_;
   std::vector<Control> drops_;  // go out with the next micro-batch
   std::int64_t prefill_pass_ = 0;

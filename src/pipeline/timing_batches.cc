@@ -34,7 +34,20 @@ void TimingBatches::begin_pass() {
   } else {
     queue_prefill(Phase::kPrefill);
   }
+  if (study_.in_passes) place_in_pass(!study_.decode);
   pass_begin_ns_ = 0;
+}
+
+void TimingBatches::place_in_pass(bool forget_kv) {
+  std::int64_t rows = 0, row = 0;
+  for (const MicroBatch& batch : queued_) rows += total_rows(batch.runs);
+  for (MicroBatch& batch : queued_) {
+    batch.pass = {.row = row,
+                  .rows = rows,
+                  .last = &batch == &queued_.back(),
+                  .forget_kv = forget_kv};
+    row += total_rows(batch.runs);
+  }
 }
 
 void TimingBatches::push(std::vector<TokenRun> runs, Phase phase) {
@@ -84,9 +97,11 @@ void TimingBatches::queue_prefill(Phase phase) {
 }
 
 void TimingBatches::queue_decode() {
-  // As generation deals sequences: one group a rank.
+  // As generation deals sequences: one group a rank, or all of them in a pass.
   const std::int64_t group =
-      std::min((study_.batch + study_.depth - 1) / study_.depth, study_.micro_batch_tokens);
+      study_.in_passes
+          ? prefill_rows(study_.batch, study_.depth, study_.micro_batch_tokens)
+          : std::min((study_.batch + study_.depth - 1) / study_.depth, study_.micro_batch_tokens);
   for (std::int64_t first = 0; first < study_.batch; first += group) {
     std::vector<TokenRun> runs;
     for (SequenceId id = first; id < std::min(first + group, study_.batch); ++id)
@@ -101,7 +116,7 @@ void TimingBatches::queue_decode() {
 }
 
 std::optional<MicroBatch> TimingBatches::next() {
-  if (queued_.empty() || in_flight_ > study_.depth) return std::nullopt;
+  if (queued_.empty() || (!study_.in_passes && in_flight_ > study_.depth)) return std::nullopt;
   MicroBatch batch = std::move(queued_.front());
   queued_.pop_front();
   if (pass_begin_ns_ == 0) pass_begin_ns_ = now_ns();

@@ -19,6 +19,7 @@ struct TimingStudy {
   int depth = 1;      // ranks
   bool embed = true;  // false: random hidden states enter in place of token ids
   std::int64_t vocab_size = 1;
+  bool in_passes = false;  // weights stream: everything of a pass enters together
 };
 
 // Passes are numbered from 0; the fill of a decode study's context and the warm-up have negative
@@ -41,6 +42,7 @@ class TimingBatches : public BatchSource {
   void queue_prefill(Phase phase);
   void queue_decode();
   void push(std::vector<TokenRun> runs, Phase phase);
+  void place_in_pass(bool forget_kv);
 
   TimingStudy study_;
   std::int64_t pass_;

@@ -31,6 +31,7 @@ std::int64_t Scheduler::rows_to_prefill() const {
 
 ScheduledBatch Scheduler::launch(ScheduledBatch batch) {
   batch.number = next_number_++;
+  if (limits_.pass_tokens == 0) batch.pass = batch.number;
   in_flight_.emplace(batch.number, batch);
   return batch;
 }
@@ -41,20 +42,24 @@ std::optional<ScheduledBatch> Scheduler::next_decode(bool only_full_groups) {
       (decoding + limits_.depth - 1) / limits_.depth, 1, limits_.micro_batch_tokens);
   const auto ready = static_cast<std::int64_t>(ready_.size());
   if (ready == 0 || (only_full_groups && ready < group)) return std::nullopt;
-  ScheduledBatch batch{.number = 0, .decode = true, .runs = {}, .admitted = {}};
+  ScheduledBatch batch;
+  batch.decode = true;
   while (!ready_.empty() && static_cast<std::int64_t>(batch.runs.size()) < group) {
-    const std::int64_t id = ready_.front();
-    ready_.pop_front();
-    batch.runs.push_back({.sequence = id,
-                          .position = active_.at(id).position++,
-                          .count = 1,
-                          .last_of_prompt = true});
+    batch.runs.push_back(take_decode());
   }
   return launch(std::move(batch));
 }
 
-std::optional<ScheduledBatch> Scheduler::next_prefill() {
-  ScheduledBatch batch;
+ScheduledRun Scheduler::take_decode() {
+  const std::int64_t id = ready_.front();
+  ready_.pop_front();
+  return {.sequence = id,
+          .position = active_.at(id).position++,
+          .count = 1,
+          .last_of_prompt = true};
+}
+
+void Scheduler::admit(ScheduledBatch& batch) {
   while (may_admit()) {
     const std::int64_t id = waiting_.front();
     waiting_.pop_front();
@@ -62,25 +67,70 @@ std::optional<ScheduledBatch> Scheduler::next_prefill() {
     prefilling_.push_back(id);
     batch.admitted.push_back(id);
   }
+}
+
+// Up to `room` rows of the prompt that is first in line.
+ScheduledRun Scheduler::take_prefill(std::int64_t room) {
+  const std::int64_t id = prefilling_.front();
+  Sequence& sequence = active_.at(id);
+  const std::int64_t position = sequence.position;
+  const std::int64_t count = std::min(room, sequence.prompt - position);
+  const bool last = position + count == sequence.prompt;
+  sequence.position += count;
+  if (last) prefilling_.pop_front();
+  return {.sequence = id, .position = position, .count = count, .last_of_prompt = last};
+}
+
+std::optional<ScheduledBatch> Scheduler::next_prefill() {
+  ScheduledBatch batch;
+  admit(batch);
   if (prefilling_.empty()) return std::nullopt;
   if (!batch.admitted.empty())
     prefill_rows_ = prefill_rows(rows_to_prefill(), limits_.depth, limits_.micro_batch_tokens);
-  std::int64_t room = prefill_rows_;
-  while (room > 0 && !prefilling_.empty()) {
-    const std::int64_t id = prefilling_.front();
-    Sequence& sequence = active_.at(id);
-    const std::int64_t count = std::min(room, sequence.prompt - sequence.position);
-    const bool last = sequence.position + count == sequence.prompt;
-    batch.runs.push_back(
-        {.sequence = id, .position = sequence.position, .count = count, .last_of_prompt = last});
-    sequence.position += count;
-    room -= count;
-    if (last) prefilling_.pop_front();
+  for (std::int64_t room = prefill_rows_; room > 0 && !prefilling_.empty();) {
+    batch.runs.push_back(take_prefill(room));
+    room -= batch.runs.back().count;
   }
   return launch(std::move(batch));
 }
 
+// Everything that is at hand, as micro-batches of nearly equal size.
+void Scheduler::form_pass() {
+  ScheduledBatch first;
+  admit(first);
+  const auto decoding = static_cast<std::int64_t>(ready_.size());
+  const std::int64_t rows = std::min(decoding + rows_to_prefill(), limits_.pass_tokens);
+  if (rows == 0) return;
+  const std::int64_t per_batch = prefill_rows(rows, limits_.depth, limits_.micro_batch_tokens);
+  const std::int64_t batches = (rows + per_batch - 1) / per_batch;
+  for (std::int64_t i = 0, row = 0; i < batches; ++i) {
+    ScheduledBatch batch = i == 0 ? std::move(first) : ScheduledBatch{};
+    batch.pass = next_number_;
+    batch.pass_row = row;
+    batch.pass_rows = rows;
+    batch.last_of_pass = i + 1 == batches;
+    batch.decode = true;
+    const std::int64_t end = rows * (i + 1) / batches;
+    while (row < end) {
+      const bool decode = !ready_.empty();
+      batch.runs.push_back(decode ? take_decode() : take_prefill(end - row));
+      batch.decode = batch.decode && decode;
+      row += batch.runs.back().count;
+    }
+    pass_.push_back(std::move(batch));
+  }
+}
+
+std::optional<ScheduledBatch> Scheduler::next_of_pass() {
+  if (pass_.empty() && in_flight_.empty()) form_pass();
+  if (pass_.empty()) return std::nullopt;
+  ScheduledBatch batch = std::move(pass_.front());
+  pass_.pop_front();
+  return launch(std::move(batch));
+}
+
 std::optional<ScheduledBatch> Scheduler::next() {
+  if (limits_.pass_tokens > 0) return next_of_pass();
   // One micro-batch computing on every rank and one more on its way: more would only queue.
   if (in_flight() > limits_.depth) return std::nullopt;
   // Decode first where a whole group waits; otherwise prefill fills the ring; a lone rank's worth
@@ -110,7 +160,7 @@ void Scheduler::finish(std::int64_t sequence) {
 }
 
 bool Scheduler::idle() const {
-  return waiting_.empty() && active_.empty() && in_flight_.empty();
+  return waiting_.empty() && active_.empty() && in_flight_.empty() && pass_.empty();
 }
 
 }  // namespace stagecoach

@@ -4,6 +4,10 @@
 // Prefill is cut into micro-batches so that all ranks compute at once. In decode every sequence
 // waits for its own token to come round the ring, so sequences are dealt into as many groups as
 // there are ranks, and each group is a micro-batch on its way.
+//
+// Where weights stream from disk, a pass reads all of them, whatever it computes. Work then goes in
+// passes, one after the other: everything that is at hand enters together, decode and prefill, and
+// nothing else until all of it has come out.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +22,7 @@ struct SchedulerLimits {
   std::int64_t micro_batch_tokens = 256;  // rows of one micro-batch, at most
   int depth = 1;                          // ranks that compute at once
   int max_active = 32;                    // sequences that hold KV pages
+  std::int64_t pass_tokens = 0;           // rows of one pass, at most; 0: not in passes
 };
 
 // Rows of one prefill micro-batch when `rows` are at hand. Two for each of `depth` ranks: with one
@@ -34,7 +39,11 @@ struct ScheduledRun {
 
 struct ScheduledBatch {
   std::int64_t number = 0;
-  bool decode = false;
+  bool decode = false;         // nothing but decode steps
+  std::int64_t pass = 0;       // number of its first micro-batch
+  std::int64_t pass_row = 0;   // rows of the pass before this micro-batch
+  std::int64_t pass_rows = 0;  // of the whole pass
+  bool last_of_pass = true;
   std::vector<ScheduledRun> runs;
   std::vector<std::int64_t> admitted;  // sequences that enter with this batch
 };
@@ -71,6 +80,11 @@ class Scheduler {
   std::int64_t rows_to_prefill() const;
   std::optional<ScheduledBatch> next_decode(bool only_full_groups);
   std::optional<ScheduledBatch> next_prefill();
+  std::optional<ScheduledBatch> next_of_pass();
+  void form_pass();
+  void admit(ScheduledBatch& batch);
+  ScheduledRun take_prefill(std::int64_t room);
+  ScheduledRun take_decode();
   ScheduledBatch launch(ScheduledBatch batch);
 
   SchedulerLimits limits_;
@@ -84,6 +98,7 @@ class Scheduler {
   // Rows of a prefill micro-batch, settled when prompts are admitted: shares of what is left would
   // shrink with every micro-batch, and each one reads all weights again.
   std::int64_t prefill_rows_ = 0;
+  std::deque<ScheduledBatch> pass_;  // formed, not entered yet
 };
 
 }  // namespace stagecoach

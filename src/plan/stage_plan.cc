@@ -60,25 +60,36 @@ std::vector<std::pair<std::int64_t, std::int64_t>> StagePlan::layers_of(int rank
 }
 
 std::string StagePlan::describe(int rank) const {
+  constexpr std::size_t kMostWindows = 4;
+  const auto ranges = layers_of(rank);
   std::string text;
-  for (const auto& [begin, end] : layers_of(rank))
-    text += fmt::format("{}{}:{}", text.empty() ? "layers " : ",", begin, end);
+  for (std::size_t i = 0; i < std::min(ranges.size(), kMostWindows); ++i)
+    text +=
+        fmt::format("{}{}:{}", text.empty() ? "layers " : ",", ranges[i].first, ranges[i].second);
+  if (ranges.size() > kMostWindows) text += fmt::format(",... ({} windows)", ranges.size());
   return text;
+}
+
+std::int64_t StagePlan::largest_window() const {
+  std::int64_t largest = 0;
+  for (const Window& window : windows) largest = std::max(largest, window.end - window.begin);
+  return largest;
 }
 
 StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks,
                         int rounds) {
   STAGECOACH_CHECK(ranks > 0 && rounds > 0 && begin < end);
   const std::int64_t layers = end - begin;
-  const std::int64_t count = static_cast<std::int64_t>(ranks) * rounds;
-  if (count > layers) {
+  const std::int64_t all = static_cast<std::int64_t>(ranks) * rounds;
+  const std::int64_t count = std::min(all, layers);
+  if (ranks > layers || all - ranks >= layers) {
     const std::string wanted = rounds == 1 ? fmt::format("{} ranks", ranks)
                                            : fmt::format("{} ranks with {} rounds", ranks, rounds);
     throw usage_error(
-        fmt::format("{} need at least {} layers, the model has {}", wanted, count, layers),
-        layers >= rounds ? fmt::format("start at most {} ranks (mpirun -np {})", layers / rounds,
-                                       layers / rounds)
-                         : fmt::format("use at most --rounds {}", layers));
+        fmt::format("{} need at least {} layers, the model has {}", wanted, all - ranks + 1, layers),
+        layers < ranks
+            ? fmt::format("start at most {} ranks (mpirun -np {})", layers, layers)
+            : fmt::format("use at most --rounds {}", (layers + ranks - 1) / ranks));
   }
   StagePlan plan{.ranks = ranks, .windows = {}};
   std::int64_t next = begin;
@@ -107,9 +118,9 @@ StagePlan explicit_plan(const std::string& text, std::int64_t begin, std::int64_
   if (next != end)
     throw usage_error(fmt::format(
         "--windows {}: expected the last window to end at layer {}, found {}", text, end, next));
-  if (plan.windows.size() % static_cast<std::size_t>(ranks) != 0)
+  if (plan.windows.size() < static_cast<std::size_t>(ranks))
     throw usage_error(
-        fmt::format("--windows {}: expected one window per rank ({}) or a multiple, found {}", text,
+        fmt::format("--windows {}: expected one window per rank ({}) or more, found {}", text,
                     ranks, plan.windows.size()));
   return plan;
 }

@@ -27,8 +27,9 @@ struct StagePlan {
   std::int64_t layer_end() const { return windows.back().end; }
   int last_rank() const { return windows.back().rank; }
   std::vector<std::pair<std::int64_t, std::int64_t>> layers_of(int rank) const;
-  // "layers 0:5", "layers 0:2,8:10".
+  // "layers 0:5", "layers 0:2,8:10"; of many windows the first ones and their number.
   std::string describe(int rank) const;
+  std::int64_t largest_window() const;  // layers
 };
 
 // Bytes that a rank holds for each thing; what slices are balanced by.
@@ -39,12 +40,14 @@ struct PlanCosts {
 };
 
 // Contiguous windows over layers [begin, end), `rounds` for each rank, that minimise the largest
-// window's bytes. Throws usage_error when there are more windows than layers.
+// window's bytes. Where ranks · rounds is more than there are layers, windows are of one layer and
+// the last ranks have one fewer. Throws usage_error when a round would have no layer at all.
 StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t end, int ranks,
                         int rounds);
 
 // "0:5,5:12,…": one window per rank, or with rounds a multiple of that, in ring order, covering
-// [begin, end) without gaps. Throws usage_error naming the window that does not fit.
+// [begin, end) without gaps; the last round may be cut short. Throws usage_error naming the window
+// that does not fit.
 StagePlan explicit_plan(const std::string& windows, std::int64_t begin, std::int64_t end,
                         int ranks);
 

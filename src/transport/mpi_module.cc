@@ -1,5 +1,6 @@
 #include "transport/mpi_module.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <optional>
@@ -68,6 +69,11 @@ int launched_rank() {
 }
 int launched_size() {
   return placement().value_or(Placement{0, 1}).size;
+}
+
+int launched_local_size() {
+  const int size = launched_size();
+  return std::max(1, integer_variable("OMPI_COMM_WORLD_LOCAL_SIZE").value_or(size));
 }
 
 }  // namespace stagecoach

@@ -20,5 +20,6 @@ std::unique_ptr<Transport> open_mpi_transport();
 bool launched_by_mpi();
 int launched_rank();
 int launched_size();
+int launched_local_size();  // ranks on this host; all of them where the launcher does not say
 
 }  // namespace stagecoach

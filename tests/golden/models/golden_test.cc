@@ -11,7 +11,7 @@
 #include "checkpoint/import.h"
 #include "checkpoint/safetensors/safetensors.h"
 #include "engine/stage_runner.h"
-#include "stager/resident_source.h"
+#include "stager/layer_stager.h"
 #include "support_pipeline.h"
 #include "support_temporary_folder.h"
 
@@ -98,10 +98,12 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
   const std::vector<float> expected = tensor("hidden");  // (layers + 1, tokens, hidden)
   const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
   Timeline timeline;
-  ResidentSource source(*store_,
-                        {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false},
-                        VerifyMode::kFirst, timeline);
-  StageRunner runner(spec, *backend, source, timeline, 64);
+  LayerStager source(
+      *store_,
+      all_in_memory(
+          {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
+      {}, timeline);
+  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64});
   runner.kv().add_layers(0, spec.num_hidden_layers);
   const std::vector<TokenRun> runs{
       {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};

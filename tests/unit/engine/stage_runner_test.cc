@@ -35,11 +35,16 @@ class HeadOnly : public LayerSource {
     head_.views[static_cast<int>(TensorRole::kHead)] = {matrix_.data(), DType::kF32,
                                                         Layout::kPanels16, kVocab, kHidden};
   }
-  LayerLease lease(std::int64_t, PartKind part) override {
+  LayerLease lease(std::int64_t, PartKind, NextUse) override { throw std::logic_error("no layers"); }
+  LayerLease lease_ends(PartKind part) override {
     EXPECT_EQ(part, PartKind::kHead);
     ++leases_;
     return {head_, nullptr};
   }
+  void gather(TensorRole, std::span<const std::int32_t>, const UseRows&) override {
+    throw std::logic_error("no embedding");
+  }
+  void head_matrix(const UseTile& use) override { use(0, head_[TensorRole::kHead]); }
   int leases() const { return leases_; }
 
  private:
@@ -63,7 +68,7 @@ class RunHead : public testing::Test {
     spec_.norm_epsilon = 0;
     spec_.norm_bias = false;
     spec_.attention_scale = 1;
-    runner_.emplace(spec_, *backend_, head_, timeline_, 64);
+    runner_.emplace(spec_, *backend_, head_, timeline_, StageRunner::Limits{.max_rows = 64});
     std::vector<float> hidden(static_cast<std::size_t>(64 * kHidden));
     for (std::int64_t row = 0; row < 64; ++row)
       hidden[static_cast<std::size_t>(row * kHidden + row % kHidden)] = 1;

@@ -39,11 +39,19 @@ class TinyWeights : public LayerSource {
       add(spec, SlabKind::kLayer, layer);
     add(spec, SlabKind::kHead, 0);
   }
-  LayerLease lease(std::int64_t layer, PartKind part) override {
+  LayerLease lease(std::int64_t layer, PartKind part, NextUse) override {
     if (layer == broken_ && part == PartKind::kMlp)
       throw data_error(fmt::format("layer {} is damaged", layer));
-    const bool in_layer = part == PartKind::kAttention || part == PartKind::kMlp;
-    return {parts_.at({in_layer ? layer : 0, part}), nullptr};
+    return {parts_.at({layer, part}), nullptr};
+  }
+  LayerLease lease_ends(PartKind part) override { return {parts_.at({0, part}), nullptr}; }
+  void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) override {
+    use(0, parts_.at({0, PartKind::kEmbedding})[table], ids);
+  }
+  void head_matrix(const UseTile& use) override {
+    const PartTensors& tied = parts_.at({0, PartKind::kEmbedding});
+    const TensorView& head = parts_.at({0, PartKind::kHead})[TensorRole::kHead];
+    use(0, head ? head : tied[TensorRole::kTokenEmbedding]);
   }
 
  private:
@@ -85,7 +93,7 @@ Outcome run(const Run& job) {
     const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
     TinyWeights weights(spec, job.broken_layer);
     Timeline timeline;
-    StageRunner runner(spec, *backend, weights, timeline, 8);
+    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8});
     std::atomic<bool> interrupted{false};
     const RankContext context{.spec = spec,
                               .plan = plan,
@@ -181,7 +189,7 @@ void expect_refused_by_rank_one(const MicroBatch& batch) {
     const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
     TinyWeights weights(spec);
     Timeline timeline;
-    StageRunner runner(spec, *backend, weights, timeline, 8);
+    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8});
     run_other_rank({.spec = spec,
                     .plan = plan,
                     .runner = runner,

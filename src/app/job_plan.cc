@@ -1,0 +1,391 @@
+#include "app/job_plan.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "base/archive.h"
+#include "base/byte_size.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "stager/end_tables.h"
+#include "stager/layer_stager.h"
+#include "store/slab_format.h"
+#include "transport/mpi_module.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::uint32_t kShapeMagic = archive_magic("SHAP");
+constexpr std::uint32_t kOfferMagic = archive_magic("OFFR");
+constexpr std::uint32_t kChoiceMagic = archive_magic("CHOI");
+// Below this a pass is one micro-batch, whatever the number of ranks (plan/scheduler.cc).
+constexpr std::int64_t kOneMicroBatch = 32;
+// Where `stagecoach probe` has not run: an ordinary SSD, and a hop between two PCs.
+constexpr double kAssumedDisk = 1e9;   // bytes per second
+constexpr double kAssumedHop = 200e-6;  // seconds
+// Of the memory that a host has free, without --memory.
+constexpr double kShareOfFree = 0.85;
+
+// What a rank says of itself.
+struct Offer {
+  bool fits = true;  // its slice, with one window or those that the user names
+  // For each candidate number of rounds, bytes that a pass waits for its disk; -1: does not fit.
+  std::vector<std::int64_t> waited;
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(fits, waited);
+  }
+};
+
+// What rank 0 makes of the offers.
+struct Choice {
+  std::int32_t rounds = 1;
+  bool in_passes = false;
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(rounds, in_passes);
+  }
+};
+
+template <typename T>
+T broadcast(ControlChannel& control, std::uint32_t magic, const T& value, const char* what) {
+  if (control.rank() > 0) return from_archive<T>(magic, control.receive_from(0), what);
+  for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(magic, value));
+  return value;
+}
+
+std::int64_t part_bytes(const ModelSpec& spec, DType weights, SlabKind kind, PartKind part) {
+  const SlabEntry slab = plan_slab("size.slab", kind, 0, slab_tensors(spec, kind, weights));
+  const PartEntry* const entry = slab.part(part);
+  return entry == nullptr ? 0 : entry->bytes;
+}
+
+// Memory of an end of the model with its large tables on disk: what is left, and the buffers that
+// the tables pass through.
+struct EndSizes {
+  std::int64_t in_memory = 0, on_disk = 0;
+};
+
+constexpr std::int64_t kPage = 4096;
+
+EndSizes embedding_sizes(const ModelSpec& spec, DType weights) {
+  EndSizes sizes;
+  std::int64_t row = 0;
+  for (const TensorSpec& tensor : slab_tensors(spec, SlabKind::kEmbedding, weights)) {
+    sizes.in_memory += tensor.bytes() + 2 * kPage;
+    if (is_large_table(tensor.role))
+      row = std::max(row, layout_bytes(tensor.layout, tensor.type,
+                                       tensor.layout == Layout::kRows ? 1 : kPanelRows, tensor.cols));
+    else
+      sizes.on_disk += tensor.bytes() + 2 * kPage;
+  }
+  sizes.on_disk += 2 * (std::max(kGatherBytes, row) + 2 * kPage);
+  return sizes;
+}
+
+EndSizes head_sizes(const ModelSpec& spec, DType weights, std::int64_t& matrix) {
+  EndSizes sizes;
+  const SlabKind owner = spec.tied_head ? SlabKind::kEmbedding : SlabKind::kHead;
+  for (const TensorSpec& tensor : slab_tensors(spec, SlabKind::kHead, weights))
+    if (tensor.role != TensorRole::kHead) sizes.on_disk += tensor.bytes() + 2 * kPage;
+  sizes.in_memory = sizes.on_disk;
+  for (const TensorSpec& tensor : slab_tensors(spec, owner, weights)) {
+    if (tensor.role != (spec.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kHead)) continue;
+    matrix = tensor.bytes();
+    sizes.in_memory += matrix + 2 * kPage;
+    const std::int64_t panel = layout_bytes(tensor.layout, tensor.type, kPanelRows, tensor.cols);
+    sizes.on_disk += 2 * (std::min(matrix, std::max(kHeadTileBytes, panel)) + 2 * kPage);
+  }
+  return sizes;
+}
+
+// This rank's part of the negotiation.
+class Planner {
+ public:
+  Planner(const PlanRequest& request, ControlChannel& control)
+      : request_(request),
+        control_(control),
+        spec_(request.store.manifest().spec),
+        weights_(request.store.manifest().weights),
+        shape_(request.shape) {
+    const int here = launched_local_size();
+    budget_ = memory_budget(request.settings.memory, request.settings.job,
+                            control.transport().host(control.rank()), here);
+    given_ = budget_.has_value();
+    if (!given_)
+      budget_ = resident_bytes() +
+                static_cast<std::int64_t>(kShareOfFree * static_cast<double>(available_bytes(here)));
+  }
+
+  void hear_shape() { shape_ = broadcast(control_, kShapeMagic, shape_, "the job's size"); }
+
+  Offer offer() const {
+    Offer offer;
+    const int rounds = request_.settings.rounds_per_rank().value_or(1);
+    offer.fits = fits_in_memory(stages(rounds), false);
+    for (const int k : candidates()) {
+      const StagePlan plan = stages(k);
+      const auto residency = residency_of(plan, needs(plan, true));
+      offer.waited.push_back(residency ? residency->waited : -1);
+    }
+    return offer;
+  }
+
+  Choice choose(const std::vector<Offer>& offers) const {
+    const bool fits = std::all_of(offers.begin(), offers.end(),
+                                  [](const Offer& offer) { return offer.fits; });
+    const bool keeps = !request_.settings.checkpoint.empty();
+    Choice choice;
+    choice.in_passes = !fits || keeps;
+    if (!auto_rounds() || !choice.in_passes) {
+      choice.rounds = request_.settings.rounds_per_rank().value_or(1);
+      return choice;
+    }
+    const std::vector<int> all = candidates();
+    // Passes of several micro-batches keep all ranks busy with windows of one layer; a checkpoint
+    // then has a file for every layer.
+    choice.rounds = all.back();
+    if (!one_micro_batch() || keeps) return choice;
+    double best = -1;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const double seconds = step_seconds(offers, i, all[i]);
+      if (seconds >= 0 && (best < 0 || seconds < best)) {
+        best = seconds;
+        choice.rounds = all[i];
+      }
+    }
+    return choice;
+  }
+
+  JobPlan carry_out(const Choice& choice) {
+    JobPlan plan;
+    plan.stages = stages(choice.rounds);
+    plan.shape = shape_;
+    plan.in_passes = choice.in_passes;
+    const int rank = control_.rank();
+    plan.needs = needs(plan.stages, choice.in_passes);
+    const NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
+    plan.batch_rows = largest_batch(sizes);
+    plan.head_rows = head_rows(sizes);
+    if (!choice.in_passes || fits_in_memory(plan.stages, true)) {
+      plan.staging = all_in_memory({.layers = plan.stages.layers_of(rank),
+                                    .embedding = has_embedding(plan.stages),
+                                    .head = has_head(plan.stages)});
+      return plan;
+    }
+    const auto residency = residency_of(plan.stages, plan.needs);
+    if (!residency) throw too_small(plan);
+    plan.staging = staging_of(plan.stages, *residency);
+    log(plan, *residency);
+    return plan;
+  }
+
+ private:
+  bool auto_rounds() const {
+    return request_.settings.windows.empty() && !request_.settings.rounds_per_rank();
+  }
+  bool one_micro_batch() const {
+    return shape_.usual_pass <= std::min(kOneMicroBatch, request_.settings.micro_batch);
+  }
+  // Of each rank, as choices of rounds: just one where the user has chosen.
+  std::vector<int> candidates() const {
+    if (!auto_rounds()) return {request_.settings.rounds_per_rank().value_or(1)};
+    return candidate_rounds(request_.layer_end - request_.layer_begin, control_.size());
+  }
+  // A pass of one micro-batch: disks work beside each other, hops follow one another.
+  double step_seconds(const std::vector<Offer>& offers, std::size_t candidate, int rounds) const {
+    std::int64_t waited = 0;
+    for (const Offer& offer : offers) {
+      if (offer.waited[candidate] < 0) return -1;
+      waited = std::max(waited, offer.waited[candidate]);
+    }
+    return static_cast<double>(waited) / kAssumedDisk +
+           static_cast<double>(rounds) * control_.size() * kAssumedHop;
+  }
+
+  StagePlan stages(int rounds) const;
+  bool has_embedding(const StagePlan& plan) const {
+    return request_.layer_begin == 0 && control_.rank() == plan.windows.front().rank;
+  }
+  bool has_head(const StagePlan& plan) const {
+    return request_.layer_end == spec_.num_hidden_layers && control_.rank() == plan.last_rank();
+  }
+  std::int64_t layers_here(const StagePlan& plan) const {
+    std::int64_t layers = 0;
+    for (const auto& [begin, end] : plan.layers_of(control_.rank())) layers += end - begin;
+    return layers;
+  }
+  NeedsRequest needs_request(const StagePlan& plan, bool in_passes) const {
+    return {.spec = spec_,
+            .shape = shape_,
+            .micro_batch = request_.settings.micro_batch,
+            .layers = layers_here(plan),
+            .largest_window = plan.largest_window(),
+            .head = has_head(plan),
+            .in_passes = in_passes,
+            .ranks = control_.size()};
+  }
+  MemoryNeeds needs(const StagePlan& plan, bool in_passes) const {
+    return memory_needs(needs_request(plan, in_passes));
+  }
+  WeightSizes weight_sizes(const StagePlan& plan) const;
+  ResidencyRequest residency_request(const StagePlan& plan, std::int64_t memory) const;
+  std::optional<Residency> residency_of(const StagePlan& plan, const MemoryNeeds& needs) const {
+    return plan_residency(residency_request(plan, *budget_ - needs.total()));
+  }
+  bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
+  StagingPlan staging_of(const StagePlan& plan, const Residency& residency) const;
+  Error too_small(const JobPlan& plan) const;
+  void log(const JobPlan& plan, const Residency& residency) const;
+
+  const PlanRequest& request_;
+  ControlChannel& control_;
+  const ModelSpec& spec_;
+  const DType weights_;
+  JobShape shape_;
+  std::optional<std::int64_t> budget_;
+  bool given_ = false;
+};
+
+StagePlan Planner::stages(int rounds) const {
+  const std::int64_t begin = request_.layer_begin, end = request_.layer_end;
+  const RunSettings& settings = request_.settings;
+  if (!settings.windows.empty()) {
+    StagePlan plan = explicit_plan(settings.windows, begin, end, control_.size());
+    const auto wanted = settings.rounds_per_rank();
+    if (wanted && *wanted * control_.size() != static_cast<int>(plan.windows.size()))
+      throw usage_error(fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}",
+                                    settings.windows, plan.windows.size(), *wanted, control_.size(),
+                                    *wanted * control_.size()));
+    return plan;
+  }
+  PlanCosts costs{.layer_bytes = slab_weight_bytes(spec_, SlabKind::kLayer, weights_)};
+  const std::int64_t embedding = slab_weight_bytes(spec_, SlabKind::kEmbedding, weights_);
+  if (begin == 0) costs.embedding_bytes = embedding;
+  if (end == spec_.num_hidden_layers)
+    costs.head_bytes = slab_weight_bytes(spec_, SlabKind::kHead, weights_) +
+                       (spec_.tied_head ? embedding : 0);
+  // With rounds, the ends are a small part of a rank's work, and far more than a window's.
+  if (rounds > 1) costs = {.layer_bytes = costs.layer_bytes};
+  return balanced_plan(costs, begin, end, control_.size(), rounds);
+}
+
+WeightSizes Planner::weight_sizes(const StagePlan& plan) const {
+  WeightSizes sizes{
+      .attention = part_bytes(spec_, weights_, SlabKind::kLayer, PartKind::kAttention),
+      .mlp = part_bytes(spec_, weights_, SlabKind::kLayer, PartKind::kMlp)};
+  if (has_embedding(plan)) {
+    const EndSizes embedding = embedding_sizes(spec_, weights_);
+    sizes.embedding_in_memory = embedding.in_memory;
+    sizes.embedding_on_disk = std::min(embedding.in_memory, embedding.on_disk);
+  }
+  if (has_head(plan)) {
+    const EndSizes head = head_sizes(spec_, weights_, sizes.head_matrix);
+    sizes.head_in_memory = head.in_memory;
+    sizes.head_on_disk = std::min(head.in_memory, head.on_disk);
+  }
+  return sizes;
+}
+
+ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t memory) const {
+  ResidencyRequest request{.sizes = weight_sizes(plan),
+                           .windows = {},
+                           .ranks = control_.size(),
+                           .memory = memory,
+                           .one_micro_batch = one_micro_batch()};
+  for (const auto& [begin, end] : plan.layers_of(control_.rank()))
+    request.windows.push_back(end - begin);
+  return request;
+}
+
+// Without a budget, layers that share a slab share its memory (create --distinct-layers).
+bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
+  const WeightSizes sizes = weight_sizes(plan);
+  std::int64_t layers = layers_here(plan);
+  if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
+  return needs(plan, in_passes).total() + layers * sizes.layer() + sizes.embedding_in_memory +
+             sizes.head_in_memory <=
+         *budget_;
+}
+
+StagingPlan Planner::staging_of(const StagePlan& plan, const Residency& residency) const {
+  StagingPlan staging;
+  std::size_t i = 0;
+  for (const auto& [begin, end] : plan.layers_of(control_.rank()))
+    for (std::int64_t layer = begin; layer < end; ++layer, ++i)
+      staging.layers.push_back({.layer = layer, .pinned = residency.pinned[i]});
+  staging.attention_slots = residency.attention_slots;
+  staging.mlp_slots = residency.mlp_slots;
+  const auto residence = [](bool present, bool in_memory) {
+    return !present ? Residence::kAbsent : in_memory ? Residence::kMemory : Residence::kDisk;
+  };
+  staging.embedding = residence(has_embedding(plan), residency.embedding_in_memory);
+  staging.head = residence(has_head(plan), residency.head_in_memory);
+  return staging;
+}
+
+Error Planner::too_small(const JobPlan& plan) const {
+  const ResidencyRequest request = residency_request(plan.stages, 0);
+  const std::int64_t smallest = plan.needs.total() + smallest_memory(request);
+  return resource_error(
+      fmt::format("{} of memory cannot hold {}: {}; and weights of at least {}, one layer (its "
+                  "largest part, the {}, has {}) and the ends of the model",
+                  format_bytes(*budget_), plan.stages.describe(control_.rank()),
+                  plan.needs.describe(), format_bytes(smallest_memory(request)),
+                  request.sizes.mlp >= request.sizes.attention ? "mlp" : "attention",
+                  format_bytes(std::max(request.sizes.mlp, request.sizes.attention))),
+      // A little more than the least: the process grows while it is being said.
+      fmt::format("{}--memory {}MB, or a smaller --micro-batch{}", given_ ? "" : "free some memory: ",
+                  smallest / 1'000'000 + 8,
+                  control_.rank() == 0 && shape_.sequences > 1 ? " or --max-sequences" : ""));
+}
+
+void Planner::log(const JobPlan& plan, const Residency& residency) const {
+  const auto pinned = std::count(residency.pinned.begin(), residency.pinned.end(), true);
+  const std::string text = fmt::format(
+      "{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",
+      plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
+      format_bytes(residency.streamed), plan.stages.windows.size(),
+      format_bytes(plan.needs.total() + residency.memory), format_bytes(*budget_));
+  if (given_ || control_.rank() > 0) {
+    spdlog::debug("{}", text);
+  } else {
+    spdlog::info("the model does not fit in free memory: it streams from disk (--memory says how much to use)");
+    spdlog::info("{}", text);
+  }
+}
+
+}  // namespace
+
+JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control) {
+  Planner planner(request, control);
+  planner.hear_shape();
+  Offer mine;
+  std::exception_ptr failure;
+  try {
+    mine = planner.offer();
+  } catch (const Error&) {
+    failure = std::current_exception();
+  }
+  Choice choice;
+  if (control.rank() == 0) {
+    std::vector<Offer> offers{mine};
+    for (int rank = 1; rank < control.size(); ++rank)
+      offers.push_back(from_archive<Offer>(kOfferMagic, control.receive_from(rank), "an offer"));
+    bool complete = failure == nullptr;
+    for (const Offer& offer : offers)
+      complete = complete && offer.waited.size() == offers.front().waited.size();
+    if (complete) choice = planner.choose(offers);
+  } else {
+    control.send(0, to_archive(kOfferMagic, mine));
+  }
+  choice = broadcast(control, kChoiceMagic, choice, "the choice of a plan");
+  if (failure) std::rethrow_exception(failure);
+  return planner.carry_out(choice);
+}
+
+}  // namespace stagecoach

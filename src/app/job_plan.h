@@ -1,0 +1,44 @@
+// How the ranks of a job come to one plan: each knows its own memory and disk, rank 0 the size of
+// the work. Collective, between opening stores and loading weights.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "app/memory_budget.h"
+#include "app/settings.h"
+#include "pipeline/control_channel.h"
+#include "pipeline/pass_checkpoint.h"
+#include "plan/job_shape.h"
+#include "plan/residency.h"
+#include "plan/stage_plan.h"
+#include "stager/staging_plan.h"
+#include "store/layer_store.h"
+
+namespace stagecoach {
+
+struct PlanRequest {
+  const LayerStore& store;
+  const RunSettings& settings;
+  std::int64_t layer_begin = 0, layer_end = 0;
+  JobShape shape;  // rank 0's; the others hear it
+};
+
+struct JobPlan {
+  StagePlan stages;
+  StagingPlan staging;  // of this rank
+  JobShape shape;       // rank 0's
+  MemoryNeeds needs;    // of this rank, weights apart
+  std::int64_t batch_rows = 0;  // of the largest micro-batch
+  std::int64_t head_rows = 0;
+  // Work goes in passes (plan/scheduler.h): some rank streams, or a checkpoint is kept.
+  bool in_passes = false;
+};
+
+// Throws usage_error for windows that do not fit, resource_error where this rank's budget is too
+// small: what needs how much, and the smallest budget that would do. Every rank leaves the exchange
+// before any of them throws.
+JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control);
+
+}  // namespace stagecoach

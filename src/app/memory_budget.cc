@@ -1,0 +1,130 @@
+#include "app/memory_budget.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+
+#include "app/settings.h"
+#include "base/byte_size.h"
+#include "base/error.h"
+#include "engine/kv_cache.h"
+#include "engine/stage_runner.h"
+#include "engine/workspace.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kFloat = sizeof(float);
+constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+// What comes after measuring: code that has not run yet, threads, MPI's buffers, and a full timeline
+// (21 MB) with its copy on the way to rank 0.
+constexpr std::int64_t kReserve = 64 * kMiB;
+constexpr std::int64_t kLogitBytes = 64 * kMiB;
+
+// The first number in `file`; nullopt when there is none.
+std::optional<std::int64_t> read_number(const std::string& file) {
+  std::ifstream stream(file);
+  std::int64_t value = 0;
+  if (stream >> value) return value;
+  return std::nullopt;
+}
+
+// The line of /proc/self/cgroup for `controller` (v1), or the unified one ("").
+std::string cgroup_path(const std::string& controller) {
+  std::ifstream stream("/proc/self/cgroup");
+  for (std::string line; std::getline(stream, line);) {
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
+    if (names == ",," ? controller.empty() : names.find("," + controller + ",") != std::string::npos)
+      return line.substr(second + 1);
+  }
+  return "";
+}
+
+// What this process's control group leaves; "max" and v1's huge number mean no limit.
+std::int64_t cgroup_room() {
+  const auto room = [](const std::string& folder, const char* limit_name, const char* usage_name) {
+    const auto limit = read_number(folder + limit_name), usage = read_number(folder + usage_name);
+    return limit && usage ? std::max<std::int64_t>(0, *limit - *usage)
+                          : std::numeric_limits<std::int64_t>::max();
+  };
+  return std::min(room("/sys/fs/cgroup/memory" + cgroup_path("memory"), "/memory.limit_in_bytes",
+                       "/memory.usage_in_bytes"),
+                  room("/sys/fs/cgroup" + cgroup_path(""), "/memory.max", "/memory.current"));
+}
+
+}  // namespace
+
+std::string MemoryNeeds::describe() const {
+  return fmt::format("{} process, {} workspace, {} keys and values, {} messages, {} logits",
+                     format_bytes(process), format_bytes(workspace), format_bytes(kv),
+                     format_bytes(messages), format_bytes(logits));
+}
+
+std::int64_t largest_batch(const NeedsRequest& request) {
+  return std::min(request.micro_batch,
+                  request.shape.largest_pass);
+}
+
+std::int64_t head_rows(const NeedsRequest& request) {
+  const std::int64_t affordable = kLogitBytes / (2 * request.spec.vocab_size * kFloat);
+  const std::int64_t wanted = request.in_passes ? affordable : StageRunner::kHeadRows;
+  return std::clamp(wanted, std::int64_t{1},
+                    std::max(largest_batch(request), std::int64_t{1}));
+}
+
+MemoryNeeds memory_needs(const NeedsRequest& request) {
+  const ModelSpec& spec = request.spec;
+  const JobShape& shape = request.shape;
+  const std::int64_t batch = largest_batch(request);
+  const std::int64_t row = spec.hidden_size * kFloat;
+  MemoryNeeds needs;
+  needs.process = resident_bytes() + kReserve;
+  needs.workspace = Workspace::bytes_needed(spec, batch);
+  const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
+  const std::int64_t kv_layers =
+      request.in_passes && shape.forget_kv ? 1 : request.layers;
+  needs.kv = shape.sequences * pages * KvCache::page_bytes(spec) * kv_layers;
+  // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives likewise.
+  needs.messages = 4 * batch * row;
+  if (request.in_passes) {
+    // All of a pass may stand in line at the slowest rank, and where a window has several layers
+    // its micro-batches wait there for each other.
+    const std::int64_t pass = shape.largest_pass * row;
+    needs.messages += pass * (request.largest_window > 1 ? 2 : 1);
+  } else {
+    needs.messages += 2 * (request.ranks + 1) * batch * row;
+  }
+  if (request.head) needs.logits = 2 * head_rows(request) * spec.vocab_size * kFloat;
+  return needs;
+}
+
+std::int64_t resident_bytes() {
+  std::ifstream stream("/proc/self/statm");
+  std::int64_t total = 0, resident = 0;
+  stream >> total >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+std::int64_t available_bytes(int ranks_here) {
+  std::int64_t system = std::numeric_limits<std::int64_t>::max();
+  std::ifstream stream("/proc/meminfo");
+  for (std::string line; std::getline(stream, line);)
+    if (line.starts_with("MemAvailable:"))
+      system = std::atoll(line.c_str() + line.find(':') + 1) * 1024;
+  return std::min(system, cgroup_room()) / std::max(1, ranks_here);
+}
+
+std::optional<std::int64_t> memory_budget(const std::string& flag, const std::string& job_file,
+                                          const std::string& host, int ranks_here) {
+  if (!flag.empty()) return parse_byte_size(flag);
+  if (job_file.empty()) return std::nullopt;
+  const std::optional<std::string> node = job_node_setting(job_file, host, "memory");
+  if (!node) return std::nullopt;
+  return parse_byte_size(*node) / std::max(1, ranks_here);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,52 @@
+// What a rank may hold in memory, and what it needs besides weights.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "model/model_spec.h"
+#include "plan/job_shape.h"
+
+namespace stagecoach {
+
+// Everything in a rank's resident set that is not weights, in bytes.
+struct MemoryNeeds {
+  std::int64_t process = 0;    // code, libraries, MPI, heap: as measured, and room to grow
+  std::int64_t workspace = 0;  // scratch activations of one micro-batch
+  std::int64_t kv = 0;
+  std::int64_t messages = 0;  // hidden states on their way
+  std::int64_t logits = 0;
+
+  std::int64_t total() const { return process + workspace + kv + messages + logits; }
+  std::string describe() const;  // "61.2 MB process, 12.1 MB workspace, …"
+};
+
+struct NeedsRequest {
+  const ModelSpec& spec;
+  const JobShape& shape;
+  std::int64_t micro_batch = 0;   // rows, at most
+  std::int64_t layers = 0;        // of this rank
+  std::int64_t largest_window = 0;
+  bool head = false;              // this rank makes logits
+  bool in_passes = false;
+  int ranks = 1;
+};
+// Rows of the largest micro-batch that such a job can have.
+std::int64_t largest_batch(const NeedsRequest& request);
+// Rows whose logits are in memory at once.
+std::int64_t head_rows(const NeedsRequest& request);
+MemoryNeeds memory_needs(const NeedsRequest& request);
+
+// Bytes that are resident in this process now.
+std::int64_t resident_bytes();
+// Bytes that this process could still take: what the system and its control group leave, shared
+// among `ranks_here` ranks of this host.
+std::int64_t available_bytes(int ranks_here);
+
+// --memory for this rank: the flag, or what [nodes] of the job file gives this host, divided among
+// its ranks; nullopt: neither. Throws usage_error.
+std::optional<std::int64_t> memory_budget(const std::string& flag, const std::string& job_file,
+                                          const std::string& host, int ranks_here);
+
+}  // namespace stagecoach

@@ -1,0 +1,217 @@
+#include "pipeline/pass_checkpoint.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/json.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+static_assert(std::endian::native == std::endian::little,
+              "checkpoint files are written for little-endian machines");
+
+constexpr char kMagic[8] = {'S', 'C', 'H', 'E', 'C', 'K', 'P', 'T'};
+constexpr std::uint32_t kVersion = 1;
+constexpr const char* kIdentityFile = "checkpoint.json";
+constexpr std::int64_t kMaxIdentityBytes = 1 << 20;
+constexpr std::int64_t kBlock = std::int64_t{1} << 20;
+
+Json to_json(const CheckpointIdentity& identity) {
+  Json fields = Json::object();
+  for (const auto& [name, value] : identity) fields[name] = value;
+  return {{"format", "stagecoach-checkpoint"}, {"version", kVersion}, {"of", fields}};
+}
+
+void check_identity(const fs::path& file, const CheckpointIdentity& identity) {
+  const Json json = read_json_file(file, kMaxIdentityBytes);
+  const JsonObject object(json, file.string());
+  if (object.string("format") != "stagecoach-checkpoint" || object.integer("version") != kVersion)
+    throw data_error(fmt::format("{} is not a checkpoint of this version of Stagecoach", file.string()),
+                     "another --checkpoint DIR");
+  const JsonObject of = object.object("of");
+  for (const auto& [name, expected] : identity) {
+    const std::string found = of.has(name.c_str()) ? of.string(name.c_str()) : "nothing";
+    if (found == expected) continue;
+    throw data_error(fmt::format("the checkpoint in {} belongs to another {}: expected {}, found {}",
+                                 file.parent_path().string(), name, expected, found),
+                     "go on with the command that made it, or use another --checkpoint DIR");
+  }
+}
+
+// Ranks may share the folder, and write the same text.
+void write_identity(const fs::path& file, const std::string& text) {
+  fs::path temporary = file;
+  temporary += fmt::format(".{}", ::getpid());
+  File draft = File::create(temporary);
+  draft.append(as_bytes(text));
+  draft.close_synced();
+  rename_synced(temporary, file);
+}
+
+}  // namespace
+
+struct PassCheckpoint::Header {
+  char magic[8];
+  std::uint32_t version, kind;
+  std::uint64_t identity, pass;
+  std::int64_t number, bytes;
+  std::uint64_t hash, zero;
+};
+
+PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identity,
+                               std::uint64_t pass, std::int64_t width)
+    : folder_(std::move(folder)), pass_(pass), width_(width) {
+  static_assert(sizeof(Header) == 64);
+  check_writable(folder_);
+  const std::string text = to_json(identity).dump(1) + "\n";
+  identity_ = xxh3(as_bytes(text));
+  const fs::path file = folder_ / kIdentityFile;
+  std::error_code ignored;
+  if (fs::exists(file, ignored)) {
+    check_identity(file, identity);
+  } else {
+    write_identity(file, text);
+  }
+}
+
+fs::path PassCheckpoint::path(const Key& key) const {
+  return folder_ / (key.first == Kind::kHidden ? fmt::format("window-{:03}.hidden", key.second)
+                                               : fmt::format("layer-{:03}.kv", key.second));
+}
+
+std::optional<PassCheckpoint::Header> PassCheckpoint::header(const Key& key) const {
+  const fs::path file_path = path(key);
+  std::error_code ignored;
+  if (!fs::exists(file_path, ignored)) return std::nullopt;
+  const File file = File::open_read(file_path);
+  Header found{};
+  if (file.size() < static_cast<std::int64_t>(sizeof(found))) return std::nullopt;
+  file.read_at(0, std::as_writable_bytes(std::span(&found, 1)));
+  const bool ours = std::memcmp(found.magic, kMagic, sizeof(kMagic)) == 0 &&
+                    found.version == kVersion &&
+                    found.kind == static_cast<std::uint32_t>(key.first) &&
+                    found.number == key.second && found.identity == identity_ &&
+                    found.pass == pass_ &&
+                    found.bytes == file.size() - static_cast<std::int64_t>(sizeof(found));
+  return ours ? std::optional(found) : std::nullopt;
+}
+
+bool PassCheckpoint::has_hidden(std::int64_t window) const {
+  return header({Kind::kHidden, window}).has_value();
+}
+bool PassCheckpoint::has_kv(std::int64_t layer) const {
+  return header({Kind::kKv, layer}).has_value();
+}
+
+void PassCheckpoint::append(const Key& key, const MicroBatch& batch,
+                            std::span<const std::byte> bytes) {
+  auto draft = drafts_.find(key);
+  if (draft == drafts_.end()) {
+    // Micro-batches come in order: the first one begins the file.
+    STAGECOACH_CHECK(batch.pass.row == 0);
+    fs::path temporary = path(key);
+    temporary += ".part";
+    draft = drafts_.emplace(key, Draft{File::create(temporary), {}, 0}).first;
+    const Header empty{};
+    draft->second.file.append(std::as_bytes(std::span(&empty, 1)));
+  }
+  draft->second.file.append(bytes);
+  draft->second.hash.update(bytes);
+  draft->second.bytes += static_cast<std::int64_t>(bytes.size());
+}
+
+void PassCheckpoint::finish(const Key& key, const MicroBatch& batch) {
+  if (!batch.pass.last) return;
+  auto node = drafts_.extract(key);
+  Draft& draft = node.mapped();
+  Header header{.magic = {},
+                .version = kVersion,
+                .kind = static_cast<std::uint32_t>(key.first),
+                .identity = identity_,
+                .pass = pass_,
+                .number = key.second,
+                .bytes = draft.bytes,
+                .hash = draft.hash.digest(),
+                .zero = 0};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  draft.file.write_at(0, std::as_bytes(std::span(&header, 1)));
+  const fs::path temporary = draft.file.path();
+  draft.file.close_synced();
+  rename_synced(temporary, path(key));
+}
+
+void PassCheckpoint::keep_hidden(std::int64_t window, const MicroBatch& batch,
+                                 std::span<const float> hidden) {
+  STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == total_rows(batch.runs) * width_);
+  const Key key{Kind::kHidden, window};
+  append(key, batch, std::as_bytes(hidden));
+  finish(key, batch);
+}
+
+// The pages that the micro-batch has written to. One that the next micro-batch fills further is
+// written again, and restored in the same order.
+void PassCheckpoint::keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
+  const Key key{Kind::kKv, layer};
+  for (const TokenRun& run : batch.runs)
+    for (std::int64_t page = run.position / kKvPageTokens;
+         page * kKvPageTokens < run.position + run.count(); ++page)
+      append(key, batch, std::as_bytes(kv.page(layer, run.sequence, page)));
+  finish(key, batch);
+}
+
+PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key) const {
+  const std::optional<Header> found = header(key);
+  const std::string name = path(key).string();
+  if (!found) throw data_error(fmt::format("{} has gone since the job began", name));
+  Restored restored{.file = File::open_read(path(key)), .bytes = found->bytes, .used = 0};
+  StreamingHash hash;
+  std::vector<std::byte> block(static_cast<std::size_t>(std::min(kBlock, found->bytes)));
+  for (std::int64_t at = 0; at < found->bytes; at += kBlock) {
+    const auto part = std::span(block).first(
+        static_cast<std::size_t>(std::min(kBlock, found->bytes - at)));
+    restored.file.read_at(static_cast<std::int64_t>(sizeof(Header)) + at, part);
+    hash.update(part);
+  }
+  if (hash.digest() != found->hash)
+    throw data_error(fmt::format("{} is damaged: expected checksum {}, found {}", name,
+                                 hash_to_hex(found->hash), hash_to_hex(hash.digest())),
+                     "delete it: the same command then goes on one window earlier");
+  return restored;
+}
+
+void PassCheckpoint::take(const Key& key, std::span<std::byte> destination) {
+  auto restored = restored_.find(key);
+  if (restored == restored_.end())
+    restored = restored_.emplace(key, open_checked(key)).first;
+  Restored& source = restored->second;
+  if (source.bytes - source.used < static_cast<std::int64_t>(destination.size()))
+    throw data_error(fmt::format("{} is too short: it has {} bytes for this pass",
+                                 path(key).string(), source.bytes));
+  source.file.read_at(static_cast<std::int64_t>(sizeof(Header)) + source.used, destination);
+  source.used += static_cast<std::int64_t>(destination.size());
+}
+
+void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch,
+                                    std::span<float> hidden) {
+  const Key key{Kind::kHidden, window};
+  take(key, std::as_writable_bytes(hidden));
+  if (batch.pass.last) restored_.erase(key);
+}
+
+void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
+  const Key key{Kind::kKv, layer};
+  for (const TokenRun& run : batch.runs)
+    for (std::int64_t page = run.position / kKvPageTokens;
+         page * kKvPageTokens < run.position + run.count(); ++page)
+      take(key, std::as_writable_bytes(kv.page(layer, run.sequence, page)));
+  if (batch.pass.last) restored_.erase(key);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,87 @@
+// The values of a long pass, kept on disk so that a run that was interrupted goes on at the last
+// window that was finished. Everything is written by the rank that has it, into a folder of its own
+// host or one that ranks share: names say window and layer.
+//
+//   DIR/checkpoint.json     whose values these are: model, work, plan, wire type
+//   DIR/window-007.hidden   (rows of the pass, hidden_size) after window 7, from the rank that received it
+//   DIR/layer-007.kv        keys and values of layer 7, where later passes read them (generate)
+//   DIR/tokens.json         what has been drawn (generate, rank 0)
+//
+// A .hidden or .kv file, little-endian, exists whole or not at all (written as .part, synced, renamed):
+//
+//   0   "SCHECKPT"   8   u32 version, u32 kind (0 hidden, 1 kv)   16  u64 identity   24  u64 pass
+//   32  i64 number (window or layer)   40  i64 bytes of the payload   48  u64 its XXH3   56  u64 zero
+//   64  payload
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "engine/kv_cache.h"
+#include "pipeline/micro_batch.h"
+
+namespace stagecoach {
+
+// What must be equal for a checkpoint to be another run's continuation, by the name that a refusal
+// uses: "model", "text", "plan" …
+using CheckpointIdentity = std::vector<std::pair<std::string, std::string>>;
+
+class PassCheckpoint {
+ public:
+  // Makes the folder, or takes one of the same identity. Throws data_error naming what differs,
+  // resource_error when it cannot be written. `pass`: hash of what the first pass computes; files of
+  // another pass of the same work (generate, some tokens ago) are passed over, then replaced.
+  PassCheckpoint(std::filesystem::path folder, const CheckpointIdentity& identity,
+                 std::uint64_t pass, std::int64_t width);
+
+  bool has_hidden(std::int64_t window) const;
+  bool has_kv(std::int64_t layer) const;
+
+  // Rows of one micro-batch; the file comes to be with the last one of its pass.
+  void keep_hidden(std::int64_t window, const MicroBatch& batch, std::span<const float> hidden);
+  void keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
+  // Throws data_error for a damaged file.
+  void restore_hidden(std::int64_t window, const MicroBatch& batch, std::span<float> hidden);
+  void restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
+
+ private:
+  enum class Kind : std::uint32_t { kHidden = 0, kKv = 1 };
+  using Key = std::pair<Kind, std::int64_t>;  // and number of window or layer
+  struct Header;
+  // A file that grows by one micro-batch after the other.
+  struct Draft {
+    File file;
+    StreamingHash hash;
+    std::int64_t bytes = 0;
+  };
+  // A file that is read the same way.
+  struct Restored {
+    File file;
+    std::int64_t bytes = 0, used = 0;
+  };
+
+  std::filesystem::path path(const Key& key) const;
+  // Of a file of this work and pass; nullopt where there is none.
+  std::optional<Header> header(const Key& key) const;
+  void append(const Key& key, const MicroBatch& batch, std::span<const std::byte> bytes);
+  void finish(const Key& key, const MicroBatch& batch);
+  void take(const Key& key, std::span<std::byte> destination);
+  Restored open_checked(const Key& key) const;
+
+  std::filesystem::path folder_;
+  std::uint64_t identity_ = 0;
+  std::uint64_t pass_;
+  std::int64_t width_;
+  std::map<Key, Draft> drafts_;
+  std::map<Key, Restored> restored_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,65 @@
+// Reads extents of a store at once, past the page cache and several blocks at a time: what is held
+// in memory for a job, and rows of tables that are not. Streaming is PartStream's.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/aligned_buffer.h"
+#include "stager/direct_file.h"
+#include "stager/read_queue.h"
+#include "store/layer_store.h"
+
+namespace stagecoach {
+
+// "layer-003.slab: the mlp part", as errors name it.
+std::string part_label(const LayerStore& store, const SlabEntry& slab, const PartEntry& part);
+
+class StoreReader {
+ public:
+  // `stall`: a disk that gives nothing for so long has failed.
+  StoreReader(const LayerStore& store, std::unique_ptr<ReadQueue> queue,
+              std::chrono::milliseconds stall);
+
+  const LayerStore& store() const { return store_; }
+  DirectFiles& files() { return files_; }
+  const char* queue_name() const { return queue_->name(); }
+
+  // A part's whole extent. Throws data_error naming file, part and repair when it is damaged.
+  AlignedBuffer read_part(const SlabEntry& slab, const PartEntry& part, bool verify);
+
+  // One tensor of a part, alone.
+  struct Tensor {
+    AlignedBuffer memory;
+    const std::byte* data = nullptr;  // in it, as aligned as it is in the part
+  };
+  Tensor read_tensor(const SlabEntry& slab, const PartEntry& part, const TensorEntry& tensor,
+                     bool verify);
+
+  // Bytes [offset, offset + size) of a slab, whatever their alignment; `visit` sees them in order,
+  // at most `block` bytes at a time.
+  using Visit = std::function<void(std::span<const std::byte>)>;
+  void scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset, std::int64_t size,
+            std::int64_t block, const Visit& visit);
+
+ private:
+  struct Target {
+    const SlabEntry& slab;
+    const PartEntry& part;
+  };
+  // Fills `destination` (a multiple of kDirectAlignment long) from an aligned offset.
+  void read(const Target& target, std::int64_t offset, std::span<std::byte> destination);
+  void check(const Target& target, const ReadCompletion& completion, std::int64_t offset,
+             std::int64_t expected) const;
+
+  const LayerStore& store_;
+  DirectFiles files_;
+  std::unique_ptr<ReadQueue> queue_;
+  std::chrono::milliseconds stall_;
+};
+
+}  // namespace stagecoach
