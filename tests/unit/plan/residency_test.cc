@@ -94,7 +94,9 @@ TEST(Residency, HoldsForAnySizes) {
       EXPECT_EQ(static_cast<std::int64_t>(found->pinned.size()), layers);
       EXPECT_EQ(found->streamed, (layers - pinned(*found)) * kLayer);
       EXPECT_EQ(found->attention_slots > 0, pinned(*found) < layers);
-      if (before >= 0) EXPECT_LE(found->waited, before) << memory << " bytes";
+      if (before >= 0) {
+        EXPECT_LE(found->waited, before) << memory << " bytes";
+      }
       before = found->waited;
     }
   }
