@@ -7,7 +7,7 @@ packages=(
   build-essential g++ cmake ninja-build pkg-config ccache
   libopenmpi-dev openmpi-bin
   libcereal-dev libcli11-dev libfmt-dev libspdlog-dev libtomlplusplus-dev nlohmann-json3-dev
-  libutf8proc-dev libxxhash-dev
+  libutf8proc-dev libxxhash-dev liburing-dev
   libgtest-dev
   python3
 )
