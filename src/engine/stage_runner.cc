@@ -38,13 +38,13 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
   const TensorView& tokens = weights[TensorRole::kTokenEmbedding];
   const auto rows = static_cast<std::int64_t>(ids.size());
   STAGECOACH_CHECK(rows <= workspace_.max_rows);
-  ScopedSpan timed(timeline_, {.kind = SpanKind::kEmbedding,
-                               .phase = label.phase,
-                               .micro_batch = label.micro_batch,
-                               .pass = label.pass,
-                               .bytes = rows * spec_.embedding_size *
-                                        static_cast<std::int64_t>(dtype_size(tokens.type)),
-                               .tokens = rows});
+  ScopedSpan timed(timeline_,
+                   {.kind = SpanKind::kEmbedding,
+                    .phase = label.phase,
+                    .micro_batch = label.micro_batch,
+                    .pass = label.pass,
+                    .bytes = rows * layout_row_bytes(tokens.layout, tokens.type, tokens.cols),
+                    .tokens = rows});
   float* const hidden = workspace_.hidden.f32();
   if (spec_.projected_embedding()) {
     backend_.gather_rows(tokens, ids, workspace_.embedded.f32(), false);

@@ -4,7 +4,7 @@
 namespace stagecoach {
 namespace {
 
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4};
 constexpr float kUntouched = -12345.0f;
 
 struct Shape {
@@ -55,10 +55,10 @@ class MatmulTest : public KernelTest {
       std::copy(old.begin(), old.end(), p.y.begin() + r * p.y_stride);
     }
     p.weights = random(shape.out * shape.in);
-    p.packed.resize(
-        static_cast<std::size_t>(layout_bytes(Layout::kPanels16, type, shape.out, shape.in)));
-    pack_rows(Layout::kPanels16, type, p.weights.data(), shape.out, shape.in, p.packed.data());
-    unpack_rows(Layout::kPanels16, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
+    const Layout layout = matrix_layout(type);
+    p.packed.resize(static_cast<std::size_t>(layout_bytes(layout, type, shape.out, shape.in)));
+    pack_rows(layout, type, p.weights.data(), shape.out, shape.in, p.packed.data());
+    unpack_rows(layout, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
     return p;
   }
 
