@@ -89,9 +89,8 @@ std::uint16_t scale_to_f16(float scale) {
 
 void Q8::choose_scales(const Block& block, int v, std::uint16_t* scales) {
   Vec largest = {};
-  for (const auto& column : block.columns) {
-    largest = larger(largest, larger(column[v], -column[v]));
-  }
+  for (const auto& column : block.columns)  // in an order that keeps +0 of +0 and −0
+    largest = larger(larger(column[v], -column[v]), largest);
   for (int lane = 0; lane < kLanes; ++lane) {
     std::uint16_t scale = scale_to_f16(largest[lane] / 127.0f);
     // Among float16's subnormals rounding down can cost more range than half a step.

@@ -159,6 +159,23 @@ TEST_P(MatmulTest, SumsInAscendingK) {
   for (std::int64_t n = 0; n < 16; ++n) EXPECT_EQ(y[static_cast<std::size_t>(n)], expected);
 }
 
+// A quantised product is the f32 product with the values that unpack_rows gives: exactly, whatever
+// the number of rows, in the middle of a group and at its end.
+TEST_P(MatmulTest, QuantisedWeightsAreTheirFloatValues) {
+  for (const DType type : {DType::kQ8, DType::kQ4})
+    for (const std::int64_t rows : {1, 2, 4, 6, 12, 13, 40, 130})
+      for (const std::int64_t in : {3, 32, 45, 256, 301, 608}) {
+        const Problem p = make({rows, in, 16 * 9 + 5}, type);
+        Problem plain = p;
+        plain.type = DType::kF32;
+        plain.packed.resize(static_cast<std::size_t>(
+            layout_bytes(Layout::kPanels16, DType::kF32, p.shape.out, in)));
+        pack_rows(Layout::kPanels16, DType::kF32, p.weights.data(), p.shape.out, in,
+                  plain.packed.data());
+        ASSERT_TRUE(same_bits(run(p), run(plain))) << rows << " rows of " << in;
+      }
+}
+
 STAGECOACH_EVERY_ISA(MatmulTest);
 
 }  // namespace
