@@ -31,8 +31,8 @@ class Bench {
   }
 
   void run() {
-    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-      for (const std::int64_t rows : {1, 2, 4, 8, 16}) matmul(type, rows, 4096, 8192);
+    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
+      for (const std::int64_t rows : {1, 2, 4, 8, 16, 32}) matmul(type, rows, 4096, 8192);
       matmul(type, 512, 2048, 2048);
     }
     norm(NormKind::kLayerNorm);
@@ -89,11 +89,11 @@ class Bench {
     // One random panel block, repeated: values do not change the speed, generating them does.
     const Floats block = random(kPanelRows * in);
     const std::int64_t panels = out / kPanelRows;
-    const std::int64_t panel_bytes = layout_bytes(Layout::kPanels16, type, kPanelRows, in);
+    const Layout layout = matrix_layout(type);
+    const std::int64_t panel_bytes = layout_bytes(layout, type, kPanelRows, in);
     std::vector<std::byte> weight(static_cast<std::size_t>(panels * panel_bytes));
     for (std::int64_t p = 0; p < panels; ++p)
-      pack_rows(Layout::kPanels16, type, block.data(), kPanelRows, in,
-                weight.data() + p * panel_bytes);
+      pack_rows(layout, type, block.data(), kPanelRows, in, weight.data() + p * panel_bytes);
     MatmulArgs args = {.x = x.data(),
                        .x_stride = in,
                        .weight = weight.data(),
@@ -114,7 +114,7 @@ class Bench {
       kernels_.matmul(args, p, p + 1);
     }
     const double max_error = error(y, expected, 64 * 0x1p-24 * std::sqrt(static_cast<double>(in)));
-    const char* names[] = {"f32", "f16", "bf16"};
+    const char* names[] = {"f32", "f16", "bf16", "q8", "q4"};
     report("matmul " + std::string(names[static_cast<int>(type)]) + " " + std::to_string(rows) +
                " x " + std::to_string(in) + " x " + std::to_string(out),
            {2.0 * static_cast<double>(rows * in * out), static_cast<double>(panels * panel_bytes)},

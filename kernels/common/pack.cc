@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/common/quantize.h"
+
 namespace stagecoach {
 namespace {
 
@@ -95,6 +97,7 @@ void unpack_typed(Layout layout, const std::byte* packed, std::int64_t cols, std
 
 std::int64_t pack_rows(Layout layout, DType type, const float* source, std::int64_t rows,
                        std::int64_t cols, std::byte* destination) {
+  if (!layout_holds(layout, type)) __builtin_trap();
   switch (type) {
     case DType::kF32:
       return pack_typed<F32>(layout, source, rows, cols, destination);
@@ -102,12 +105,16 @@ std::int64_t pack_rows(Layout layout, DType type, const float* source, std::int6
       return pack_typed<F16>(layout, source, rows, cols, destination);
     case DType::kBF16:
       return pack_typed<BF16>(layout, source, rows, cols, destination);
+    case DType::kQ8:
+    case DType::kQ4:
+      return pack_groups(type, source, rows, cols, destination);
   }
   __builtin_unreachable();
 }
 
 void unpack_rows(Layout layout, DType type, const std::byte* packed, std::int64_t cols,
                  std::int64_t row_begin, std::int64_t rows, float* destination) {
+  if (!layout_holds(layout, type)) __builtin_trap();
   switch (type) {
     case DType::kF32:
       return unpack_typed<F32>(layout, packed, cols, row_begin, rows, destination);
@@ -115,6 +122,9 @@ void unpack_rows(Layout layout, DType type, const std::byte* packed, std::int64_
       return unpack_typed<F16>(layout, packed, cols, row_begin, rows, destination);
     case DType::kBF16:
       return unpack_typed<BF16>(layout, packed, cols, row_begin, rows, destination);
+    case DType::kQ8:
+    case DType::kQ4:
+      return unpack_groups(type, packed, cols, row_begin, rows, destination);
   }
 }
 

@@ -3,6 +3,9 @@
 // chunk.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/cpu/quant.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/include/ops.h"
 
@@ -15,6 +18,7 @@ namespace {
 constexpr std::int64_t kChunkRows = kTileRows * 16 <= 96 ? kTileRows * 16 : 96;
 constexpr std::int64_t kChunkPanels = 8;
 constexpr std::int64_t kBlockK = 256;
+static_assert(kBlockK % kGroupCols == 0);
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
@@ -42,13 +46,26 @@ inline const typename Type::Element* panel_weights(const MatmulArgs& args, std::
   return reinterpret_cast<const typename Type::Element*>(args.weight) + panel * kPanel * args.in;
 }
 
+template <Grouped Type>
+inline const std::byte* panel_groups(const MatmulArgs& args, std::int64_t panel) {
+  return args.weight +
+         panel * layout_bytes(matrix_layout(Type::kType), Type::kType, kPanel, args.in);
+}
+
 // P panels of up to kTileRows rows, all of k at once.
 template <typename Type, int P, int R>
 inline void stream_panels(const MatmulArgs& args, std::int64_t panel) {
   float sums[kTileRows * P * kPanel];
   const std::int64_t stride = P * kPanel;
-  run_tile<Type, R, P>({args.x, args.x_stride, panel_weights<Type>(args, panel), kPanel,
-                        kPanel * args.in, args.in, sums, stride, false});
+  if constexpr (Grouped<Type>) {
+    const std::byte* const groups = panel_groups<Type>(args, panel);
+    run_group_tile<Type, R, P>({args.x, args.x_stride, groups,
+                                panel_groups<Type>(args, panel + 1) - groups, args.in, sums,
+                                stride});
+  } else {
+    run_tile<Type, R, P>({args.x, args.x_stride, panel_weights<Type>(args, panel), kPanel,
+                          kPanel * args.in, args.in, sums, stride, false});
+  }
   finish(args, sums, stride, 0, R, panel, P);
 }
 
@@ -91,16 +108,21 @@ inline void run_chunk_tiles(const MatmulArgs& args, const Chunk& chunk, Tile<AsF
 template <typename Type, int P>
 inline void place_weights(const MatmulArgs& args, std::int64_t panel, std::int64_t k,
                           std::int64_t count, float* buffer, Tile<AsF32>& tile) {
-  const typename Type::Element* source = panel_weights<Type>(args, panel) + k * kPanel;
-  if constexpr (sizeof(typename Type::Element) == sizeof(float)) {
-    tile.b = source;
+  tile.b = buffer;
+  tile.b_panel = kBlockK * kPanel;
+  if constexpr (std::is_same_v<Type, AsF32>) {
+    tile.b = panel_weights<Type>(args, panel) + k * kPanel;
     tile.b_panel = kPanel * args.in;
+  } else if constexpr (Grouped<Type>) {
+    for (int p = 0; p < P; ++p)
+      expand_groups<Type>(panel_groups<Type>(args, panel + p) + k / kGroupCols * kGroupBytes<Type>,
+                          count, buffer + p * tile.b_panel);
   } else {
-    for (int p = 0; p < P; ++p, source += kPanel * args.in)
+    for (int p = 0; p < P; ++p) {
+      const typename Type::Element* source = panel_weights<Type>(args, panel + p) + k * kPanel;
       for (std::int64_t i = 0; i < count * kPanel; i += kLanes)
-        store(buffer + p * kBlockK * kPanel + i, Type::load_vec(source + i));
-    tile.b = buffer;
-    tile.b_panel = kBlockK * kPanel;
+        store(buffer + p * tile.b_panel + i, Type::load_vec(source + i));
+    }
   }
 }
 
@@ -144,6 +166,10 @@ inline void matmul(const MatmulArgs& args, std::int64_t begin, std::int64_t end)
       return matmul_typed<AsF16>(args, begin, end);
     case DType::kBF16:
       return matmul_typed<AsBF16>(args, begin, end);
+    case DType::kQ8:
+      return matmul_typed<AsQ8>(args, begin, end);
+    case DType::kQ4:
+      return matmul_typed<AsQ4>(args, begin, end);
   }
 }
 

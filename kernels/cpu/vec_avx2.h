@@ -31,5 +31,10 @@ inline Vec load_bf16(const std::uint16_t* p) {
   return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
 }
 
+// The low four bits of each lane, 0 … 15, less 8.
+inline Vec nibbles_less_8(IntVec v) {
+  return __builtin_convertvector((v & 15) - 8, Vec);
+}
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

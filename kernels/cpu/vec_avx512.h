@@ -34,5 +34,12 @@ inline Vec load_bf16(const std::uint16_t* p) {
   return (Vec)(__builtin_convertvector(half, IntVec) << 16);
 }
 
+// The low four bits of each lane, 0 … 15, less 8: a look-up, since a permutation ignores the other
+// bits of its index.
+inline Vec nibbles_less_8(IntVec v) {
+  constexpr Vec kValues = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)v, (__m512)kValues);
+}
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

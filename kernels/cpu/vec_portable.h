@@ -41,5 +41,10 @@ inline Vec load_bf16(const std::uint16_t* p) {
   return (Vec)(load_u16(p) << 16);
 }
 
+// The low four bits of each lane, 0 … 15, less 8.
+inline Vec nibbles_less_8(IntVec v) {
+  return __builtin_convertvector((v & 15) - 8, Vec);
+}
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

@@ -7,11 +7,12 @@
 
 namespace stagecoach {
 
-enum class DType : std::uint8_t { kF32, kF16, kBF16 };
+// The quantised types share one scale among 32 weights of a row; they exist in their own layouts
+// only, so the bytes of a tensor are a question to its layout (pack.h), never to its type alone.
+enum class DType : std::uint8_t { kF32, kF16, kBF16, kQ8, kQ4 };
 
-// Bytes per element.
-constexpr std::size_t dtype_size(DType type) {
-  return type == DType::kF32 ? 4 : 2;
+constexpr bool is_quantized(DType type) {
+  return type == DType::kQ8 || type == DType::kQ4;
 }
 
 // IEEE 754 binary16 → binary32. Exact, subnormals included.

@@ -16,7 +16,8 @@
 
 namespace stagecoach {
 
-// y (rows, out) = x (rows, in) · Wᵀ [+ bias] [+ y]. W: (out, in) in kPanels16.
+// y (rows, out) = x (rows, in) · Wᵀ [+ bias] [+ y]. W: (out, in) in
+// matrix_layout(weight_type).
 struct MatmulArgs {
   const float* x;
   std::int64_t x_stride;  // elements between rows of x

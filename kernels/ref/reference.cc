@@ -13,7 +13,8 @@ void matmul(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t columns_end = std::min(end * kPanelRows, args.out);
   std::vector<float> weights(static_cast<std::size_t>(args.in));
   for (std::int64_t n = begin * kPanelRows; n < columns_end; ++n) {
-    unpack_rows(Layout::kPanels16, args.weight_type, args.weight, args.in, n, 1, weights.data());
+    unpack_rows(matrix_layout(args.weight_type), args.weight_type, args.weight, args.in, n, 1,
+                weights.data());
     for (std::int64_t row = 0; row < args.rows; ++row) {
       double sum = 0.0;
       for (std::int64_t k = 0; k < args.in; ++k)

@@ -22,7 +22,7 @@ constexpr std::int64_t kChunkBytes = std::int64_t{4} << 20;  // float32, per thr
 struct Chunk {
   std::unique_ptr<std::byte[]> bytes;
   std::int64_t size = 0;
-  std::int64_t overflows = 0;  // finite values that the weight type cannot hold
+  std::int64_t overflows = 0;  // values that the weight type cannot hold
 };
 
 struct ChunkRange {
@@ -212,9 +212,10 @@ void Importer::write_chunk(const TensorSpec& tensor, std::int64_t layer, const C
                 "run the same command again: it continues where it stopped");
   if (chunk.overflows > 0)
     throw data_error(
-        fmt::format("{}: {} values are too large for {}", tensor_name(tensor.role, layer),
-                    chunk.overflows, dtype_name(tensor.type)),
-        fmt::format("import with --weights {}", tensor.type == DType::kF16 ? "bf16" : "f32"));
+        fmt::format("{}: {} values are {} for {}", tensor_name(tensor.role, layer), chunk.overflows,
+                    is_quantized(tensor.type) ? "not finite or too large" : "too large",
+                    dtype_name(tensor.type)),
+        fmt::format("import with --weights {}", tensor.type == DType::kBF16 ? "f32" : "bf16"));
   sink({chunk.bytes.get(), static_cast<std::size_t>(chunk.size)});
   done_ += chunk.size;
   report_progress();

@@ -63,7 +63,8 @@ std::int64_t StageRunner::gather(TensorRole table, std::span<const TokenId> ids,
       [&](std::size_t first, const TensorView& rows, std::span<const std::int32_t> local) {
         backend_.gather_rows(rows, local, out + static_cast<std::int64_t>(first) * width,
                              accumulate);
-        bytes += rows.bytes() / rows.rows * static_cast<std::int64_t>(local.size());
+        bytes += static_cast<std::int64_t>(local.size()) *
+                 layout_row_bytes(rows.layout, rows.type, rows.cols);
       });
   return bytes;
 }

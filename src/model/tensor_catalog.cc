@@ -59,10 +59,10 @@ class CatalogBuilder {
     if (present) vector(role, size);
   }
   void table(TensorRole role, std::int64_t rows, std::int64_t cols) {
-    tensors_.push_back({role, part_, rows, cols, Layout::kRows, weights_});
+    tensors_.push_back({role, part_, rows, cols, Layout::kRows, table_type(weights_)});
   }
   void matrix(TensorRole role, std::int64_t rows, std::int64_t cols) {
-    tensors_.push_back({role, part_, rows, cols, Layout::kPanels16, weights_});
+    tensors_.push_back({role, part_, rows, cols, matrix_layout(weights_), weights_});
   }
   std::vector<TensorSpec> take() { return std::move(tensors_); }
 

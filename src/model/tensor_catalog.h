@@ -56,7 +56,7 @@ struct TensorSpec {
   PartKind part;
   std::int64_t rows, cols;  // a vector has rows == 1
   Layout layout;
-  DType type;  // weights type for matrices, f32 for vectors
+  DType type;  // weights type for matrices, table_type() for tables, f32 for vectors
 
   std::int64_t bytes() const { return layout_bytes(layout, type, rows, cols); }
   bool is_vector() const { return layout == Layout::kRows && rows == 1; }

@@ -93,6 +93,9 @@ TensorEntry tensor_from_json(const Json& json, PartKind part, const std::string&
   read_shape(object, tensor.spec);
   tensor.spec.type = named_field(object, "dtype", parse_dtype);
   tensor.spec.layout = named_field(object, "layout", parse_layout);
+  if (!layout_holds(tensor.spec.layout, tensor.spec.type))
+    throw data_error(fmt::format("{}: a {} tensor cannot lie in {}", object.where(),
+                                 dtype_name(tensor.spec.type), layout_name(tensor.spec.layout)));
   tensor.offset = object.integer_in("offset", 0, kLargest);
   tensor.checksum = hash_field(object, "checksum");
   object.integer_in("bytes", tensor.spec.bytes(), tensor.spec.bytes());  // follows from the rest

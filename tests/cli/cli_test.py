@@ -23,6 +23,25 @@ class Stores(StoreTest):
         self.assertEqual(tensor["not_finite"], 0)
         self.assertIn("whole", self.succeeds(run("verify", self.store)).stdout)
 
+    def test_quantised_stores(self):
+        sizes = {}
+        for weights in ("q8", "q4"):
+            store = self.folder / weights
+            self.succeeds(run("import", DEMO, store, "--weights", weights, "--quiet"))
+            self.succeeds(run("verify", store))
+            self.assertIn(f"{weights}.g32.v1", self.succeeds(run("inspect", store)).stdout)
+            tensors = [json_lines(self.succeeds(run("inspect", s, "--tensor", "layers.3.q_proj.weight", "--json")))[0] for s in (store, self.store)]
+            self.assertEqual([t["dtype"] for t in tensors], [weights, "f16"])
+            self.assertAlmostEqual(tensors[0]["std"], tensors[1]["std"], delta=0.01 * tensors[1]["std"])
+            sizes[weights] = tensors[0]["bytes"] * 8 / (tensors[0]["rows"] * tensors[0]["cols"])
+            self.succeeds(run("time", "--store", store, "--tokens", 40, "--repeat", 1))
+            self.succeeds(run("generate", "--store", store, "--prompt", "And", "--max-new-tokens", 3))
+        self.assertEqual(sizes, {"q8": 8.5, "q4": 4.5})
+        created = self.folder / "created"
+        self.succeeds(run("create", "tiny-gpt2", created, "--weights", "q8", "--quiet"))
+        self.succeeds(run("generate", "--store", created, "--prompt", "x", "--max-new-tokens", 3))
+        self.fails(run("create", "tiny-gpt2", self.folder / "q9", "--weights", "q9"), 2, "q9")
+
     def test_import_takes_a_range_of_layers(self):
         part = self.folder / "part"
         self.succeeds(run("import", DEMO, part, "--layers", "2:4", "--quiet"))

@@ -26,6 +26,13 @@ class Jobs(StoreTest):
         for result in results[1:]:
             self.assertEqual(result["logprobs"], results[0]["logprobs"])
 
+    def test_a_q4_store_gives_the_same_text_on_one_to_four_ranks(self):
+        store = self.folder / "q4"
+        self.succeeds(run("import", DEMO, store, "--weights", "q4", "--quiet"))
+        texts = {self.succeeds(run("generate", "--store", store, "--prompt", "And God said", "--max-new-tokens", 20, "--seed", 3, ranks=ranks)).stdout
+                 for ranks in (1, 2, 3, 4)}
+        self.assertEqual(len(texts), 1)
+
     def test_many_prompts_and_sampling_have_the_same_ids(self):
         prompts = self.folder / "prompts"
         prompts.write_text("In the beginning\nAnd God said\nWoe\nBlessed are the poor\nThe king\nA\n")

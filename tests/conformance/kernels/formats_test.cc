@@ -89,7 +89,9 @@ TEST(Pack, PanelsHoldEachElementWhereTheFormulaSaysAndPadWithZero) {
   const std::int64_t rows = 37, cols = 11;
   Floats source(static_cast<std::size_t>(rows * cols));
   for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<float>(i + 1);
-  Floats packed(static_cast<std::size_t>(layout_elements(Layout::kPanels16, rows, cols)), -1.0f);
+  Floats packed(
+      static_cast<std::size_t>(layout_bytes(Layout::kPanels16, DType::kF32, rows, cols)) / 4,
+      -1.0f);
   EXPECT_EQ(packed.size(), 48u * 11u);
   EXPECT_EQ(pack_rows(Layout::kPanels16, DType::kF32, source.data(), rows, cols,
                       reinterpret_cast<std::byte*>(packed.data())),

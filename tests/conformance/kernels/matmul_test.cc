@@ -4,7 +4,7 @@
 namespace stagecoach {
 namespace {
 
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4};
 constexpr float kUntouched = -12345.0f;
 
 struct Shape {
@@ -55,10 +55,10 @@ class MatmulTest : public KernelTest {
       std::copy(old.begin(), old.end(), p.y.begin() + r * p.y_stride);
     }
     p.weights = random(shape.out * shape.in);
-    p.packed.resize(
-        static_cast<std::size_t>(layout_bytes(Layout::kPanels16, type, shape.out, shape.in)));
-    pack_rows(Layout::kPanels16, type, p.weights.data(), shape.out, shape.in, p.packed.data());
-    unpack_rows(Layout::kPanels16, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
+    const Layout layout = matrix_layout(type);
+    p.packed.resize(static_cast<std::size_t>(layout_bytes(layout, type, shape.out, shape.in)));
+    pack_rows(layout, type, p.weights.data(), shape.out, shape.in, p.packed.data());
+    unpack_rows(layout, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
     return p;
   }
 
@@ -157,6 +157,23 @@ TEST_P(MatmulTest, SumsInAscendingK) {
   for (std::int64_t k = 0; k < 600; ++k) expected += p.x[static_cast<std::size_t>(k)];
   const Floats y = run(p, false);
   for (std::int64_t n = 0; n < 16; ++n) EXPECT_EQ(y[static_cast<std::size_t>(n)], expected);
+}
+
+// A quantised product is the f32 product with the values that unpack_rows gives: exactly, whatever
+// the number of rows, in the middle of a group and at its end.
+TEST_P(MatmulTest, QuantisedWeightsAreTheirFloatValues) {
+  for (const DType type : {DType::kQ8, DType::kQ4})
+    for (const std::int64_t rows : {1, 2, 4, 6, 12, 13, 40, 130})
+      for (const std::int64_t in : {3, 32, 45, 256, 301, 608}) {
+        const Problem p = make({rows, in, 16 * 9 + 5}, type);
+        Problem plain = p;
+        plain.type = DType::kF32;
+        plain.packed.resize(static_cast<std::size_t>(
+            layout_bytes(Layout::kPanels16, DType::kF32, p.shape.out, in)));
+        pack_rows(Layout::kPanels16, DType::kF32, p.weights.data(), p.shape.out, in,
+                  plain.packed.data());
+        ASSERT_TRUE(same_bits(run(p), run(plain))) << rows << " rows of " << in;
+      }
 }
 
 STAGECOACH_EVERY_ISA(MatmulTest);

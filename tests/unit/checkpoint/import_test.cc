@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Values that say where they come from; exact in every weight type.
+// Values that say where they come from; exact in every plain weight type.
 float value_at(TensorRole role, std::int64_t layer, std::int64_t row, std::int64_t col) {
   return static_cast<float>((static_cast<int>(role) * 5 + layer * 3 + row * 7 + col) % 97 - 48) /
          64.0f;
@@ -56,6 +56,19 @@ ModelSpec untied_spec() {
   return spec;
 }
 
+// What the source gives, as a tensor of this kind holds it.
+std::vector<float> expected_values(const TensorSpec& spec, std::int64_t layer) {
+  std::vector<float> values;
+  for (std::int64_t row = 0; row < spec.rows; ++row)
+    for (std::int64_t col = 0; col < spec.cols; ++col)
+      values.push_back(value_at(spec.role, layer, row, col));
+  if (!is_quantized(spec.type)) return values;
+  std::vector<std::byte> packed(static_cast<std::size_t>(spec.bytes()));
+  pack_rows(spec.layout, spec.type, values.data(), spec.rows, spec.cols, packed.data());
+  unpack_rows(spec.layout, spec.type, packed.data(), spec.cols, 0, spec.rows, values.data());
+  return values;
+}
+
 // Every tensor of a slab, read back and compared with what the source gave.
 void expect_slab_of(const LayerStore& store, const SlabEntry& slab, std::int64_t source_layer) {
   for (const PartEntry& part : slab.parts) {
@@ -66,16 +79,16 @@ void expect_slab_of(const LayerStore& store, const SlabEntry& slab, std::int64_t
       std::vector<float> values(static_cast<std::size_t>(spec.rows * spec.cols));
       unpack_rows(spec.layout, spec.type, extent.data() + tensor.offset, spec.cols, 0, spec.rows,
                   values.data());
-      for (std::int64_t i = 0; i < spec.rows * spec.cols; ++i)
-        ASSERT_EQ(values[static_cast<std::size_t>(i)],
-                  value_at(spec.role, source_layer, i / spec.cols, i % spec.cols))
+      const std::vector<float> expected = expected_values(spec, source_layer);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        ASSERT_EQ(values[i], expected[i])
             << tensor_name(spec.role, source_layer) << " element " << i;
     }
   }
 }
 
 TEST(Import, EveryTensorArrives) {
-  for (const DType weights : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType weights : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
     const TemporaryFolder folder;
     FakeSource source(untied_spec());
     const Manifest manifest = import_store(
@@ -273,6 +286,21 @@ TEST(Import, ValuesBeyondTheWeightTypeAreRefusedAndLeaveNothing) {
   EXPECT_NE(error.hint().find("--weights bf16"), std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "store"));
   EXPECT_NO_THROW(import_store(source, folder / "store", {.weights = DType::kBF16}));
+}
+
+TEST(Import, QuantisedTypesRefuseWhatIsNotFinite) {
+  const TemporaryFolder folder;
+  FakeSource source(small_spec());
+  for (const DType weights : {DType::kQ8, DType::kQ4})
+    for (const float poison : {NAN, INFINITY, 1e9f}) {
+      source.poison_ = poison;
+      const Error error =
+          error_of([&] { import_store(source, folder / "store", {.weights = weights}); });
+      EXPECT_EQ(error.kind(), ErrorKind::kData);
+      EXPECT_NE(std::string(error.what()).find("not finite or too large for q"), std::string::npos)
+          << error.what();
+      EXPECT_FALSE(fs::exists(folder / "store"));
+    }
 }
 
 TEST(Import, BadSourceLeavesNothing) {

@@ -110,6 +110,23 @@ TEST(TensorCatalog, VectorsAreF32MatricesAreInTheWeightType) {
   }
 }
 
+// Rotary models with an untied head have all three kinds: matrices, a gathered table, vectors.
+TEST(TensorCatalog, QuantisedModelsHaveF16TablesAndF32Vectors) {
+  const ModelSpec spec = gptj_spec();
+  const auto embedding = slab_tensors(spec, SlabKind::kEmbedding, DType::kQ4);
+  EXPECT_EQ(find(embedding, TensorRole::kTokenEmbedding)->type, DType::kF16);
+  EXPECT_EQ(find(embedding, TensorRole::kTokenEmbedding)->layout, Layout::kRows);
+  const auto layer = slab_tensors(spec, SlabKind::kLayer, DType::kQ4);
+  EXPECT_EQ(find(layer, TensorRole::kUp)->type, DType::kQ4);
+  EXPECT_EQ(find(layer, TensorRole::kUp)->layout, Layout::kQ4Groups32);
+  EXPECT_EQ(find(layer, TensorRole::kUpBias)->type, DType::kF32);
+  EXPECT_EQ(find(layer, TensorRole::kUp)->bytes(), 4 * 4096 * 4096 * 9 / 16);  // 4.5 bits
+  EXPECT_EQ(
+      find(slab_tensors(gpt2_spec(), SlabKind::kEmbedding, DType::kQ8), TensorRole::kTokenEmbedding)
+          ->bytes(),
+      (50257 + 15) / 16 * 16 * 768 * 17 / 16);  // tied: 8.5 bits, whole panels
+}
+
 TEST(TensorCatalog, NamesReadBack) {
   std::set<std::string_view> names;
   for (int i = 0; i < kTensorRoles; ++i) {

@@ -187,6 +187,8 @@ const Mutation kMutations[] = {
     {"/slabs/1/parts/0/tensors/2/dtype", "\"q9\""},
     {"/slabs/1/parts/0/tensors/2/layout", "\"rows.v1\""},
     {"/slabs/1/parts/0/tensors/2/layout", "\"p17.v1\""},
+    {"/slabs/1/parts/0/tensors/2/dtype", "\"q4\""},
+    {"/slabs/1/parts/0/tensors/2/layout", "\"q8.g32.v1\""},
     {"/slabs/1/parts/0/tensors/2/offset", "0"},
     {"/slabs/1/parts/0/tensors/2/offset", "1"},
     {"/slabs/1/parts/0/tensors/2/offset", "9223372036854775807"},
