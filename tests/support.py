@@ -1,5 +1,6 @@
 """What the tests of the binary share: running it, alone and under mpirun, and a store to run it on."""
 
+import atexit
 import json
 import os
 import pathlib
@@ -16,6 +17,10 @@ TIMEOUT = 120  # seconds; nothing here takes a tenth of it on an idle machine
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("STAGECOACH_")}
 ENVIRONMENT |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+# Limits that the user has probed must not show in results here, nor those of a test reach the user.
+CACHE = tempfile.mkdtemp(prefix="stagecoach-test-cache-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+ENVIRONMENT["STAGECOACH_CACHE"] = CACHE
 if "STAGECOACH_ISA" in os.environ:  # the whole suite under one instruction set
     ENVIRONMENT["STAGECOACH_ISA"] = os.environ["STAGECOACH_ISA"]
 

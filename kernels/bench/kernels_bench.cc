@@ -7,8 +7,9 @@
 #include <cstring>
 #include <random>
 
-#include "kernels/bench/probes.h"
+#include "kernels/bench/median_seconds.h"
 #include "kernels/include/ops.h"
+#include "kernels/probe/probe.h"
 
 namespace stagecoach {
 namespace {
@@ -23,7 +24,7 @@ class Bench {
  public:
   explicit Bench(const KernelTable& kernels)
       : kernels_(kernels), generator_(std::random_device{}()) {
-    limits_ = {probe_flops(kernels.isa), probe_read_bandwidth(std::size_t{256} << 20)};
+    limits_ = {probe_f32(kernels.isa, {}), probe_memory_read(std::size_t{256} << 20, {})};
     std::printf("%s on one core: %.1f GFLOP/s, reads %.1f GB/s\n\n", kernels.isa,
                 limits_.flops * 1e-9, limits_.read * 1e-9);
     std::printf("%-34s %10s %9s %7s %8s %7s %10s\n", "kernel", "ms", "GFLOP/s", "of peak", "GB/s",

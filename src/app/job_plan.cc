@@ -9,6 +9,7 @@
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/machine_limits.h"
 #include "stager/end_tables.h"
 #include "stager/layer_stager.h"
 #include "store/slab_format.h"
@@ -31,12 +32,13 @@ constexpr double kShareOfFree = 0.85;
 // What a rank says of itself.
 struct Offer {
   bool fits = true;  // its slice, with one window or those that the user names
-  // For each candidate number of rounds, bytes that a pass waits for its disk; -1: does not fit.
-  std::vector<std::int64_t> waited;
+  // For each candidate number of rounds, seconds that a pass waits for its disk; -1: does not fit.
+  std::vector<double> waits;
+  double hop = 0;  // seconds to the next rank
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(fits, waited);
+    archive(fits, waits, hop);
   }
 };
 
@@ -127,10 +129,13 @@ class Planner {
     Offer offer;
     const int rounds = request_.settings.rounds_per_rank().value_or(1);
     offer.fits = fits_in_memory(stages(rounds), false);
+    const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
+    const int next = (control_.rank() + 1) % control_.size();
+    offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
       const auto residency = residency_of(plan, needs(plan, true));
-      offer.waited.push_back(residency ? residency->waited : -1);
+      offer.waits.push_back(residency ? static_cast<double>(residency->waited) / disk : -1);
     }
     return offer;
   }
@@ -198,13 +203,13 @@ class Planner {
   }
   // A pass of one micro-batch: disks work beside each other, hops follow one another.
   double step_seconds(const std::vector<Offer>& offers, std::size_t candidate, int rounds) const {
-    std::int64_t waited = 0;
+    double wait = 0, hops = 0;
     for (const Offer& offer : offers) {
-      if (offer.waited[candidate] < 0) return -1;
-      waited = std::max(waited, offer.waited[candidate]);
+      if (offer.waits[candidate] < 0) return -1;
+      wait = std::max(wait, offer.waits[candidate]);
+      hops += offer.hop;
     }
-    return static_cast<double>(waited) / kAssumedDisk +
-           static_cast<double>(rounds) * control_.size() * kAssumedHop;
+    return wait + rounds * hops;
   }
 
   StagePlan stages(int rounds) const;
@@ -378,7 +383,7 @@ JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control) {
       offers.push_back(from_archive<Offer>(kOfferMagic, control.receive_from(rank), "an offer"));
     bool complete = failure == nullptr;
     for (const Offer& offer : offers)
-      complete = complete && offer.waited.size() == offers.front().waited.size();
+      complete = complete && offer.waits.size() == offers.front().waits.size();
     if (complete) choice = planner.choose(offers);
   } else {
     control.send(0, to_archive(kOfferMagic, mine));

@@ -162,12 +162,13 @@ std::string JobRun::describe(int rank) const {
 
 RankUsage JobRun::usage() {
   const int rank = transport_.rank();
-  return {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
-          .isa = isa_,
-          .threads = backend_->threads(),
-          .weights_bytes = source_->bytes(),
-          .kv_bytes = runner_->kv().bytes(),
-          .peak_bytes = peak_resident_bytes()};
+  return with_cached_limits(
+      {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
+       .isa = isa_,
+       .threads = backend_->threads(),
+       .weights_bytes = source_->bytes(),
+       .kv_bytes = runner_->kv().bytes(),
+       .peak_bytes = peak_resident_bytes()});
 }
 
 RunInfo JobRun::run_info() const {

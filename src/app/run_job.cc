@@ -9,11 +9,10 @@
 
 #include "app/job_run.h"
 #include "app/output.h"
+#include "app/rank_process.h"
 #include "app/signals.h"
 #include "base/log.h"
 #include "pipeline/agreement.h"
-#include "pipeline/peer_watch.h"
-#include "transport/loopback/loopback_transport.h"
 #include "transport/mpi_module.h"
 
 namespace stagecoach {
@@ -22,18 +21,9 @@ namespace {
 // How long another rank waits before it says what rank 0 may be saying for all.
 constexpr std::chrono::seconds kRankZeroFirst{2};
 
-std::unique_ptr<Transport> open_transport() {
-  if (launched_size() > 1) return open_mpi_transport();
-  return std::move(make_loopback(1).front());
-}
-
 std::string local_host_name() {
   char name[256] = {};
   return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "this host";
-}
-
-std::string name_of(const Transport& transport, int rank) {
-  return transport.size() == 1 ? "" : fmt::format("rank {} on {}", rank, transport.host(rank));
 }
 
 // The process's part in the jobs that run one after the other: what lives longer than one of them.
@@ -41,13 +31,10 @@ std::string name_of(const Transport& transport, int rank) {
 class JobSession {
  public:
   explicit JobSession(const RunSettings& settings) : transport_(open_transport()) {
-    const int rank = transport_->rank();
-    setup_logging(settings.verbose             ? Verbosity::kVerbose
-                  : settings.quiet || rank > 0 ? Verbosity::kQuiet
-                                               : Verbosity::kNormal,
-                  name_of(*transport_, rank));
+    setup_rank_logging(*transport_, settings.quiet, settings.verbose);
     control_.emplace(*transport_);
-    watch_ = watch_peers(settings.peer_timeout);
+    watch_ = watch_peers(*transport_, settings.peer_timeout,
+                         [this](int peer) { return describe(peer); });
   }
 
   // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
@@ -56,7 +43,6 @@ class JobSession {
   void end();
 
  private:
-  std::unique_ptr<PeerWatch> watch_peers(double timeout_seconds);
   void run_together(JobRun& job);
   template <typename Step>
   void step_together(JobRun& job, const Step& step);
@@ -92,27 +78,6 @@ class JobSession {
   std::unique_ptr<PeerWatch> watch_;
 };
 
-// Others depend on this rank: says what went wrong and ends the job everywhere.
-// `job` is the name of the one that failed, or empty.
-[[noreturn]] void end_for_all(Transport& transport, const Error& error, const std::string& job) {
-  // Who pressed Ctrl-C knows; and mpirun sends the same signal to the ranks of a job that failed
-  // elsewhere.
-  if (error.kind() != ErrorKind::kInterrupted)
-    print_error(error, (job.empty() ? "" : job + ": ") + name_of(transport, transport.rank()));
-  transport.abort(error.exit_code());
-  std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through
-                                  // the interface
-}
-
-void finalize(Transport& transport) {
-  try {
-    transport.finalize();
-  } catch (const Error& error) {
-    if (transport.size() == 1) throw;
-    end_for_all(transport, error, "");
-  }
-}
-
 // One step that may fail on some ranks, and its agreement. The error of any rank becomes that of
 // all.
 template <typename Step>
@@ -138,28 +103,6 @@ void JobSession::run_together(JobRun& job) {
   job.run();
   // Others wait while rank 0 writes results: a rank that left early would count as lost.
   step_together(job, [&] { job.finish(); });
-}
-
-std::unique_ptr<PeerWatch> JobSession::watch_peers(double timeout_seconds) {
-  PeerWatch::Events events;
-  events.lost = [this](int peer, double seconds, bool reporter) {
-    if (reporter) {
-      const std::string problem = fmt::format(
-          "{}{} has been silent for {:.1f} s: it was stopped, lost its network, or its host is "
-          "down",
-          name_of(*transport_, peer), describe(peer), seconds);
-      print_error(
-          Error(ErrorKind::kPeerLost, problem, "check that host, then run the same command again"),
-          "");
-    } else {
-      std::this_thread::sleep_for(std::chrono::seconds(1));  // the reporter's message first
-    }
-    transport_->abort(static_cast<int>(ErrorKind::kPeerLost));
-  };
-  events.failed = [this](const Error& error) { end_for_all(*transport_, error, ""); };
-  PeerWatchOptions options;
-  options.silence = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_seconds * 1000));
-  return std::make_unique<PeerWatch>(*transport_, options, std::move(events));
 }
 
 void JobSession::run(const JobStep& step) {

@@ -156,6 +156,15 @@ double giga_per_s(std::int64_t amount, double ms) {
   return ms > 0 ? static_cast<double>(amount) / ms * 1e-6 : 0;
 }
 
+// Of the nearer of the rank's two limits. More than 1 is reported as it is: caches hold weights,
+// and a probe may have been disturbed.
+std::optional<double> share_of_limit(const LayerRow& row, const RankUsage& usage) {
+  if (usage.memory_bytes_per_s <= 0 || usage.f32_flops_per_s <= 0 || row.compute_ms <= 0)
+    return std::nullopt;
+  return std::max(row.gb_per_s() * 1e9 / usage.memory_bytes_per_s,
+                  row.gflop_per_s() * 1e9 / usage.f32_flops_per_s);
+}
+
 }  // namespace
 
 double LayerRow::gb_per_s() const {
@@ -179,6 +188,7 @@ std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
       row.phase = key.second;
       row.rank = rank.rank;
       row.host = rank.host;
+      row.share_of_limit = share_of_limit(row, rank.usage);
     }
   }
   std::sort(rows.begin(), rows.end(), [](const LayerRow& a, const LayerRow& b) {

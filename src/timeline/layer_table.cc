@@ -45,6 +45,8 @@ std::string line(const std::string& first, const LayerRow& row) {
 struct Total {
   LayerRow sum;
   std::int64_t layers = 0;
+  double limited_ms = 0;  // compute time, weighted by share of limit
+  bool probed = true;
 };
 
 std::map<Group, Total> totals_of(const std::vector<LayerRow>& rows) {
@@ -61,10 +63,16 @@ std::map<Group, Total> totals_of(const std::vector<LayerRow>& rows) {
     sum.compute_ms += row.compute_ms;
     sum.attention_ms += row.attention_ms;
     sum.mlp_ms += row.mlp_ms;
+    // Of rates that the same limit binds, the share of their whole.
+    if (row.share_of_limit) total.limited_ms += *row.share_of_limit * row.compute_ms;
+    total.probed = total.probed && row.share_of_limit.has_value();
     sum.bytes += row.bytes;
     sum.flops += row.flops;
     ++total.layers;
   }
+  for (auto& [group, total] : totals)
+    if (total.probed && total.sum.compute_ms > 0)
+      total.sum.share_of_limit = total.limited_ms / total.sum.compute_ms;
   return totals;
 }
 

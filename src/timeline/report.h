@@ -35,8 +35,9 @@ struct LayerRow {
   double attention_ms = 0, mlp_ms = 0;  // add up to compute_ms within a pass
   std::int64_t bytes = 0;               // weights used: a micro-batch uses all of them again
   std::int64_t flops = 0, tokens = 0;
-  std::int64_t passes = 0;               // how many the medians are of
-  std::optional<double> share_of_limit;  // 0-1 of the nearer limit; until probe has run: none
+  std::int64_t passes = 0;  // how many the medians are of
+  // Of the nearer of the rank's two limits, 1 being all of it; until probe has run: none.
+  std::optional<double> share_of_limit;
 
   double gb_per_s() const;  // 10⁹ bytes / compute time; 0 when nothing was timed
   double gflop_per_s() const;

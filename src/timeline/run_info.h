@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/machine_limits.h"
 #include "timeline/timeline.h"
 
 namespace stagecoach {
@@ -18,12 +19,20 @@ struct RankUsage {
   std::int64_t weights_bytes = 0;  // held for the run
   std::int64_t kv_bytes = 0;       // allocated for keys and values
   std::int64_t peak_bytes = 0;     // largest resident set of the process; 0: unknown
+  // What its threads can reach at most; 0: not probed. Bytes read, and f32 operations.
+  double memory_bytes_per_s = 0, f32_flops_per_s = 0;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(layers, isa, threads, weights_bytes, kv_bytes, peak_bytes);
+    archive(layers, isa, threads, weights_bytes, kv_bytes, peak_bytes, memory_bytes_per_s,
+            f32_flops_per_s);
   }
 };
+
+// Fills in the limits of a rank with usage.threads threads; null: they stay unknown.
+void add_limits(RankUsage& usage, const std::optional<MachineLimits>& limits);
+// With the limits that `stagecoach probe` has found on this host, read once a process.
+RankUsage with_cached_limits(RankUsage usage);
 
 // One phase of a run: medians and quartiles over its passes.
 struct PhaseResult {

@@ -435,7 +435,7 @@ class Timing(StoreTest):
 
 class Help(unittest.TestCase):
     def test_help_and_version(self):
-        for command in ("", "import", "create", "list", "inspect", "verify", "tokenize", "generate", "score", "time", "report"):
+        for command in ("", "import", "create", "list", "inspect", "verify", "tokenize", "generate", "score", "time", "report", "probe"):
             process = run(*command.split(), "--help")
             self.assertEqual(process.returncode, 0)
             self.assertIn("--help", process.stdout)

@@ -64,6 +64,24 @@ class Jobs(StoreTest):
         self.assertEqual(sent, received[::-1])  # what one sends the other receives
         self.assertIn("waiting for a rank", (self.folder / "report/001/report.html").read_text())
 
+    def test_probe_of_two_ranks(self):
+        cache = {"STAGECOACH_CACHE": str(self.folder / "cache")}
+        *ranks, network = json_lines(self.succeeds(run("probe", "--quick", "--json", ranks=2, environment=cache)))
+        self.assertEqual([r["rank"] for r in ranks], [0, 1])
+        for rank in ranks:
+            self.assertGreater(rank["memory_gb_per_s"], 0)
+        self.assertEqual([(link["from"], link["to"]) for link in network["network"]], [(0, 1), (1, 0)])
+        for link in network["network"]:
+            self.assertGreater(link["latency_us"], 0)
+            self.assertGreater(link["gb_per_s"], 0)
+        kept = json.loads((self.folder / "cache/limits.json").read_text())
+        self.assertEqual([link["to"] for link in kept["links"]], [ranks[0]["host"]])
+        rows = json_lines(self.succeeds(run("time", "--store", self.store, "--tokens", 8, "--repeat", 1, "--json", ranks=2, environment=cache)))
+        for row in rows:
+            if "layer" in row:
+                self.assertGreater(row["share_of_limit"], 0)
+        self.fails(run("probe", "--quick", "--store", self.folder / "none", ranks=2, environment=cache), 3, "none")
+
     def test_bf16_on_the_wire(self):
         self.succeeds(run("generate", "--store", self.store, "--prompt", "And", "--wire", "bf16", "--max-new-tokens", 4, ranks=2))
 

@@ -197,7 +197,9 @@ std::string layer_section(const std::vector<LayerRow>& rows) {
   if (!probed)
     html +=
         "<p class=\"muted\">Share of limit: this machine's memory and arithmetic limits have not "
-        "been probed, so that no share can be given.</p>\n";
+        "been probed, so that no share can be given; <code>stagecoach probe</code> does it once "
+        "for "
+        "each host.</p>\n";
   for (const Phase phase : {Phase::kPrefill, Phase::kDecode}) {
     double longest_ms = 0;
     std::int64_t passes = 0;

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "base/machine_limits.h"
 #include "timeline/report.h"
 
 namespace stagecoach {
@@ -71,6 +72,40 @@ TEST(LayerRows, OnePassOfOneLayer) {
   EXPECT_DOUBLE_EQ(row.gb_per_s(), 0.2);
   EXPECT_DOUBLE_EQ(row.gflop_per_s(), 5);
   EXPECT_FALSE(row.share_of_limit);
+}
+
+TEST(LayerRows, ShareIsOfTheNearerLimit) {
+  RankBuilder rank(0, "a");
+  rank.at(Phase::kPrefill, 0).add(kAttention, 0, 0, 10, 4'000'000, 90'000'000);
+  rank.at(Phase::kDecode, 0).add(kAttention, 0, 20, 30, 9'000'000, 10'000'000);
+  rank.at(Phase::kDecode, 0).add(kWeightWait, 1, 30, 40).add(kMlp, 1, 40, 40, 5, 5);
+  RankTimeline timeline = rank.get();
+  const MachineLimits machine{.cpu = "",
+                              .isa = "",
+                              .threads = 4,
+                              .probed_at = "",
+                              .memory = {0.5e9, 1e9},
+                              .f32 = {{5e9, 12e9}, ""},
+                              .bf16 = {},
+                              .int8 = {},
+                              .disks = {},
+                              .links = {}};
+  timeline.usage.threads = 2;  // 10⁹ bytes, 10¹⁰ operations per second
+  add_limits(timeline.usage, machine);
+  std::vector<LayerRow> rows = layer_rows({timeline});
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_DOUBLE_EQ(rows[0].share_of_limit.value(), 0.9);  // arithmetic; memory has 0.4
+  EXPECT_DOUBLE_EQ(rows[1].share_of_limit.value(), 0.9);  // memory; arithmetic has 0.1
+  EXPECT_FALSE(rows[2].share_of_limit);                   // took no time that a clock shows
+  timeline.usage.threads = 1;
+  add_limits(timeline.usage, machine);
+  EXPECT_DOUBLE_EQ(layer_rows({timeline})[1].share_of_limit.value(), 1.8);  // not cut at 1
+  timeline.usage.threads = 4;
+  add_limits(timeline.usage, machine);
+  EXPECT_DOUBLE_EQ(layer_rows({timeline})[0].share_of_limit.value(), 0.75);  // all share 12
+  RankTimeline unknown = rank.get();
+  add_limits(unknown.usage, std::nullopt);
+  EXPECT_FALSE(layer_rows({unknown})[0].share_of_limit);
 }
 
 TEST(LayerRows, MicroBatchesOfAPassAddUpWithoutTheTimeBetween) {

@@ -63,6 +63,16 @@ TEST(LayerTable, ShowsAllLayersOfAShortModel) {
   EXPECT_NE(lines[11].find("pc-1"), std::string::npos);
 }
 
+TEST(LayerTable, TotalsWeighTheSharesByComputeTime) {
+  std::vector<LayerRow> rows{make_row(0, 0, 1), make_row(1, 0, 1)};
+  rows[0].compute_ms = 1;
+  rows[0].share_of_limit = 0.25;
+  rows[1].compute_ms = 3;
+  EXPECT_EQ(lines_of(format_layer_table(rows)).back().find('%'), std::string::npos);
+  rows[1].share_of_limit = 0.65;
+  EXPECT_NE(lines_of(format_layer_table(rows)).back().find("55 %"), std::string::npos);
+}
+
 TEST(LayerTable, NeverExceedsFortyLinesAndKeepsTheExtremes) {
   for (const int ranks : {1, 2, 4, 8, 48, 96}) {
     const std::vector<std::string> lines = lines_of(format_layer_table(long_model(ranks)));

@@ -1,0 +1,248 @@
+#include "app/disk_probe.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <random>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "base/aligned_buffer.h"
+#include "base/byte_size.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "store/manifest.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kQueueDepth = 8;  // a thread each
+constexpr std::int64_t kBlock = std::int64_t{1} << 20;
+constexpr std::int64_t kSmallestFile = std::int64_t{16} << 20;
+// Shorter data may be in the disk's own memory when it is read again.
+constexpr std::int64_t kTrusted = std::int64_t{256} << 20;
+
+// A descriptor with O_DIRECT. The last block may be shorter: the system ends it where the file
+// does.
+class DirectFile {
+ public:
+  DirectFile(int descriptor, std::int64_t bytes) : descriptor_(descriptor), bytes_(bytes) {}
+  DirectFile(DirectFile&& other) noexcept
+      : descriptor_(std::exchange(other.descriptor_, -1)), bytes_(other.bytes_) {}
+  DirectFile& operator=(DirectFile&&) = delete;
+  ~DirectFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  int descriptor() const { return descriptor_; }
+  std::int64_t bytes() const { return bytes_; }
+  std::int64_t blocks() const { return (bytes_ + kBlock - 1) / kBlock; }
+
+ private:
+  int descriptor_;
+  std::int64_t bytes_;
+};
+
+Error disk_error(const char* action, const fs::path& path, int code) {
+  return resource_error(fmt::format("cannot {} {}: {}", action, path.string(), std::strerror(code)),
+                        "stagecoach probe --store DIR measures another disk");
+}
+
+void check_interrupted(const DiskProbeOptions& options) {
+  if (options.interrupted && options.interrupted())
+    throw Error(ErrorKind::kInterrupted, "interrupted");
+}
+
+// All blocks of `files` in order, over and over, on kQueueDepth threads.
+class Reader {
+ public:
+  Reader(const std::vector<DirectFile>& files, const DiskProbeOptions& options)
+      : files_(files), options_(options) {
+    for (const DirectFile& file : files) blocks_ += file.blocks();
+  }
+
+  double bytes_per_second() {
+    const std::int64_t begin_ns = now_ns();
+    deadline_ = Clock::now() +
+                std::chrono::nanoseconds(static_cast<std::int64_t>(options_.read_seconds * 1e9));
+    {
+      std::vector<std::jthread> threads;
+      threads.reserve(kQueueDepth);
+      for (int t = 0; t < kQueueDepth; ++t) threads.emplace_back([this] { read_blocks(); });
+    }
+    check_interrupted(options_);
+    if (error_) std::rethrow_exception(error_);
+    if (read_bytes_ == 0) throw data_error("the files being probed became empty meanwhile");
+    return static_cast<double>(read_bytes_) / seconds_since(begin_ns);
+  }
+
+ private:
+  void read_blocks() {
+    try {
+      AlignedBuffer buffer(kBlock);
+      while (!stop_ && read_bytes_ < options_.read_bytes && Clock::now() < deadline_) {
+        read_block(next_.fetch_add(1) % blocks_, buffer);
+        if (options_.interrupted && options_.interrupted()) stop_ = true;
+      }
+    } catch (...) {
+      const std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+      stop_ = true;
+    }
+  }
+
+  void read_block(std::int64_t block, AlignedBuffer& buffer) {
+    auto file = files_.begin();
+    for (; block >= file->blocks(); ++file) block -= file->blocks();
+    const ssize_t n = ::pread(file->descriptor(), buffer.data(), static_cast<std::size_t>(kBlock),
+                              block * kBlock);
+    if (n < 0 && errno != EINTR) throw disk_error("read", "the file being probed", errno);
+    if (n > 0) read_bytes_ += n;
+  }
+
+  const std::vector<DirectFile>& files_;
+  const DiskProbeOptions& options_;
+  std::int64_t blocks_ = 0;
+  Deadline deadline_;
+  std::atomic<std::int64_t> next_{0}, read_bytes_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+};
+
+// EINVAL: the file system knows no direct I/O.
+bool refuses_direct(int code) {
+  return code == EINVAL || code == ENOTSUP;
+}
+
+std::nullopt_t refused(const fs::path& place) {
+  spdlog::warn(
+      "the file system of {} refuses direct reads, so that its rate cannot be told from the page "
+      "cache's: not measured",
+      place.string());
+  return std::nullopt;
+}
+
+// Newer systems' tmpfs takes direct reads, of memory.
+bool lies_in_memory(const fs::path& place) {
+  struct statfs system {};
+  return ::statfs(place.c_str(), &system) == 0 &&
+         (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC);
+}
+
+// The slabs of a store that are there: a host may hold a slice. Null: direct reads are refused.
+std::optional<std::vector<DirectFile>> open_slabs(const fs::path& store, const Manifest& manifest) {
+  std::vector<DirectFile> files;
+  for (const SlabEntry& slab : manifest.slabs) {
+    const fs::path path = store / slab.file;
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor < 0 && errno == ENOENT) continue;
+    if (descriptor < 0 && refuses_direct(errno)) return std::nullopt;
+    if (descriptor < 0) throw disk_error("open", path, errno);
+    struct stat status {};
+    const bool known = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+    DirectFile file(descriptor, known ? status.st_size : 0);
+    if (file.bytes() > 0) files.push_back(std::move(file));
+  }
+  return files;
+}
+
+std::int64_t temporary_size(const fs::path& folder, const DiskProbeOptions& options) {
+  std::error_code error;
+  const fs::space_info space = fs::space(folder, error);
+  if (error) throw disk_error("find the free space of", folder, error.value());
+  // Half of what is free stays free: others write too.
+  const auto available = static_cast<std::int64_t>(
+      std::min<std::uintmax_t>(space.available / 2, std::uintmax_t{1} << 40));
+  if (available < kSmallestFile)
+    throw resource_error(
+        fmt::format("{} has {} free, a file to measure its disk takes twice {} at least",
+                    folder.string(), format_bytes(2 * available), format_bytes(kSmallestFile)),
+        "stagecoach probe --store DIR measures another disk");
+  return std::min(options.temporary_bytes, available) / kBlock * kBlock;
+}
+
+// Writes up to `bytes`; how many it was when the time was over.
+std::int64_t fill(int descriptor, const fs::path& path, std::int64_t bytes,
+                  const DiskProbeOptions& options) {
+  // Random: some disks and file systems compress, and zeros would be no bytes at all.
+  AlignedBuffer buffer(kBlock);
+  std::mt19937_64 generator(1);
+  const std::span<std::uint64_t> words(reinterpret_cast<std::uint64_t*>(buffer.data()),
+                                       buffer.size() / sizeof(std::uint64_t));
+  for (std::uint64_t& word : words) word = generator();
+  const std::int64_t begin_ns = now_ns();
+  std::int64_t done = 0;
+  while (done < bytes &&
+         (done < kSmallestFile || seconds_since(begin_ns) < options.write_seconds)) {
+    check_interrupted(options);
+    words[0] = generator();  // no two blocks alike, where equal ones are kept once
+    const ssize_t n = ::pwrite(descriptor, buffer.data(), buffer.size(), done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw disk_error("write", path, errno);
+    if (n < kBlock) break;  // the disk is full
+    done += n;
+  }
+  if (::fsync(descriptor) != 0) throw disk_error("sync", path, errno);
+  return done;
+}
+
+// A file without a name: it is gone when it is closed, whatever ends this process.
+std::optional<DirectFile> make_temporary(const fs::path& folder, const DiskProbeOptions& options) {
+  const std::int64_t bytes = temporary_size(folder, options);
+  const fs::path path = folder / fmt::format(".stagecoach-probe-{}", ::getpid());
+  const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_DIRECT;
+  const int descriptor = ::open(path.c_str(), flags, 0600);
+  const int code = errno;
+  // The open may fail after the file was made.
+  if (descriptor >= 0 || refuses_direct(code)) ::unlink(path.c_str());
+  if (descriptor < 0 && refuses_direct(code)) return std::nullopt;
+  if (descriptor < 0) throw disk_error("create", path, code);
+  const DirectFile empty(descriptor, 0);  // closes it if writing fails
+  const std::int64_t written = fill(descriptor, path, bytes, options);
+  return DirectFile(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0), written);
+}
+
+}  // namespace
+
+std::optional<DiskProbe> probe_disk(const fs::path& place, const DiskProbeOptions& options) {
+  std::error_code trouble;
+  if (!fs::is_directory(place, trouble))
+    throw data_error(fmt::format("{} is not a folder{}", place.string(),
+                                 trouble ? ": " + trouble.message() : ""),
+                     "give --store a store, or a folder on the disk to measure");
+  if (lies_in_memory(place)) {
+    spdlog::warn("{} lies in memory, not on a disk: not measured", place.string());
+    return std::nullopt;
+  }
+  std::optional<std::vector<DirectFile>> files(std::in_place);
+  if (fs::exists(place / kManifestFile, trouble)) files = open_slabs(place, read_manifest(place));
+  if (!files) return refused(place);
+  const bool slabs = !files->empty();
+  if (!slabs) {
+    std::optional<DirectFile> file = make_temporary(place, options);
+    if (!file) return refused(place);
+    files->push_back(std::move(*file));
+  }
+  std::int64_t bytes = 0;
+  for (const DirectFile& file : *files) bytes += file.bytes();
+  if (slabs && bytes < std::min(kTrusted, options.read_bytes))
+    spdlog::info("{} has slabs of {}: read again and again, they may come from the disk's memory",
+                 place.string(), format_bytes(bytes));
+  const double rate = Reader(*files, options).bytes_per_second();
+  return DiskProbe{fs::canonical(place).string(), rate};
+}
+
+}  // namespace stagecoach
