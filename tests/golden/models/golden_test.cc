@@ -164,6 +164,41 @@ TEST_P(Golden, EverySplitGivesTheSameBits) {
   }
 }
 
+// Streamed through as little memory as there may be, or a little more; all layers or some; in one
+// pass or in many; with the ends of the model on disk.
+TEST_P(Golden, StreamedFromDiskGivesTheSameBits) {
+  const auto all = requests(8, true);
+  const auto reference = run_pipeline(*store_, {}, all);
+  const std::vector<PipelineShape> shapes{
+      {.streamed_layers = 99},
+      {.ranks = 2, .threads = 2, .streamed_layers = 99, .attention_slots = 2, .mlp_slots = 2},
+      {.ranks = 2, .rounds = 2, .micro_batch = 40, .streamed_layers = 99, .head_rows = 64},
+      {.ranks = 3, .micro_batch = 33, .streamed_layers = 1, .attention_slots = 2},
+      {.ranks = 2, .micro_batch = 7, .max_active = 2, .streamed_layers = 99, .pass_tokens = 50},
+      {.micro_batch = 16, .windows = "0:2,2:3,3:5", .streamed_layers = 2, .pass_tokens = 90},
+      {.ranks = 2, .rounds = 3, .micro_batch = 64, .streamed_layers = 99},
+  };
+  for (const PipelineShape& shape : shapes) {
+    SCOPED_TRACE(shape.name());
+    expect_same_bits(reference, run_pipeline(*store_, shape, all));
+  }
+}
+
+// A score job forgets each layer's keys as soon as its text has passed it.
+TEST_P(Golden, StreamedScoresGiveTheSameBits) {
+  for (const PipelineRequest& request : requests(1, true)) {
+    if (!request.score) continue;
+    const auto reference = run_pipeline(*store_, {}, {request});
+    for (const PipelineShape& shape : std::vector<PipelineShape>{
+             {.streamed_layers = 99},
+             {.ranks = 2, .rounds = 2, .micro_batch = 32, .streamed_layers = 99},
+             {.ranks = 2, .micro_batch = 11, .streamed_layers = 99, .head_rows = 5}}) {
+      SCOPED_TRACE(shape.name());
+      expect_same_bits(reference, run_pipeline(*store_, shape, {request}));
+    }
+  }
+}
+
 TEST_P(Golden, AloneAndAmongBatchMatesGiveTheSameBits) {
   const auto all = requests(6, true);
   const auto together = run_pipeline(*store_, {.ranks = 2}, all);
