@@ -134,7 +134,10 @@ class Planner {
     offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
-      const auto residency = residency_of(plan, needs(plan, true));
+      NeedsRequest sizes = needs_request(plan, true);
+      auto residency = residency_of(plan, memory_needs(sizes));
+      sizes.frugal = true;
+      if (!residency) residency = residency_of(plan, memory_needs(sizes));
       offer.waits.push_back(residency ? static_cast<double>(residency->waited) / disk : -1);
     }
     return offer;
@@ -172,8 +175,9 @@ class Planner {
     plan.shape = shape_;
     plan.in_passes = choice.in_passes;
     const int rank = control_.rank();
-    plan.needs = needs(plan.stages, choice.in_passes);
-    const NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
+    NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
+    sizes.frugal = !residency_of(plan.stages, memory_needs(sizes));
+    plan.needs = memory_needs(sizes);
     plan.batch_rows = largest_batch(sizes);
     plan.head_rows = head_rows(sizes);
     if (!choice.in_passes || fits_in_memory(plan.stages, true)) {
@@ -233,9 +237,6 @@ class Planner {
             .head = has_head(plan),
             .in_passes = in_passes,
             .ranks = control_.size()};
-  }
-  MemoryNeeds needs(const StagePlan& plan, bool in_passes) const {
-    return memory_needs(needs_request(plan, in_passes));
   }
   WeightSizes weight_sizes(const StagePlan& plan) const;
   ResidencyRequest residency_request(const StagePlan& plan, std::int64_t memory) const;
@@ -312,7 +313,7 @@ bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
   const WeightSizes sizes = weight_sizes(plan);
   std::int64_t layers = layers_here(plan);
   if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
-  return needs(plan, in_passes).total() + layers * sizes.layer() + sizes.embedding_in_memory +
+  return memory_needs(needs_request(plan, in_passes)).total() + layers * sizes.layer() + sizes.embedding_in_memory +
              sizes.head_in_memory <=
          *budget_;
 }

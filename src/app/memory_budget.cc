@@ -71,7 +71,9 @@ std::int64_t largest_batch(const NeedsRequest& request) {
 
 std::int64_t head_rows(const NeedsRequest& request) {
   const std::int64_t affordable = kLogitBytes / (2 * request.spec.vocab_size * kFloat);
-  const std::int64_t wanted = request.in_passes ? affordable : StageRunner::kHeadRows;
+  const std::int64_t wanted =
+      request.in_passes && !request.frugal ? std::max(affordable, StageRunner::kHeadRows)
+                                           : StageRunner::kHeadRows;
   return std::clamp(wanted, std::int64_t{1},
                     std::max(largest_batch(request), std::int64_t{1}));
 }

@@ -31,6 +31,7 @@ struct NeedsRequest {
   bool head = false;              // this rank makes logits
   bool in_passes = false;
   int ranks = 1;
+  bool frugal = false;  // as few logits at once as will do
 };
 // Rows of the largest micro-batch that such a job can have.
 std::int64_t largest_batch(const NeedsRequest& request);
