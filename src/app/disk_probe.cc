@@ -7,14 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <exception>
-#include <mutex>
 #include <random>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "base/aligned_buffer.h"
@@ -22,6 +18,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "stager/read_queue.h"
 #include "store/manifest.h"
 
 namespace stagecoach {
@@ -29,7 +26,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kQueueDepth = 8;  // a thread each
+constexpr int kQueueDepth = 16;
+constexpr std::chrono::seconds kStall{60};
 constexpr std::int64_t kBlock = std::int64_t{1} << 20;
 constexpr std::int64_t kSmallestFile = std::int64_t{16} << 20;
 // Shorter data may be in the disk's own memory when it is read again.
@@ -65,61 +63,65 @@ void check_interrupted(const DiskProbeOptions& options) {
     throw Error(ErrorKind::kInterrupted, "interrupted");
 }
 
-// All blocks of `files` in order, over and over, on kQueueDepth threads.
+// All blocks of `files` in order, over and over, as staging reads: what it can hope for.
 class Reader {
  public:
   Reader(const std::vector<DirectFile>& files, const DiskProbeOptions& options)
-      : files_(files), options_(options) {
-    for (const DirectFile& file : files) blocks_ += file.blocks();
+      : files_(files),
+        options_(options),
+        memory_(kQueueDepth * kBlock),
+        queue_(make_read_queue(kQueueDepth)) {
+    // Of small pages, a block would be cut into several requests: less than half the rate on some
+    // disks.
+    memory_.advise_huge_pages();
   }
 
   double bytes_per_second() {
     const std::int64_t begin_ns = now_ns();
-    deadline_ = Clock::now() +
-                std::chrono::nanoseconds(static_cast<std::int64_t>(options_.read_seconds * 1e9));
-    {
-      std::vector<std::jthread> threads;
-      threads.reserve(kQueueDepth);
-      for (int t = 0; t < kQueueDepth; ++t) threads.emplace_back([this] { read_blocks(); });
+    const Deadline deadline =
+        Clock::now() +
+        std::chrono::nanoseconds(static_cast<std::int64_t>(options_.read_seconds * 1e9));
+    std::int64_t asked = 0, done = 0;
+    int under_way = 0;
+    for (; under_way < kQueueDepth; ++under_way)
+      asked += submit(static_cast<std::size_t>(under_way));
+    while (under_way > 0) {
+      check_interrupted(options_);
+      const auto completion = queue_->wait(Clock::now() + kStall);
+      if (!completion) throw disk_error("read", "the files being probed", ETIMEDOUT);
+      if (completion->error != 0)
+        throw disk_error("read", "the files being probed", completion->error);
+      done += completion->bytes;
+      --under_way;
+      if (asked >= options_.read_bytes || Clock::now() >= deadline) continue;
+      asked += submit(static_cast<std::size_t>(completion->tag));
+      ++under_way;
     }
-    check_interrupted(options_);
-    if (error_) std::rethrow_exception(error_);
-    if (read_bytes_ == 0) throw data_error("the files being probed became empty meanwhile");
-    return static_cast<double>(read_bytes_) / seconds_since(begin_ns);
+    if (done == 0) throw data_error("the files being probed became empty meanwhile");
+    return static_cast<double>(done) / seconds_since(begin_ns);
   }
 
  private:
-  void read_blocks() {
-    try {
-      AlignedBuffer buffer(kBlock);
-      while (!stop_ && read_bytes_ < options_.read_bytes && Clock::now() < deadline_) {
-        read_block(next_.fetch_add(1) % blocks_, buffer);
-        if (options_.interrupted && options_.interrupted()) stop_ = true;
-      }
-    } catch (...) {
-      const std::lock_guard lock(error_mutex_);
-      if (!error_) error_ = std::current_exception();
-      stop_ = true;
+  // Reads the next block into buffer `index`.
+  std::int64_t submit(std::size_t index) {
+    const DirectFile& file = files_[file_];
+    queue_->submit({.descriptor = file.descriptor(),
+                    .offset = block_ * kBlock,
+                    .destination = memory_.span().subspan(index * kBlock, kBlock),
+                    .tag = index});
+    if (++block_ == file.blocks()) {
+      block_ = 0;
+      file_ = (file_ + 1) % files_.size();
     }
-  }
-
-  void read_block(std::int64_t block, AlignedBuffer& buffer) {
-    auto file = files_.begin();
-    for (; block >= file->blocks(); ++file) block -= file->blocks();
-    const ssize_t n = ::pread(file->descriptor(), buffer.data(), static_cast<std::size_t>(kBlock),
-                              block * kBlock);
-    if (n < 0 && errno != EINTR) throw disk_error("read", "the file being probed", errno);
-    if (n > 0) read_bytes_ += n;
+    return kBlock;
   }
 
   const std::vector<DirectFile>& files_;
   const DiskProbeOptions& options_;
-  std::int64_t blocks_ = 0;
-  Deadline deadline_;
-  std::atomic<std::int64_t> next_{0}, read_bytes_{0};
-  std::atomic<bool> stop_{false};
-  std::mutex error_mutex_;
-  std::exception_ptr error_;
+  AlignedBuffer memory_;  // a block for each read under way
+  std::unique_ptr<ReadQueue> queue_;
+  std::size_t file_ = 0;
+  std::int64_t block_ = 0;
 };
 
 // EINVAL: the file system knows no direct I/O.

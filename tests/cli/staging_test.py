@@ -148,7 +148,7 @@ class Budgets(Staging):
             self.assertEqual([r["ids"] for r in streamed], [r["ids"] for r in resident], more)
 
 
-class Checkpoints(Staging):
+class PassCheckpoints(Staging):
     SLOW = ("--memory", "170MB", "--micro-batch", 3, "--threads", 1)
 
     def interrupt(self, command, folder, ready, number=signal.SIGINT):
