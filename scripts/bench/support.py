@@ -278,7 +278,7 @@ class Lan:
         result = []
         for host in range(1, self.hosts + 1):
             lines = self.bench.run([LAN, "usage", host])[0].splitlines()
-            result.append({key: None if value == "none" else int(value) for key, value in map(str.split, lines)})
+            result.append({key: None if value == "none" else int(float(value)) for key, value in map(str.split, lines)})
         return result
 
     def disk_rate(self, store, seconds=4):

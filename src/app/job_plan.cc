@@ -32,7 +32,8 @@ constexpr double kShareOfFree = 0.85;
 // What a rank says of itself.
 struct Offer {
   bool fits = true;  // its slice, with one window or those that the user names
-  // For each candidate number of rounds, seconds that a pass waits for its disk; -1: does not fit.
+  // For each candidate number of rounds, seconds that a pass waits for its disk; -1: it does not
+  // fit, or the store lacks layers of such windows.
   std::vector<double> waits;
   double hop = 0;  // seconds to the next rank
 
@@ -138,7 +139,9 @@ class Planner {
       auto residency = residency_of(plan, memory_needs(sizes));
       sizes.frugal = true;
       if (!residency) residency = residency_of(plan, memory_needs(sizes));
-      offer.waits.push_back(residency ? static_cast<double>(residency->waited) / disk : -1);
+      offer.waits.push_back(residency && holds_layers(plan)
+                                ? static_cast<double>(residency->waited) / disk
+                                : -1);
     }
     return offer;
   }
@@ -156,15 +159,13 @@ class Planner {
     const std::vector<int> all = candidates();
     // Passes of several micro-batches keep all ranks busy with windows of one layer; a checkpoint
     // then has a file for every layer.
-    choice.rounds = all.back();
-    if (!one_micro_batch() || keeps) return choice;
+    const bool finest = !one_micro_batch() || keeps;
     double best = -1;
     for (std::size_t i = 0; i < all.size(); ++i) {
       const double seconds = step_seconds(offers, i, all[i]);
-      if (seconds >= 0 && (best < 0 || seconds < best)) {
-        best = seconds;
-        choice.rounds = all[i];
-      }
+      if (seconds < 0 || (best >= 0 && !finest && seconds >= best)) continue;
+      best = seconds;
+      choice.rounds = all[i];
     }
     return choice;
   }
@@ -222,6 +223,12 @@ class Planner {
   }
   bool has_head(const StagePlan& plan) const {
     return request_.layer_end == spec_.num_hidden_layers && control_.rank() == plan.last_rank();
+  }
+  // A host may have imported a slice only.
+  bool holds_layers(const StagePlan& plan) const {
+    for (const auto& [begin, end] : plan.layers_of(control_.rank()))
+      if (!request_.store.manifest().has_layers(begin, end)) return false;
+    return true;
   }
   std::int64_t layers_here(const StagePlan& plan) const {
     std::int64_t layers = 0;

@@ -19,8 +19,8 @@ namespace {
 constexpr std::int64_t kFloat = sizeof(float);
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 // What comes after measuring: code that has not run yet, threads, MPI's buffers, and a full timeline
-// (21 MB) with its copy on the way to rank 0.
-constexpr std::int64_t kReserve = 64 * kMiB;
+// (21 MB).
+constexpr std::int64_t kReserve = 32 * kMiB;
 constexpr std::int64_t kLogitBytes = 64 * kMiB;
 
 // The first number in `file`; nullopt when there is none.
