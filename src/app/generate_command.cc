@@ -189,12 +189,12 @@ class GenerateJob {
     info.phases = phase_results(ranks);
   }
 
-  void finish(const std::vector<RankTimeline>& ranks) {
+  void finish(const JobView& view, const std::vector<RankTimeline>& ranks) {
     progress_.reset();
     if (flags_.run.quiet) return;
     std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_,
                  static_cast<long long>(drawn_), static_cast<double>(drawn_) / seconds_);
-    std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
+    std::fputs(run_tables(view, ranks).c_str(), stderr);
   }
 
  private:
@@ -341,8 +341,9 @@ Command generate_command(CLI::App& parent) {
                  .prepare = [&](const LayerStore& store) { job.prepare(store); },
                  .shape = [&](const LayerStore& store) { return job.shape(store); },
                  .make_source = [&](const JobView& view) { return job.make_source(view); },
-                 .finish = [&](const JobView&,
-                               const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
+                 .finish = [&](const JobView& view, const std::vector<RankTimeline>& ranks) {
+                   job.finish(view, ranks);
+                 }});
           },
           true};
 }

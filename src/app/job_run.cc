@@ -168,7 +168,8 @@ RankUsage JobRun::usage() {
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
        .kv_bytes = runner_->kv().bytes(),
-       .peak_bytes = peak_resident_bytes()});
+       .peak_bytes = peak_resident_bytes()},
+      store_->root());
 }
 
 RunInfo JobRun::run_info() const {
