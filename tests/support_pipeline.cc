@@ -139,10 +139,10 @@ class PipelineRun {
 std::string PipelineShape::name() const {
   return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}{}", ranks,
                      threads, rounds, micro_batch, max_active, isa, windows,
-                     streamed_layers == 0 ? ""
-                                          : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",
-                                                        streamed_layers, pass_tokens, attention_slots,
-                                                        mlp_slots));
+                     streamed_layers == 0
+                         ? ""
+                         : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",
+                                       streamed_layers, pass_tokens, attention_slots, mlp_slots));
 }
 
 std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,

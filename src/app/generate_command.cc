@@ -125,7 +125,8 @@ class GenerateJob {
   JobShape shape(const LayerStore& store) const {
     const ModelSpec& spec = store.manifest().spec;
     JobShape shape;
-    shape.sequences = std::min(flags_.max_sequences, static_cast<std::int64_t>(generations_.size()));
+    shape.sequences =
+        std::min(flags_.max_sequences, static_cast<std::int64_t>(generations_.size()));
     shape.usual_pass = shape.sequences;
     std::vector<std::int64_t> rows;
     StreamingHash content;
@@ -141,8 +142,8 @@ class GenerateJob {
     }
     std::int64_t first = 0;
     for (std::int64_t i = 0; i < shape.sequences; ++i) first += rows[static_cast<std::size_t>(i)];
-    shape.largest_pass = std::max(shape.sequences,
-                                  std::min(first, affordable_pass(spec.hidden_size)));
+    shape.largest_pass =
+        std::max(shape.sequences, std::min(first, affordable_pass(spec.hidden_size)));
     shape.work = work_hash();
     shape.content = content.digest();
     return shape;
@@ -189,12 +190,12 @@ class GenerateJob {
     info.phases = phase_results(ranks);
   }
 
-  void finish(const std::vector<RankTimeline>& ranks) {
+  void finish(const JobView& view, const std::vector<RankTimeline>& ranks) {
     progress_.reset();
     if (flags_.run.quiet) return;
     std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_,
                  static_cast<long long>(drawn_), static_cast<double>(drawn_) / seconds_);
-    std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
+    std::fputs(run_tables(view, ranks).c_str(), stderr);
   }
 
  private:
@@ -202,9 +203,9 @@ class GenerateJob {
   std::uint64_t work_hash() const {
     StreamingHash hash;
     const SamplingParams& s = flags_.sampling;
-    hash.update(as_bytes(fmt::format(
-        "{} {} {} {} {} {} {} {} {} {}:", s.greedy, s.temperature, s.top_k, s.top_p, s.min_p,
-        s.repetition_penalty, s.seed, s.min_new_tokens, flags_.max_new_tokens, flags_.ignore_eos)));
+    hash.update(as_bytes(fmt::format("{} {} {} {} {} {} {} {} {} {}:", s.greedy, s.temperature,
+                                     s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed,
+                                     s.min_new_tokens, flags_.max_new_tokens, flags_.ignore_eos)));
     for (const std::string& stop : flags_.stops)
       hash.update(as_bytes(fmt::format("{}:{}", stop.size(), stop)));
     for (const std::int64_t id : s.eos_token_ids) hash.update(as_bytes(fmt::format("{} ", id)));
@@ -326,25 +327,26 @@ Command generate_command(CLI::App& parent) {
   CLI::App* app =
       parent.add_subcommand("generate", "Go on from prompts (under mpirun: over several machines)");
   add_flags(*app, *flags);
-  return {app,
-          [app, flags] {
-            require_flag(*app, "--store");
-            require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
-            check_chat_flags(*app, *flags);
-            GenerateJob job(*app, *flags);
-            return run_job(
-                flags->run,
-                {.layers = {},
-                 .command = "generate",
-                 .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
-                                 RunInfo& info) { job.describe(ranks, info); },
-                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
-                 .shape = [&](const LayerStore& store) { return job.shape(store); },
-                 .make_source = [&](const JobView& view) { return job.make_source(view); },
-                 .finish = [&](const JobView&,
-                               const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-          },
-          true};
+  return {
+      app,
+      [app, flags] {
+        require_flag(*app, "--store");
+        require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
+        check_chat_flags(*app, *flags);
+        GenerateJob job(*app, *flags);
+        return run_job(
+            flags->run,
+            {.layers = {},
+             .command = "generate",
+             .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
+                             RunInfo& info) { job.describe(ranks, info); },
+             .prepare = [&](const LayerStore& store) { job.prepare(store); },
+             .shape = [&](const LayerStore& store) { return job.shape(store); },
+             .make_source = [&](const JobView& view) { return job.make_source(view); },
+             .finish = [&](const JobView& view,
+                           const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
+      },
+      true};
 }
 
 }  // namespace stagecoach

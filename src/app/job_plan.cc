@@ -24,7 +24,7 @@ constexpr std::uint32_t kChoiceMagic = archive_magic("CHOI");
 // Below this a pass is one micro-batch, whatever the number of ranks (plan/scheduler.cc).
 constexpr std::int64_t kOneMicroBatch = 32;
 // Where `stagecoach probe` has not run: an ordinary SSD, and a hop between two PCs.
-constexpr double kAssumedDisk = 1e9;   // bytes per second
+constexpr double kAssumedDisk = 1e9;    // bytes per second
 constexpr double kAssumedHop = 200e-6;  // seconds
 // Of the memory that a host has free, without --memory.
 constexpr double kShareOfFree = 0.85;
@@ -81,8 +81,9 @@ EndSizes embedding_sizes(const ModelSpec& spec, DType weights) {
   for (const TensorSpec& tensor : slab_tensors(spec, SlabKind::kEmbedding, weights)) {
     sizes.in_memory += tensor.bytes() + 2 * kPage;
     if (is_large_table(tensor.role))
-      row = std::max(row, layout_bytes(tensor.layout, tensor.type,
-                                       tensor.layout == Layout::kRows ? 1 : kPanelRows, tensor.cols));
+      row =
+          std::max(row, layout_bytes(tensor.layout, tensor.type,
+                                     tensor.layout == Layout::kRows ? 1 : kPanelRows, tensor.cols));
     else
       sizes.on_disk += tensor.bytes() + 2 * kPage;
   }
@@ -120,8 +121,8 @@ class Planner {
                             control.transport().host(control.rank()), here);
     given_ = budget_.has_value();
     if (!given_)
-      budget_ = resident_bytes() +
-                static_cast<std::int64_t>(kShareOfFree * static_cast<double>(available_bytes(here)));
+      budget_ = resident_bytes() + static_cast<std::int64_t>(
+                                       kShareOfFree * static_cast<double>(available_bytes(here)));
   }
 
   void hear_shape() { shape_ = broadcast(control_, kShapeMagic, shape_, "the job's size"); }
@@ -139,16 +140,15 @@ class Planner {
       auto residency = residency_of(plan, memory_needs(sizes));
       sizes.frugal = true;
       if (!residency) residency = residency_of(plan, memory_needs(sizes));
-      offer.waits.push_back(residency && holds_layers(plan)
-                                ? static_cast<double>(residency->waited) / disk
-                                : -1);
+      offer.waits.push_back(
+          residency && holds_layers(plan) ? static_cast<double>(residency->waited) / disk : -1);
     }
     return offer;
   }
 
   Choice choose(const std::vector<Offer>& offers) const {
-    const bool fits = std::all_of(offers.begin(), offers.end(),
-                                  [](const Offer& offer) { return offer.fits; });
+    const bool fits =
+        std::all_of(offers.begin(), offers.end(), [](const Offer& offer) { return offer.fits; });
     const bool keeps = !request_.settings.checkpoint.empty();
     Choice choice;
     choice.in_passes = !fits || keeps;
@@ -271,17 +271,17 @@ StagePlan Planner::stages(int rounds) const {
     StagePlan plan = explicit_plan(settings.windows, begin, end, control_.size());
     const auto wanted = settings.rounds_per_rank();
     if (wanted && *wanted * control_.size() != static_cast<int>(plan.windows.size()))
-      throw usage_error(fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}",
-                                    settings.windows, plan.windows.size(), *wanted, control_.size(),
-                                    *wanted * control_.size()));
+      throw usage_error(fmt::format(
+          "--windows {} has {} windows, --rounds {} on {} ranks expects {}", settings.windows,
+          plan.windows.size(), *wanted, control_.size(), *wanted * control_.size()));
     return plan;
   }
   PlanCosts costs{.layer_bytes = slab_weight_bytes(spec_, SlabKind::kLayer, weights_)};
   const std::int64_t embedding = slab_weight_bytes(spec_, SlabKind::kEmbedding, weights_);
   if (begin == 0) costs.embedding_bytes = embedding;
   if (end == spec_.num_hidden_layers)
-    costs.head_bytes = slab_weight_bytes(spec_, SlabKind::kHead, weights_) +
-                       (spec_.tied_head ? embedding : 0);
+    costs.head_bytes =
+        slab_weight_bytes(spec_, SlabKind::kHead, weights_) + (spec_.tied_head ? embedding : 0);
   // With rounds, the ends are a small part of a rank's work, and far more than a window's.
   if (rounds > 1) costs = {.layer_bytes = costs.layer_bytes};
   return balanced_plan(costs, begin, end, control_.size(), rounds);
@@ -320,8 +320,8 @@ bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
   const WeightSizes sizes = weight_sizes(plan);
   std::int64_t layers = layers_here(plan);
   if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
-  return memory_needs(needs_request(plan, in_passes)).total() + layers * sizes.layer() + sizes.embedding_in_memory +
-             sizes.head_in_memory <=
+  return memory_needs(needs_request(plan, in_passes)).total() + layers * sizes.layer() +
+             sizes.embedding_in_memory + sizes.head_in_memory <=
          *budget_;
 }
 
@@ -352,22 +352,24 @@ Error Planner::too_small(const JobPlan& plan) const {
                   request.sizes.mlp >= request.sizes.attention ? "mlp" : "attention",
                   format_bytes(std::max(request.sizes.mlp, request.sizes.attention))),
       // A little more than the least: the process grows while it is being said.
-      fmt::format("{}--memory {}MB, or a smaller --micro-batch{}", given_ ? "" : "free some memory: ",
-                  smallest / 1'000'000 + 8,
+      fmt::format("{}--memory {}MB, or a smaller --micro-batch{}",
+                  given_ ? "" : "free some memory: ", smallest / 1'000'000 + 8,
                   control_.rank() == 0 && shape_.sequences > 1 ? " or --max-sequences" : ""));
 }
 
 void Planner::log(const JobPlan& plan, const Residency& residency) const {
   const auto pinned = std::count(residency.pinned.begin(), residency.pinned.end(), true);
-  const std::string text = fmt::format(
-      "{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",
-      plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
-      format_bytes(residency.streamed), plan.stages.windows.size(),
-      format_bytes(plan.needs.total() + residency.memory), format_bytes(*budget_));
+  const std::string text =
+      fmt::format("{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",
+                  plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
+                  format_bytes(residency.streamed), plan.stages.windows.size(),
+                  format_bytes(plan.needs.total() + residency.memory), format_bytes(*budget_));
   if (given_ || control_.rank() > 0) {
     spdlog::debug("{}", text);
   } else {
-    spdlog::info("the model does not fit in free memory: it streams from disk (--memory says how much to use)");
+    spdlog::info(
+        "the model does not fit in free memory: it streams from disk (--memory says how much to "
+        "use)");
     spdlog::info("{}", text);
   }
 }

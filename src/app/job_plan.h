@@ -27,9 +27,9 @@ struct PlanRequest {
 
 struct JobPlan {
   StagePlan stages;
-  StagingPlan staging;  // of this rank
-  JobShape shape;       // rank 0's
-  MemoryNeeds needs;    // of this rank, weights apart
+  StagingPlan staging;          // of this rank
+  JobShape shape;               // rank 0's
+  MemoryNeeds needs;            // of this rank, weights apart
   std::int64_t batch_rows = 0;  // of the largest micro-batch
   std::int64_t head_rows = 0;
   // Work goes in passes (plan/scheduler.h): some rank streams, or a checkpoint is kept.

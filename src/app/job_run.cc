@@ -108,9 +108,9 @@ RankStatus JobRun::status() const {
   RankStatus status;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
-  status.plan_hash = xxh3(as_bytes(fmt::format("{:x} {} {} {} {}", stages, plan_.in_passes,
-                                               settings_.wire, settings_.kv,
-                                               settings_.micro_batch)));
+  status.plan_hash =
+      xxh3(as_bytes(fmt::format("{:x} {} {} {} {}", stages, plan_.in_passes, settings_.wire,
+                                settings_.kv, settings_.micro_batch)));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -168,7 +168,8 @@ RankUsage JobRun::usage() {
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
        .kv_bytes = runner_->kv().bytes(),
-       .peak_bytes = peak_resident_bytes()});
+       .peak_bytes = peak_resident_bytes()},
+      store_->root());
 }
 
 RunInfo JobRun::run_info() const {
@@ -195,8 +196,8 @@ RunInfo JobRun::run_info() const {
 std::string JobRun::describe_plan() const {
   std::string text = fmt::format("{} ranks:", plan_.stages.ranks);
   for (int r = 0; r < plan_.stages.ranks; ++r)
-    text += fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r),
-                        plan_.stages.describe(r));
+    text +=
+        fmt::format("{} {} {}", r == 0 ? "" : ",", transport_.host(r), plan_.stages.describe(r));
   return text;
 }
 
@@ -206,10 +207,11 @@ std::int64_t JobRun::pass_tokens() const {
 }
 
 CheckpointIdentity JobRun::checkpoint_identity() const {
-  return {{"model", fmt::format("{} {}", store_->manifest().name, hash_to_hex(status().model_hash))},
-          {"text", hash_to_hex(shape_.work)},
-          {"plan", hash_to_hex(status().plan_hash)},
-          {"instruction set", isa_}};
+  return {
+      {"model", fmt::format("{} {}", store_->manifest().name, hash_to_hex(status().model_hash))},
+      {"text", hash_to_hex(shape_.work)},
+      {"plan", hash_to_hex(status().plan_hash)},
+      {"instruction set", isa_}};
 }
 
 // Collective: the last window of which every rank has what it would go on with.

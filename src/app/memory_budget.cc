@@ -18,8 +18,8 @@ namespace {
 
 constexpr std::int64_t kFloat = sizeof(float);
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
-// What comes after measuring: code that has not run yet, threads, MPI's buffers, and a full timeline
-// (21 MB).
+// What comes after measuring: code that has not run yet, threads, MPI's buffers, and a full
+// timeline (21 MB).
 constexpr std::int64_t kReserve = 32 * kMiB;
 constexpr std::int64_t kLogitBytes = 64 * kMiB;
 
@@ -38,7 +38,8 @@ std::string cgroup_path(const std::string& controller) {
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
-    if (names == ",," ? controller.empty() : names.find("," + controller + ",") != std::string::npos)
+    if (names == ",," ? controller.empty()
+                      : names.find("," + controller + ",") != std::string::npos)
       return line.substr(second + 1);
   }
   return "";
@@ -65,17 +66,15 @@ std::string MemoryNeeds::describe() const {
 }
 
 std::int64_t largest_batch(const NeedsRequest& request) {
-  return std::min(request.micro_batch,
-                  request.shape.largest_pass);
+  return std::min(request.micro_batch, request.shape.largest_pass);
 }
 
 std::int64_t head_rows(const NeedsRequest& request) {
   const std::int64_t affordable = kLogitBytes / (2 * request.spec.vocab_size * kFloat);
-  const std::int64_t wanted =
-      request.in_passes && !request.frugal ? std::max(affordable, StageRunner::kHeadRows)
-                                           : StageRunner::kHeadRows;
-  return std::clamp(wanted, std::int64_t{1},
-                    std::max(largest_batch(request), std::int64_t{1}));
+  const std::int64_t wanted = request.in_passes && !request.frugal
+                                  ? std::max(affordable, StageRunner::kHeadRows)
+                                  : StageRunner::kHeadRows;
+  return std::clamp(wanted, std::int64_t{1}, std::max(largest_batch(request), std::int64_t{1}));
 }
 
 MemoryNeeds memory_needs(const NeedsRequest& request) {
@@ -87,10 +86,10 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   needs.process = resident_bytes() + kReserve;
   needs.workspace = Workspace::bytes_needed(spec, batch);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
-  const std::int64_t kv_layers =
-      request.in_passes && shape.forget_kv ? 1 : request.layers;
+  const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;
   needs.kv = shape.sequences * pages * KvCache::page_bytes(spec) * kv_layers;
-  // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives likewise.
+  // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives
+  // likewise.
   needs.messages = 4 * batch * row;
   if (request.in_passes) {
     // All of a pass may stand in line at the slowest rank, and where a window has several layers

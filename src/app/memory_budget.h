@@ -25,10 +25,10 @@ struct MemoryNeeds {
 struct NeedsRequest {
   const ModelSpec& spec;
   const JobShape& shape;
-  std::int64_t micro_batch = 0;   // rows, at most
-  std::int64_t layers = 0;        // of this rank
+  std::int64_t micro_batch = 0;  // rows, at most
+  std::int64_t layers = 0;       // of this rank
   std::int64_t largest_window = 0;
-  bool head = false;              // this rank makes logits
+  bool head = false;  // this rank makes logits
   bool in_passes = false;
   int ranks = 1;
   bool frugal = false;  // as few logits at once as will do

@@ -13,6 +13,7 @@
 #include "app/signals.h"
 #include "base/log.h"
 #include "pipeline/agreement.h"
+#include "timeline/rank_split.h"
 #include "transport/mpi_module.h"
 
 namespace stagecoach {
@@ -126,6 +127,18 @@ void JobSession::end() {
 }
 
 }  // namespace
+
+std::string run_tables(const JobView& view, const std::vector<RankTimeline>& ranks) {
+  return format_layer_table(layer_rows(ranks)) + format_rank_table(rank_splits(ranks)) +
+         format_critical_paths(critical_paths(ranks)) + store_note(view.store);
+}
+
+std::string store_note(const LayerStore& store) {
+  const Manifest& manifest = store.manifest();
+  const std::int64_t layers = manifest.spec.num_hidden_layers;
+  if (manifest.distinct_layers >= layers) return {};
+  return fmt::format("note: {}\n", shared_slabs_note(layers, manifest.distinct_layers));
+}
 
 int run_jobs(const std::vector<JobStep>& steps) {
   STAGECOACH_CHECK(!steps.empty());

@@ -47,6 +47,12 @@ struct JobKind {
   std::function<void(const JobView&, const std::vector<RankTimeline>& ranks)> finish;
 };
 
+// The tables that a run ends with, for people: layers, ranks, the critical path of each phase, and
+// what must be known of the store.
+std::string run_tables(const JobView& view, const std::vector<RankTimeline>& ranks);
+// "note: …", a line, where layers share slabs; else empty.
+std::string store_note(const LayerStore& store);
+
 // One of several jobs that run one after the other on the same ranks.
 struct JobStep {
   std::string name;  // in front of its errors; may be empty

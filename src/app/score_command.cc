@@ -79,7 +79,7 @@ class ScoreJob {
     info.phases = phase_results(ranks);
   }
 
-  void finish(const std::vector<RankTimeline>& ranks) const {
+  void finish(const JobView& view, const std::vector<RankTimeline>& ranks) const {
     double sum = 0;
     for (std::size_t i = 1; i < log_probs_.size(); ++i) sum += log_probs_[i];
     const bool predicted = log_probs_.size() > 1;
@@ -102,7 +102,7 @@ class ScoreJob {
     if (flags_.run.quiet) return;
     std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_, ids_.size(),
                  static_cast<double>(ids_.size()) / seconds_);
-    std::fputs(format_layer_table(layer_rows(ranks)).c_str(), stderr);
+    std::fputs(run_tables(view, ranks).c_str(), stderr);
   }
 
  private:
@@ -127,24 +127,25 @@ Command score_command(CLI::App& parent) {
   app->add_option("--ids", flags->ids_file, "A file of token ids separated by blanks, - for stdin")
       ->type_name("FILE");
   app->add_flag("--no-bos", flags->no_bos, "Without the tokens that the tokenizer adds");
-  return {app,
-          [app, flags] {
-            require_flag(*app, "--store");
-            require_exactly_one(*app, {"--text", "--ids"});
-            ScoreJob job(*app, *flags);
-            return run_job(
-                flags->run,
-                {.layers = {},
-                 .command = "score",
-                 .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
-                                 RunInfo& info) { job.describe(ranks, info); },
-                 .prepare = [&](const LayerStore& store) { job.prepare(store); },
-                 .shape = [&](const LayerStore&) { return job.shape(); },
-                 .make_source = [&](const JobView& view) { return job.make_source(view); },
-                 .finish = [&](const JobView&,
-                               const std::vector<RankTimeline>& ranks) { job.finish(ranks); }});
-          },
-          true};
+  return {
+      app,
+      [app, flags] {
+        require_flag(*app, "--store");
+        require_exactly_one(*app, {"--text", "--ids"});
+        ScoreJob job(*app, *flags);
+        return run_job(
+            flags->run,
+            {.layers = {},
+             .command = "score",
+             .describe = [&](const JobView&, const std::vector<RankTimeline>& ranks,
+                             RunInfo& info) { job.describe(ranks, info); },
+             .prepare = [&](const LayerStore& store) { job.prepare(store); },
+             .shape = [&](const LayerStore&) { return job.shape(); },
+             .make_source = [&](const JobView& view) { return job.make_source(view); },
+             .finish = [&](const JobView& view,
+                           const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
+      },
+      true};
 }
 
 }  // namespace stagecoach

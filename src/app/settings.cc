@@ -84,8 +84,9 @@ void check_nodes(const std::string& file, const toml::node& nodes) {
     throw job_error(file, nodes.source(), "nodes: expected a table for each host: [nodes.HOST]");
   for (const auto& [host, node] : *nodes.as_table()) {
     if (!node.is_table())
-      throw job_error(file, node.source(),
-                      fmt::format("nodes.{}: expected a table, [nodes.{}]", host.str(), host.str()));
+      throw job_error(
+          file, node.source(),
+          fmt::format("nodes.{}: expected a table, [nodes.{}]", host.str(), host.str()));
     for (const auto& [key, value] : *node.as_table()) {
       if (key.str() != "memory")
         throw job_error(file, value.source(),

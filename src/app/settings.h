@@ -29,7 +29,7 @@ struct RunSettings {
   std::string wire = "f32";
   std::string kv = "f32";
   std::string activations = "auto";
-  std::string report;       // directory
+  std::string report;        // directory
   double peer_timeout = 6;   // seconds of silence
   double disk_timeout = 60;  // seconds without a byte
   bool json = false, quiet = false, verbose = false;

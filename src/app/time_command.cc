@@ -13,6 +13,7 @@
 #include "pipeline/timing_batches.h"
 #include "timeline/page/report_page.h"
 #include "timeline/phase_results.h"
+#include "timeline/rank_split.h"
 
 namespace stagecoach {
 namespace {
@@ -153,12 +154,13 @@ class TimeJob {
     progress_.reset();
     const std::vector<LayerRow> rows = layer_rows(ranks);
     const std::vector<PhaseResult> phases = phase_results_of(ranks);
+    const std::vector<PhaseSplit> splits = phase_splits(ranks);
     print_rows(rows);
-    for (const PhaseResult& phase : phases) print_summary(view, phase);
+    if (!flags_.run.json && sweep_.single()) print(format_rank_table(rank_splits(ranks)));
+    for (const PhaseResult& phase : phases) print_summary(view, phase, splits);
+    if (!flags_.run.json)
+      print(format_critical_paths(critical_paths(ranks)) + store_note(view.store));
     const Manifest& manifest = view.store.manifest();
-    if (!flags_.run.json && manifest.distinct_layers < manifest.spec.num_hidden_layers)
-      print(fmt::format("note: the store's {} layers share {} slabs\n",
-                        manifest.spec.num_hidden_layers, manifest.distinct_layers));
     sweep_.add({.combination = combination_,
                 .weights = std::string(dtype_name(manifest.weights)),
                 .windows = windows_of(view.plan),
@@ -198,7 +200,8 @@ class TimeJob {
     }
   }
 
-  void print_summary(const JobView& view, const PhaseResult& phase) const {
+  void print_summary(const JobView& view, const PhaseResult& phase,
+                     const std::vector<PhaseSplit>& splits) const {
     const std::string weights(dtype_name(view.store.manifest().weights));
     if (!flags_.run.json) {
       print(fmt::format(
@@ -222,7 +225,11 @@ class TimeJob {
               {"weights", weights},
               {"isa", view.isa},
               {"tokens", combination_.tokens},
-              {"batch", combination_.batch}};
+              {"batch", combination_.batch},
+              {"model_layers", view.store.manifest().spec.num_hidden_layers},
+              {"distinct_layers", view.store.manifest().distinct_layers}};
+    for (const PhaseSplit& split : splits)
+      if (split.phase == phase.phase) json.update(Json(split_json(split)));
     if (!sweep_.single())
       json.update(
           {{"combination", combination_.number},

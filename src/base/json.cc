@@ -191,7 +191,7 @@ std::string JsonObject::string_or(const char* key, const std::string& fallback) 
   return has(key) ? string(key) : fallback;
 }
 
-void JsonObject::only(std::initializer_list<std::string_view> known) const {
+void JsonObject::only(std::span<const std::string_view> known) const {
   for (const auto& [key, value] : json_->items()) {
     if (std::find(known.begin(), known.end(), key) == known.end())
       throw data_error(fmt::format("{}: unknown key \"{}\"", where_, shorten(key, 60)));

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,7 +41,10 @@ class JsonObject {
   std::string string_or(const char* key, const std::string& fallback) const;
 
   // Throws data_error naming the first key that is not in `known`: nothing is ignored in silence.
-  void only(std::initializer_list<std::string_view> known) const;
+  void only(std::initializer_list<std::string_view> known) const {
+    only(std::span(known.begin(), known.size()));
+  }
+  void only(std::span<const std::string_view> known) const;
 
   const Json& json() const { return *json_; }
   const std::string& where() const { return where_; }

@@ -47,7 +47,7 @@ class KvCache {
  private:
   // One layer of one sequence.
   struct Pages {
-    std::vector<Buffer> buffers;  // each: keys, then values
+    std::vector<Buffer> buffers;       // each: keys, then values
     std::vector<float*> keys, values;  // into them, in the form the kernels take
   };
   using Sequence = std::vector<Pages>;  // by slot of layer

@@ -129,12 +129,11 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
 void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& label) {
   const LayerLease head = weights_.lease_ends(PartKind::kHead);
   const auto count = static_cast<std::int64_t>(rows.size());
-  ScopedSpan timed(timeline_, {.kind = SpanKind::kHead,
-                               .phase = label.phase,
-                               .micro_batch = label.micro_batch,
-                               .pass = label.pass,
-                               .flops = head_flops(spec_, count),
-                               .tokens = count});
+  CutSpan timed(timeline_, {.kind = SpanKind::kHead,
+                            .phase = label.phase,
+                            .micro_batch = label.micro_batch,
+                            .pass = label.pass,
+                            .tokens = count});
   backend_.gather_rows({.data = workspace_.hidden.data(),
                         .type = DType::kF32,
                         .layout = Layout::kRows,
@@ -149,8 +148,13 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
     x = workspace_.embedded.f32();
   }
   const float* const bias = head[TensorRole::kHeadBias].f32();
+  // The matrix may come from disk, a tile at a time.
+  std::int64_t flops = head_flops(spec_, count), asked_ns = now_ns();
   weights_.head_matrix([&](std::int64_t first, const TensorView& tile) {
+    timed.stood_still_since(asked_ns);
     timed.span().bytes += tile.bytes();
+    timed.span().flops += 2 * count * tile.rows * tile.cols;
+    flops -= 2 * count * tile.rows * tile.cols;
     backend_.matmul({.x = x,
                      .x_stride = tile.cols,
                      .weight = tile.data,
@@ -163,7 +167,9 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
                      .out = tile.rows,
                      .accumulate = false});
     backend_.synchronize();  // the tile's memory is the source's again
+    asked_ns = now_ns();
   });
+  timed.span().flops += flops;  // of what is not the matrix
   const std::span<float> used(host_logits_.data(),
                               static_cast<std::size_t>(count * spec_.vocab_size));
   backend_.download(std::as_writable_bytes(used), logits_.data());

@@ -54,8 +54,7 @@ std::int32_t agree_on_resume(ControlChannel& control, const CheckpointContents& 
     if (!any(&CheckpointContents::kv)) break;
     if (any(&CheckpointContents::hidden)) resume = static_cast<std::int32_t>(w) + 1;
   }
-  for (int rank = 1; rank < control.size(); ++rank)
-    control.send(rank, to_archive(kResume, resume));
+  for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(kResume, resume));
   return resume;
 }
 

@@ -56,7 +56,9 @@ struct MicroBatch {
   bool last = false;  // nothing follows: finish, and tell the next rank
 
   // Through windows that a run before has finished, a micro-batch travels without hidden state.
-  std::int64_t hidden_rows() const { return window <= pass.resume && pass.resume > 0 ? 0 : total_rows(runs); }
+  std::int64_t hidden_rows() const {
+    return window <= pass.resume && pass.resume > 0 ? 0 : total_rows(runs);
+  }
 
   template <class Archive>
   void serialize(Archive& archive) {

@@ -33,15 +33,17 @@ void check_identity(const fs::path& file, const CheckpointIdentity& identity) {
   const Json json = read_json_file(file, kMaxIdentityBytes);
   const JsonObject object(json, file.string());
   if (object.string("format") != "stagecoach-checkpoint" || object.integer("version") != kVersion)
-    throw data_error(fmt::format("{} is not a checkpoint of this version of Stagecoach", file.string()),
-                     "another --checkpoint DIR");
+    throw data_error(
+        fmt::format("{} is not a checkpoint of this version of Stagecoach", file.string()),
+        "another --checkpoint DIR");
   const JsonObject of = object.object("of");
   for (const auto& [name, expected] : identity) {
     const std::string found = of.has(name.c_str()) ? of.string(name.c_str()) : "nothing";
     if (found == expected) continue;
-    throw data_error(fmt::format("the checkpoint in {} belongs to another {}: expected {}, found {}",
-                                 file.parent_path().string(), name, expected, found),
-                     "go on with the command that made it, or use another --checkpoint DIR");
+    throw data_error(
+        fmt::format("the checkpoint in {} belongs to another {}: expected {}, found {}",
+                    file.parent_path().string(), name, expected, found),
+        "go on with the command that made it, or use another --checkpoint DIR");
   }
 }
 
@@ -94,12 +96,11 @@ std::optional<PassCheckpoint::Header> PassCheckpoint::header(const Key& key) con
   Header found{};
   if (file.size() < static_cast<std::int64_t>(sizeof(found))) return std::nullopt;
   file.read_at(0, std::as_writable_bytes(std::span(&found, 1)));
-  const bool ours = std::memcmp(found.magic, kMagic, sizeof(kMagic)) == 0 &&
-                    found.version == kVersion &&
-                    found.kind == static_cast<std::uint32_t>(key.first) &&
-                    found.number == key.second && found.identity == identity_ &&
-                    found.pass == pass_ &&
-                    found.bytes == file.size() - static_cast<std::int64_t>(sizeof(found));
+  const bool ours =
+      std::memcmp(found.magic, kMagic, sizeof(kMagic)) == 0 && found.version == kVersion &&
+      found.kind == static_cast<std::uint32_t>(key.first) && found.number == key.second &&
+      found.identity == identity_ && found.pass == pass_ &&
+      found.bytes == file.size() - static_cast<std::int64_t>(sizeof(found));
   return ours ? std::optional(found) : std::nullopt;
 }
 
@@ -174,8 +175,8 @@ PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key) const {
   StreamingHash hash;
   std::vector<std::byte> block(static_cast<std::size_t>(std::min(kBlock, found->bytes)));
   for (std::int64_t at = 0; at < found->bytes; at += kBlock) {
-    const auto part = std::span(block).first(
-        static_cast<std::size_t>(std::min(kBlock, found->bytes - at)));
+    const auto part =
+        std::span(block).first(static_cast<std::size_t>(std::min(kBlock, found->bytes - at)));
     restored.file.read_at(static_cast<std::int64_t>(sizeof(Header)) + at, part);
     hash.update(part);
   }
@@ -188,8 +189,7 @@ PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key) const {
 
 void PassCheckpoint::take(const Key& key, std::span<std::byte> destination) {
   auto restored = restored_.find(key);
-  if (restored == restored_.end())
-    restored = restored_.emplace(key, open_checked(key)).first;
+  if (restored == restored_.end()) restored = restored_.emplace(key, open_checked(key)).first;
   Restored& source = restored->second;
   if (source.bytes - source.used < static_cast<std::int64_t>(destination.size()))
     throw data_error(fmt::format("{} is too short: it has {} bytes for this pass",

@@ -3,15 +3,16 @@
 // host or one that ranks share: names say window and layer.
 //
 //   DIR/checkpoint.json     whose values these are: model, work, plan, wire type
-//   DIR/window-007.hidden   (rows of the pass, hidden_size) after window 7, from the rank that received it
-//   DIR/layer-007.kv        keys and values of layer 7, where later passes read them (generate)
-//   DIR/tokens.json         what has been drawn (generate, rank 0)
+//   DIR/window-007.hidden   (rows of the pass, hidden_size) after window 7, from the rank that
+//   received it DIR/layer-007.kv        keys and values of layer 7, where later passes read them
+//   (generate) DIR/tokens.json         what has been drawn (generate, rank 0)
 //
-// A .hidden or .kv file, little-endian, exists whole or not at all (written as .part, synced, renamed):
+// A .hidden or .kv file, little-endian, exists whole or not at all (written as .part, synced,
+// renamed):
 //
 //   0   "SCHECKPT"   8   u32 version, u32 kind (0 hidden, 1 kv)   16  u64 identity   24  u64 pass
-//   32  i64 number (window or layer)   40  i64 bytes of the payload   48  u64 its XXH3   56  u64 zero
-//   64  payload
+//   32  i64 number (window or layer)   40  i64 bytes of the payload   48  u64 its XXH3   56  u64
+//   zero 64  payload
 #pragma once
 
 #include <cstdint>
@@ -37,8 +38,8 @@ using CheckpointIdentity = std::vector<std::pair<std::string, std::string>>;
 class PassCheckpoint {
  public:
   // Makes the folder, or takes one of the same identity. Throws data_error naming what differs,
-  // resource_error when it cannot be written. `pass`: hash of what the first pass computes; files of
-  // another pass of the same work (generate, some tokens ago) are passed over, then replaced.
+  // resource_error when it cannot be written. `pass`: hash of what the first pass computes; files
+  // of another pass of the same work (generate, some tokens ago) are passed over, then replaced.
   PassCheckpoint(std::filesystem::path folder, const CheckpointIdentity& identity,
                  std::uint64_t pass, std::int64_t width);
 

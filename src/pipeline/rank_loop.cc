@@ -56,7 +56,8 @@ class Worker {
   void receive(const Arrival& arrival) {
     MicroBatch batch = decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_);
     if (!batch.runs.empty()) record_arrival(c_.timeline, arrival, batch.label);
-    if (batch.window <= 0 || batch.window >= windows() || window_of(batch).rank != c_.transport.rank())
+    if (batch.window <= 0 || batch.window >= windows() ||
+        window_of(batch).rank != c_.transport.rank())
       throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window,
                                    c_.transport.rank()));
     check_against_model(batch.runs);
@@ -127,8 +128,7 @@ class Worker {
   void gather(MicroBatch batch) {
     const bool complete = batch.pass.last;
     Gathered& last = gathered_.emplace_back(std::move(batch), std::vector<float>{});
-    last.hidden.resize(
-        static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
+    last.hidden.resize(static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
     c_.runner.get_hidden(last.hidden);
     if (!complete) return;
     const Window& window = window_of(last.batch);
@@ -156,9 +156,7 @@ class Worker {
       for (std::int64_t layer = begin; layer < end; ++layer) c_.runner.kv().drop_layer(layer);
   }
 
-  bool keeps(const MicroBatch& batch) const {
-    return c_.checkpoint != nullptr && batch.pass.keep;
-  }
+  bool keeps(const MicroBatch& batch) const { return c_.checkpoint != nullptr && batch.pass.keep; }
   // hidden_ is what `window` has made of the batch.
   void keep(std::int32_t window, const MicroBatch& batch) {
     if (keeps(batch)) c_.checkpoint->keep_hidden(window, batch, hidden_);
@@ -185,8 +183,8 @@ class Worker {
     if (batch.window + 1 < windows()) {
       Span span = send_span(batch);
       const bool carries = batch.window + 1 > batch.pass.resume || batch.pass.resume == 0;
-      hidden_.resize(carries ? static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size)
-                             : 0);
+      hidden_.resize(
+          carries ? static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size) : 0);
       if (carries) c_.runner.get_hidden(hidden_);
       return pass_on(std::move(batch), span);
     }
@@ -285,7 +283,7 @@ class Worker {
   const RankContext& c_;
   Sampler sampler_;
   std::vector<Gathered> gathered_;  // of one pass and window, in order
-  std::vector<float> hidden_;  // host copy on its way in or out
+  std::vector<float> hidden_;       // host copy on its way in or out
   std::int32_t last_window_ = 0;
   bool finished_ = false;
 };

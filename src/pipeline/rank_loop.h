@@ -39,7 +39,7 @@ struct RankContext {
   Timeline& timeline;
   WireType wire = WireType::kF32;
   bool in_passes = false;  // the source forms passes (plan/scheduler.h)
-  bool has_head = true;  // false: the plan ends before the last layer (time --layers)
+  bool has_head = true;    // false: the plan ends before the last layer (time --layers)
   // Keeps what the first pass has computed, window by window; may be null.
   PassCheckpoint* checkpoint = nullptr;
   // Set by a signal handler: stop with kInterrupted at the next micro-batch.

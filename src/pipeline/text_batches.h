@@ -41,8 +41,7 @@ class TextBatches : public BatchSource {
  public:
   // Tokens beyond `context` positions are never fed: a sequence that fills it ends.
   TextBatches(const SchedulerLimits& limits, std::int64_t context,
-              std::vector<TextRequest> requests, TextEvents events,
-              const ResumePoint& resume = {});
+              std::vector<TextRequest> requests, TextEvents events, const ResumePoint& resume = {});
 
   std::optional<MicroBatch> next() override;
   void returned(const BatchResult& result) override;

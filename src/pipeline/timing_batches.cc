@@ -42,10 +42,8 @@ void TimingBatches::place_in_pass(bool forget_kv) {
   std::int64_t rows = 0, row = 0;
   for (const MicroBatch& batch : queued_) rows += total_rows(batch.runs);
   for (MicroBatch& batch : queued_) {
-    batch.pass = {.row = row,
-                  .rows = rows,
-                  .last = &batch == &queued_.back(),
-                  .forget_kv = forget_kv};
+    batch.pass = {
+        .row = row, .rows = rows, .last = &batch == &queued_.back(), .forget_kv = forget_kv};
     row += total_rows(batch.runs);
   }
 }

@@ -26,8 +26,8 @@ struct Ring {
   std::int64_t bytes = 0;
 };
 
-// As many slots as `room` holds, in the order in which parts come; more than `streamed` layers would
-// be of no use.
+// As many slots as `room` holds, in the order in which parts come; more than `streamed` layers
+// would be of no use.
 Ring fill_ring(const WeightSizes& sizes, std::int64_t room, std::int64_t streamed) {
   Ring ring{.attention = 1, .mlp = 1, .bytes = sizes.layer()};
   while (true) {

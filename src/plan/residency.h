@@ -31,7 +31,7 @@ struct ResidencyRequest {
 };
 
 struct Residency {
-  std::vector<bool> pinned;  // by layer, in ring order
+  std::vector<bool> pinned;                // by layer, in ring order
   int attention_slots = 0, mlp_slots = 0;  // 0: nothing streams
   bool embedding_in_memory = true, head_in_memory = true;
   std::int64_t memory = 0;    // bytes that this takes

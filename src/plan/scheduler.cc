@@ -53,10 +53,8 @@ std::optional<ScheduledBatch> Scheduler::next_decode(bool only_full_groups) {
 ScheduledRun Scheduler::take_decode() {
   const std::int64_t id = ready_.front();
   ready_.pop_front();
-  return {.sequence = id,
-          .position = active_.at(id).position++,
-          .count = 1,
-          .last_of_prompt = true};
+  return {
+      .sequence = id, .position = active_.at(id).position++, .count = 1, .last_of_prompt = true};
 }
 
 void Scheduler::admit(ScheduledBatch& batch) {

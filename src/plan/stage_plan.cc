@@ -85,12 +85,11 @@ StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t
   if (ranks > layers || all - ranks >= layers) {
     const std::string wanted = rounds == 1 ? fmt::format("{} ranks", ranks)
                                            : fmt::format("{} ranks with {} rounds", ranks, rounds);
-    throw usage_error(
-        fmt::format("{} need at least {} layers, the model has {}", wanted,
-                    std::max<std::int64_t>(ranks, all - ranks + 1), layers),
-        layers < ranks
-            ? fmt::format("start at most {} ranks (mpirun -np {})", layers, layers)
-            : fmt::format("use at most --rounds {}", (layers + ranks - 1) / ranks));
+    throw usage_error(fmt::format("{} need at least {} layers, the model has {}", wanted,
+                                  std::max<std::int64_t>(ranks, all - ranks + 1), layers),
+                      layers < ranks
+                          ? fmt::format("start at most {} ranks (mpirun -np {})", layers, layers)
+                          : fmt::format("use at most --rounds {}", (layers + ranks - 1) / ranks));
   }
   StagePlan plan{.ranks = ranks, .windows = {}};
   std::int64_t next = begin;

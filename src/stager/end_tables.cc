@@ -26,11 +26,8 @@ bool is_large_table(TensorRole role) {
 
 TensorView EndTables::Place::view(const std::byte* data) const {
   const TensorSpec& spec = tensor->spec;
-  return {.data = data,
-          .type = spec.type,
-          .layout = spec.layout,
-          .rows = spec.rows,
-          .cols = spec.cols};
+  return {
+      .data = data, .type = spec.type, .layout = spec.layout, .rows = spec.rows, .cols = spec.cols};
 }
 
 std::int64_t EndTables::DiskTable::blocks() const {
@@ -42,16 +39,16 @@ std::int64_t EndTables::DiskTable::block_bytes(std::int64_t block) const {
 }
 
 EndTables::EndTables(StoreReader& reader, const EndOptions& options, Timeline& timeline)
-    : reader_(reader), options_(options) {
+    : reader_(reader), timeline_(timeline), options_(options) {
   const LayerStore& store = reader.store();
   if (options.embedding != Residence::kAbsent)
-    load(embedding_, store.embedding_slab(), options.embedding, timeline);
+    load(embedding_, store.embedding_slab(), options.embedding);
   if (options.head == Residence::kAbsent) return;
-  load(head_, store.head_slab(), options.head, timeline);
-  open_head_matrix(timeline);
+  load(head_, store.head_slab(), options.head);
+  open_head_matrix();
 }
 
-void EndTables::load(End& end, const SlabEntry& slab, Residence residence, Timeline& timeline) {
+void EndTables::load(End& end, const SlabEntry& slab, Residence residence) {
   end.present = true;
   for (const PartEntry& part : slab.parts)
     for (const TensorEntry& tensor : part.tensors) {
@@ -61,13 +58,13 @@ void EndTables::load(End& end, const SlabEntry& slab, Residence residence, Timel
       if (residence == Residence::kDisk && is_large_table(role)) {
         open_table(place);
       } else {
-        end.tensors.views[static_cast<int>(role)] = place.view(load_tensor(end, place, timeline));
+        end.tensors.views[static_cast<int>(role)] = place.view(load_tensor(end, place));
       }
     }
 }
 
-const std::byte* EndTables::load_tensor(End& end, const Place& place, Timeline& timeline) {
-  ScopedSpan timed(timeline, {.kind = SpanKind::kRead, .bytes = place.tensor->spec.bytes()});
+const std::byte* EndTables::load_tensor(End& end, const Place& place) {
+  const ScopedSpan timed = timed_read(place.tensor->spec.bytes());
   StoreReader::Tensor loaded =
       reader_.read_tensor(*place.slab, *place.part, *place.tensor, verifies());
   bytes_ += static_cast<std::int64_t>(loaded.memory.size());
@@ -90,6 +87,7 @@ void EndTables::open_table(const Place& place) {
   table.full_block_bytes = layout_bytes(spec.layout, spec.type, table.block_rows, spec.cols);
   if (verifies()) {
     // Rows are read one by one later, and only the whole has a checksum: read it through once.
+    const ScopedSpan timed = timed_read(spec.bytes());
     StreamingHash whole;
     const std::int64_t step =
         std::max<std::int64_t>(1, kGatherBytes / table.full_block_bytes) * table.full_block_bytes;
@@ -108,7 +106,7 @@ void EndTables::open_table(const Place& place) {
   tables_.push_back(std::move(table));
 }
 
-void EndTables::open_head_matrix(Timeline& timeline) {
+void EndTables::open_head_matrix() {
   const Manifest& manifest = reader_.store().manifest();
   const bool tied = manifest.spec.tied_head;
   if (tied && options_.head == Residence::kMemory && options_.embedding == Residence::kMemory) {
@@ -120,13 +118,13 @@ void EndTables::open_head_matrix(Timeline& timeline) {
     for (const TensorEntry& tensor : part.tensors) {
       const Place place{&slab, &part, &tensor};
       if (tensor.spec.role != (tied ? TensorRole::kTokenEmbedding : TensorRole::kHead)) continue;
-      if (options_.head == Residence::kDisk) return open_disk_head(place, timeline);
-      head_matrix_ = place.view(load_tensor(head_, place, timeline));
+      if (options_.head == Residence::kDisk) return open_disk_head(place);
+      head_matrix_ = place.view(load_tensor(head_, place));
     }
   STAGECOACH_CHECK(head_matrix_);
 }
 
-void EndTables::open_disk_head(const Place& place, Timeline& timeline) {
+void EndTables::open_disk_head(const Place& place) {
   const TensorSpec& spec = place.tensor->spec;
   const std::int64_t panel_bytes = layout_bytes(spec.layout, spec.type, kPanelRows, spec.cols);
   DiskHead head;
@@ -149,7 +147,7 @@ void EndTables::open_disk_head(const Place& place, Timeline& timeline) {
   head.tiles = std::make_unique<PartStream>(
       std::move(tiles),
       PartStreamOptions{.slots = {2}, .check = CheckParts::kNever, .stall = options_.stall},
-      options_.make_queue(), timeline);
+      options_.make_queue(), timeline_);
   bytes_ += head.tiles->slot_bytes();
   disk_head_ = std::move(head);
 }
@@ -185,21 +183,29 @@ void EndTables::use_rows(const DiskTable& table, std::span<const std::int32_t> i
       rows.push_back(
           static_cast<std::int32_t>(place * table.block_rows + ids[i] % table.block_rows));
     }
-    for (const auto& [block, place] : local) {
-      const std::int64_t bytes = table.block_bytes(block);
-      std::byte* const target = blocks.data() + place * table.full_block_bytes;
-      reader_.scan(*table.place.slab, *table.place.part,
-                   table.place.offset() + block * table.full_block_bytes, bytes, bytes,
-                   [&](std::span<const std::byte> read) {
-                     if (!table.hashes.empty() &&
-                         xxh3(read) != table.hashes[static_cast<std::size_t>(block)])
-                       throw_damaged(table.place);
-                     std::memcpy(target, read.data(), read.size());
-                   });
-    }
+    read_blocks(table, local, blocks.data());
     view.rows = static_cast<std::int64_t>(local.size()) * table.block_rows;
     use(first, view, rows);
     first += rows.size();
+  }
+}
+
+// `local`: block → its place in `destination`.
+void EndTables::read_blocks(const DiskTable& table,
+                            const std::map<std::int64_t, std::int64_t>& local,
+                            std::byte* destination) {
+  const ScopedSpan timed =
+      timed_read(static_cast<std::int64_t>(local.size()) * table.full_block_bytes);
+  for (const auto& [block, place] : local) {
+    const std::int64_t bytes = table.block_bytes(block);
+    std::byte* const target = destination + place * table.full_block_bytes;
+    reader_.scan(
+        *table.place.slab, *table.place.part, table.place.offset() + block * table.full_block_bytes,
+        bytes, bytes, [&](std::span<const std::byte> read) {
+          if (!table.hashes.empty() && xxh3(read) != table.hashes[static_cast<std::size_t>(block)])
+            throw_damaged(table.place);
+          std::memcpy(target, read.data(), read.size());
+        });
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -29,8 +30,7 @@ class EndTables {
   EndTables(StoreReader& reader, const EndOptions& options, Timeline& timeline);
 
   LayerLease lease(PartKind part) const;
-  void gather(TensorRole table, std::span<const std::int32_t> ids,
-              const LayerSource::UseRows& use);
+  void gather(TensorRole table, std::span<const std::int32_t> ids, const LayerSource::UseRows& use);
   void head_matrix(const LayerSource::UseTile& use, const std::function<bool()>& interrupted);
 
   std::int64_t bytes() const { return bytes_; }  // of memory
@@ -69,17 +69,24 @@ class EndTables {
     bool checked = false;
   };
 
+  // Reads for a table are the disk's time, too.
+  ScopedSpan timed_read(std::int64_t bytes) {
+    return ScopedSpan(timeline_, {.kind = SpanKind::kRead, .bytes = bytes});
+  }
   bool verifies() const { return options_.verify != VerifyMode::kOff; }
-  void load(End& end, const SlabEntry& slab, Residence residence, Timeline& timeline);
-  const std::byte* load_tensor(End& end, const Place& place, Timeline& timeline);
+  void load(End& end, const SlabEntry& slab, Residence residence);
+  const std::byte* load_tensor(End& end, const Place& place);
   void open_table(const Place& place);
-  void open_head_matrix(Timeline& timeline);
-  void open_disk_head(const Place& place, Timeline& timeline);
+  void open_head_matrix();
+  void open_disk_head(const Place& place);
+  void read_blocks(const DiskTable& table, const std::map<std::int64_t, std::int64_t>& local,
+                   std::byte* destination);
   void use_rows(const DiskTable& table, std::span<const std::int32_t> ids,
                 const LayerSource::UseRows& use);
   [[noreturn]] void throw_damaged(const Place& place) const;
 
   StoreReader& reader_;
+  Timeline& timeline_;
   const EndOptions options_;
   End embedding_, head_;
   TensorView head_matrix_;  // in memory

@@ -66,9 +66,9 @@ void LayerStager::load_pinned(Timeline& timeline) {
       ScopedSpan timed(timeline, {.kind = SpanKind::kRead,
                                   .layer = static_cast<std::int32_t>(layer.layer),
                                   .bytes = part.bytes});
-      PinnedPart loaded{.extent =
-                            reader_.read_part(slab, part, options_.verify != VerifyMode::kOff),
-                        .tensors = {}};
+      PinnedPart loaded{
+          .extent = reader_.read_part(slab, part, options_.verify != VerifyMode::kOff),
+          .tensors = {}};
       loaded.tensors = part_tensors(part, loaded.extent.data());
       pinned_.emplace(key, std::move(loaded));
       pinned_bytes_ += part.bytes;
@@ -115,8 +115,7 @@ void LayerStager::begin_stream(Timeline& timeline) {
                            .check = check,
                            .first = first,
                            .stall = options_.stall};
-  if (options_.passes > 0)
-    stream.end = static_cast<std::uint64_t>(options_.passes) * parts.size();
+  if (options_.passes > 0) stream.end = static_cast<std::uint64_t>(options_.passes) * parts.size();
   spdlog::debug("streaming {} of {} layers through {} + {} slots, reading with {}{}",
                 parts.size() / 2, plan_.layers.size(), plan_.attention_slots, plan_.mlp_slots,
                 reader_.queue_name(), parts.front().direct ? ", direct" : ", buffered");

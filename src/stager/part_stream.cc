@@ -159,8 +159,8 @@ bool PartStream::submit_some() {
                   .offset = source.offset + reading->asked,
                   .destination = {reading->data + reading->asked, static_cast<std::size_t>(bytes)},
                   .drop_behind = !source.direct,
-                  .tag = tag_of(reading->number,
-                                static_cast<std::uint64_t>(reading->asked / options_.chunk_bytes))});
+                  .tag = tag_of(reading->number, static_cast<std::uint64_t>(
+                                                     reading->asked / options_.chunk_bytes))});
   reading->asked += bytes;
   ++under_way_;
   return true;
@@ -191,24 +191,22 @@ void PartStream::take(const ReadCompletion& completion) {
   const std::int64_t offset = chunk * options_.chunk_bytes;
   const std::int64_t expected = std::min(options_.chunk_bytes, source.bytes - offset);
   if (completion.error != 0)
-    throw resource_error(fmt::format("{}: cannot read {} bytes at offset {}: {}", source.name,
-                                     expected, source.offset + offset,
-                                     std::strerror(completion.error)),
-                         source.hint);
+    throw resource_error(
+        fmt::format("{}: cannot read {} bytes at offset {}: {}", source.name, expected,
+                    source.offset + offset, std::strerror(completion.error)),
+        source.hint);
   // Regular files give all that is asked for up to their end.
   if (completion.bytes != expected)
-    throw data_error(
-        fmt::format("{} is truncated: expected {} bytes at offset {}, found {}", source.name,
-                    expected, source.offset + offset, completion.bytes),
-        source.hint);
+    throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
+                                 source.name, expected, source.offset + offset, completion.bytes),
+                     source.hint);
   reading.chunk_arrived[static_cast<std::size_t>(chunk)] = true;
   reading.arrived += expected;
   // The disk goes on while this thread hashes.
   while (submit_some()) {
   }
   hash_arrived(readings_[number - readings_.front().number]);
-  while (!readings_.empty() &&
-         readings_.front().arrived == part(readings_.front().number).bytes)
+  while (!readings_.empty() && readings_.front().arrived == part(readings_.front().number).bytes)
     finish_front();
 }
 

@@ -6,8 +6,8 @@
 //                        being used   └─ ready, or being read into the slots that are free ─┘
 //
 // Slots come in kinds (attention parts, MLP parts), each kind a ring of its own, because slots of
-// one size would waste half of an attention part's. A part goes into its kind's next slot as soon as
-// the part that was there has been released.
+// one size would waste half of an attention part's. A part goes into its kind's next slot as soon
+// as the part that was there has been released.
 #pragma once
 
 #include <atomic>
@@ -49,7 +49,7 @@ struct PartStreamOptions {
   std::vector<int> slots;  // of each kind, at least one of every kind that a part has
   CheckParts check = CheckParts::kFirstTime;
   std::uint64_t first = 0;  // number of the first part to read: a resumed pass begins there
-  std::uint64_t end = ~std::uint64_t{0};  // of the last one, and one: nothing is read beyond
+  std::uint64_t end = ~std::uint64_t{0};    // of the last one, and one: nothing is read beyond
   std::chrono::milliseconds stall{60'000};  // a disk that gives nothing for so long has failed
   std::int64_t chunk_bytes = std::int64_t{1} << 20;  // of one read
 };
@@ -64,8 +64,8 @@ class PartStream {
   PartStream& operator=(const PartStream&) = delete;
 
   // The bytes of part `number` (it is parts[number % parts.size()]), when they have been read and
-  // checked. Throws data_error for a wrong byte or a truncated file, resource_error for a read error
-  // or a disk that stalls; the same error from then on. `interrupted` is polled.
+  // checked. Throws data_error for a wrong byte or a truncated file, resource_error for a read
+  // error or a disk that stalls; the same error from then on. `interrupted` is polled.
   const std::byte* wait(std::uint64_t number, const std::function<bool()>& interrupted = {});
   // Parts are released in order; the memory is then the stream's again.
   void release(std::uint64_t number);
@@ -78,10 +78,10 @@ class PartStream {
   struct Reading {
     std::uint64_t number = 0;
     std::byte* data = nullptr;
-    std::int64_t asked = 0;              // bytes given to the queue, from the first on
-    std::int64_t arrived = 0;            // bytes that are here, in all
-    std::vector<bool> chunk_arrived;     // by chunk
-    std::int64_t hashed = 0;             // bytes, from the first on
+    std::int64_t asked = 0;               // bytes given to the queue, from the first on
+    std::int64_t arrived = 0;             // bytes that are here, in all
+    std::vector<bool> chunk_arrived;      // by chunk
+    std::int64_t hashed = 0;              // bytes, from the first on
     std::unique_ptr<StreamingHash> hash;  // null: not checked
     std::int64_t begin_ns = 0;
   };

@@ -61,8 +61,7 @@ class PreadQueue final : public ReadQueue {
  public:
   explicit PreadQueue(int depth) : depth_(depth) {
     try {
-      for (int i = 0; i < depth; ++i)
-        std::thread([shared = shared_] { serve(shared); }).detach();
+      for (int i = 0; i < depth; ++i) std::thread([shared = shared_] { serve(shared); }).detach();
     } catch (const std::exception& error) {
       stop();
       throw resource_error(fmt::format("cannot start {} reading threads: {}", depth, error.what()));

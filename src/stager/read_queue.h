@@ -44,9 +44,9 @@ std::unique_ptr<ReadQueue> make_uring_queue(int depth);
 // A thread per read under way.
 std::unique_ptr<ReadQueue> make_pread_queue(int depth);
 
-// The better of the two that works here, or what STAGECOACH_IO names ("io_uring", "pread"; "buffered"
-// is pread through the page cache). Throws usage_error for another name, resource_error where the
-// named one does not work.
+// The better of the two that works here, or what STAGECOACH_IO names ("io_uring", "pread";
+// "buffered" is pread through the page cache). Throws usage_error for another name, resource_error
+// where the named one does not work.
 std::unique_ptr<ReadQueue> make_read_queue(int depth);
 
 }  // namespace stagecoach

@@ -15,7 +15,7 @@ struct StagedLayer {
 };
 
 struct StagingPlan {
-  std::vector<StagedLayer> layers;  // one pass, in ring order
+  std::vector<StagedLayer> layers;         // one pass, in ring order
   int attention_slots = 0, mlp_slots = 0;  // of the ring; 0 when nothing is streamed
   // On disk: rows of the embedding are gathered, the head's matrix streams in tiles.
   Residence embedding = Residence::kAbsent, head = Residence::kAbsent;

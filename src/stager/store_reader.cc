@@ -31,11 +31,10 @@ StoreReader::StoreReader(const LayerStore& store, std::unique_ptr<ReadQueue> que
 void StoreReader::check(const Target& target, const ReadCompletion& completion, std::int64_t offset,
                         std::int64_t expected) const {
   if (completion.error != 0)
-    throw resource_error(
-        fmt::format("{}: cannot read {} bytes at offset {}: {}",
-                    part_label(store_, target.slab, target.part), expected, offset,
-                    std::strerror(completion.error)),
-        store_.repair_hint(target.slab));
+    throw resource_error(fmt::format("{}: cannot read {} bytes at offset {}: {}",
+                                     part_label(store_, target.slab, target.part), expected, offset,
+                                     std::strerror(completion.error)),
+                         store_.repair_hint(target.slab));
   if (completion.bytes != expected)
     throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
                                  part_label(store_, target.slab, target.part), expected, offset,
@@ -78,8 +77,8 @@ AlignedBuffer StoreReader::read_part(const SlabEntry& slab, const PartEntry& par
   if (!verify) return extent;
   if (const std::uint64_t found = xxh3(extent.span()); found != part.checksum)
     throw data_error(
-        fmt::format("{} is damaged: expected checksum {}, found {}",
-                    part_label(store_, slab, part), hash_to_hex(part.checksum), hash_to_hex(found)),
+        fmt::format("{} is damaged: expected checksum {}, found {}", part_label(store_, slab, part),
+                    hash_to_hex(part.checksum), hash_to_hex(found)),
         store_.repair_hint(slab));
   return extent;
 }

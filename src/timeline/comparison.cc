@@ -63,6 +63,13 @@ double distance(double speed) {
   return std::max(speed, 1 / speed);
 }
 
+// Null where an older version wrote the report.
+nlohmann::ordered_json critical_path_of(const SavedReport& report, Phase phase) {
+  for (const PhaseSplit& split : report.run.splits)
+    if (split.phase == phase) return split.critical_path;
+  return nullptr;
+}
+
 std::string number(const std::optional<double>& value) {
   return value ? fmt::format("{:.4g}", *value) : "-";
 }
@@ -86,6 +93,11 @@ std::optional<PhaseFigures> phase_figures(const SavedReport& report, Phase phase
                         .layer_ms = median(std::move(layers))};
   }
   return std::nullopt;
+}
+
+std::string note_of(const SavedReport& report) {
+  const RunInfo& info = report.run.info;
+  return info.shares_slabs() ? shared_slabs_note(info.model_layers, info.distinct_layers) : "";
 }
 
 std::string biggest_difference(const SavedReport& base, const SavedReport& other) {
@@ -133,6 +145,9 @@ std::string comparison_table(const std::vector<SavedReport>& reports) {
                          of(decode, &PhaseFigures::tokens_per_second),
                          of(prefill, &PhaseFigures::layer_ms), of(decode, &PhaseFigures::layer_ms));
   }
+  for (const SavedReport& report : reports)
+    if (const std::string note = note_of(report); !note.empty())
+      table += fmt::format("{}: {}\n", short_name(report.name), note);
   for (std::size_t i = 1; i < reports.size(); ++i)
     table += fmt::format("{} against {}: {}\n", short_name(reports[i].name),
                          short_name(reports[0].name), biggest_difference(reports[0], reports[i]));
@@ -155,8 +170,11 @@ std::vector<nlohmann::ordered_json> comparison_json(const std::vector<SavedRepor
       if (const auto figures = phase_figures(report, phase))
         object[key] = {{"ms", figures->ms},
                        {"tokens_per_second", figures->tokens_per_second},
-                       {"layer_ms", figures->layer_ms}};
+                       {"layer_ms", figures->layer_ms},
+                       {"critical_path", critical_path_of(report, phase)}};
     }
+    object["model_layers"] = info.model_layers;
+    object["distinct_layers"] = info.distinct_layers;
     object["difference"] = nullptr;
     if (i > 0) object["difference"] = biggest_difference(reports[0], report);
     objects.push_back(std::move(object));

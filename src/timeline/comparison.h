@@ -18,6 +18,9 @@ struct PhaseFigures {
 };
 std::optional<PhaseFigures> phase_figures(const SavedReport& report, Phase phase);
 
+// What a reader must know of the run before its figures (layers that share slabs); mostly empty.
+std::string note_of(const SavedReport& report);
+
 // How `other` differs most from `base`, in words: the phase whose speed differs by the largest
 // factor, and the layer that contributes most to it. Passes of different lengths are compared by
 // tokens per second. For runs without a phase in common, that.

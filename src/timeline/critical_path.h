@@ -13,6 +13,7 @@ namespace stagecoach {
 
 // Time on the critical path that went to one activity of one rank. For Activity::kWait the rank is
 // the sender: the time in which its message was on the way, and nobody computed for this path.
+// Activity::kRead is the rank's disk, which the path waited for.
 struct PathShare {
   int rank = 0;
   Activity activity = Activity::kOther;
@@ -28,21 +29,12 @@ struct CriticalPath {
 
 // From the end of the last measured span back: through the span's beginning to the span before it
 // on that rank or, where a rank really waited for a message, through the message to the span that
-// sent it. One path for each phase that was measured, prefill first. Pure: spans in, shares out.
+// sent it. A wait for weights leads back along the rank's disk, as far as that has not rested. One
+// path for each phase that was measured, prefill first. Pure: spans in, shares out.
 std::vector<CriticalPath> critical_paths(const std::vector<RankTimeline>& ranks);
 
-// "rank 1's attention: 48 % of the path; rank 0's MLP: 30 %; 12 % waiting for rank 0's messages;
-// 10 % elsewhere"
+// "rank 1's attention: 48 % of the pass; rank 0's MLP: 30 %; 12 % waiting for rank 0's messages;
+// 10 % elsewhere"; of a phase that decodes: "rank 2's disk: 71 % of the step; …"
 std::string describe(const CriticalPath& path);
-
-// Where the time of one rank's main thread went, from the first measured span of all ranks to the
-// last one.
-struct RankShare {
-  int rank = 0;
-  std::int64_t total_ns = 0;                   // the same for all ranks
-  std::int64_t by_activity[kActivities] = {};  // adds up to total_ns; reads are apart
-  std::vector<PathShare> waited_for;           // kWait, by sender, longest first
-};
-std::vector<RankShare> rank_shares(const std::vector<RankTimeline>& ranks);
 
 }  // namespace stagecoach

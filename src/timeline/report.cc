@@ -78,7 +78,7 @@ void write_report(const std::filesystem::path& directory, const RunInfo& info,
   const std::vector<LayerRow> rows = layer_rows(ranks);
   write_file_atomically(directory / "layers.csv", layers_csv(rows));
   write_file_atomically(directory / "run.json", run_json(summary));
-  write_file_atomically(directory / "trace.json", trace_json(ranks));
+  write_file_atomically(directory / "trace.json", trace_json(info, ranks));
   write_file_atomically(directory / "report.html", report_page(summary, rows, ranks));
 }
 

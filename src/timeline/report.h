@@ -62,8 +62,8 @@ std::string layers_csv(const std::vector<LayerRow>& rows);
 std::string layer_row_json(const LayerRow& row);
 
 // Chrome trace events, the JSON object form, on rank 0's clock. Opens in Perfetto and
-// chrome://tracing.
-std::string trace_json(const std::vector<RankTimeline>& ranks);
+// chrome://tracing. What was run stands in "otherData".
+std::string trace_json(const RunInfo& info, const std::vector<RankTimeline>& ranks);
 
 // Writes layers.csv, run.json, trace.json and report.html into `directory`, which is created.
 // Throws resource_error.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,18 +22,22 @@ struct RankUsage {
   std::int64_t peak_bytes = 0;     // largest resident set of the process; 0: unknown
   // What its threads can reach at most; 0: not probed. Bytes read, and f32 operations.
   double memory_bytes_per_s = 0, f32_flops_per_s = 0;
+  double disk_bytes_per_s =
+      0;  // direct reads of the file system that its store is on; 0: not probed
 
   template <class Archive>
   void serialize(Archive& archive) {
     archive(layers, isa, threads, weights_bytes, kv_bytes, peak_bytes, memory_bytes_per_s,
-            f32_flops_per_s);
+            f32_flops_per_s, disk_bytes_per_s);
   }
 };
 
-// Fills in the limits of a rank with usage.threads threads; null: they stay unknown.
-void add_limits(RankUsage& usage, const std::optional<MachineLimits>& limits);
+// Fills in the limits of a rank with usage.threads threads that reads `store`; null: they stay
+// unknown.
+void add_limits(RankUsage& usage, const std::optional<MachineLimits>& limits,
+                const std::filesystem::path& store);
 // With the limits that `stagecoach probe` has found on this host, read once a process.
-RankUsage with_cached_limits(RankUsage usage);
+RankUsage with_cached_limits(RankUsage usage, const std::filesystem::path& store);
 
 // One phase of a run: medians and quartiles over its passes.
 struct PhaseResult {
@@ -56,6 +61,11 @@ struct RunInfo {
   int ranks = 0;
   std::optional<double> tokens_per_second;  // of the whole run, where it has such a figure
   std::vector<PhaseResult> phases;
+
+  bool shares_slabs() const { return distinct_layers < model_layers; }
 };
+
+// "the store's 96 layers share 4 slabs: …": every report of such a run says so.
+std::string shared_slabs_note(std::int64_t model_layers, std::int64_t distinct_layers);
 
 }  // namespace stagecoach

@@ -11,7 +11,7 @@ namespace stagecoach {
 namespace {
 
 constexpr const char* kFormat = "stagecoach-run";
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2, kOldest = 1;
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max() / 2;
 
 using OrderedJson = nlohmann::ordered_json;
@@ -40,6 +40,44 @@ OrderedJson rank_json(const RankSummary& rank) {
           {"sent_bytes", rank.sent_bytes},
           {"received_bytes", rank.received_bytes},
           {"read_bytes", rank.read_bytes}};
+}
+
+// The one list of a rank split's fields: JSON keys and the reader's come from here.
+template <typename Split, typename Visitor>
+void for_each_field(Split& split, Visitor&& visit) {
+  constexpr std::pair<const char*, Activity> kTimes[] = {
+      {"attention_ms", Activity::kAttention},    {"mlp_ms", Activity::kMlp},
+      {"embedding_ms", Activity::kEmbedding},    {"head_ms", Activity::kHead},
+      {"weight_wait_ms", Activity::kWeightWait}, {"send_ms", Activity::kSend},
+      {"receive_ms", Activity::kWait},           {"other_ms", Activity::kOther}};
+  visit("rank", split.rank);
+  visit("wall_ms", split.wall_ms);
+  for (const auto& [name, activity] : kTimes)
+    visit(name, split.by_activity_ms[static_cast<int>(activity)]);
+  visit("busy", split.busy);
+  visit("waits_for", split.mostly_for);
+  visit("read_bytes", split.read_bytes);
+  visit("disk_ms", split.disk_ms);
+  visit("share_of_disk", split.share_of_disk);
+}
+
+template <typename T>
+OrderedJson field_json(const std::optional<T>& value) {
+  return value ? OrderedJson(*value) : OrderedJson(nullptr);
+}
+template <typename T>
+OrderedJson field_json(const T& value) {
+  return value;
+}
+
+OrderedJson rank_split_json(const RankSplit& split) {
+  OrderedJson json;
+  for_each_field(split,
+                 [&](const char* name, const auto& value) { json[name] = field_json(value); });
+  // Quotients of what stands before.
+  json["disk_gb_per_s"] = split.disk_gb_per_s();
+  json["disk_busy"] = split.disk_busy();
+  return json;
 }
 
 // Elements of the array `key`, as objects that errors can name.
@@ -114,6 +152,36 @@ RankSummary parse_rank(const JsonObject& object) {
           .read_bytes = count(object, "read_bytes")};
 }
 
+struct FieldReader {
+  const JsonObject& object;
+
+  void operator()(const char* key, int& value) const {
+    value = static_cast<int>(object.integer_in(key, 0, 1 << 20));
+  }
+  void operator()(const char* key, std::int64_t& value) const { value = count(object, key); }
+  void operator()(const char* key, double& value) const { value = amount(object, key); }
+  template <typename T>
+  void operator()(const char* key, std::optional<T>& value) const {
+    if (object.has(key)) (*this)(key, value.emplace());
+  }
+};
+
+PhaseSplit parse_split(const JsonObject& object) {
+  object.only({"phase", "critical_path", "ranks_detail"});
+  PhaseSplit split{
+      .phase = parse_phase(object), .critical_path = object.string("critical_path"), .ranks = {}};
+  for (const JsonObject& rank : objects(object, "ranks_detail")) {
+    RankSplit& parsed = split.ranks.emplace_back();
+    std::vector<std::string_view> known{"disk_gb_per_s", "disk_busy"};
+    for_each_field(parsed, [&](const char* name, auto&) { known.push_back(name); });
+    rank.only(known);
+    for_each_field(parsed, FieldReader{rank});
+    for (const char* quotient : {"disk_gb_per_s", "disk_busy"}) amount(rank, quotient);
+    parsed.phase = split.phase;
+  }
+  return split;
+}
+
 RunInfo parse_info(const JsonObject& object) {
   RunInfo info{.command = word(object, "command"),
                .work = object.string("work"),
@@ -139,7 +207,7 @@ RunInfo parse_info(const JsonObject& object) {
 }  // namespace
 
 RunSummary run_summary(const RunInfo& info, const std::vector<RankTimeline>& ranks) {
-  RunSummary summary{.info = info, .ranks = {}};
+  RunSummary summary{.info = info, .ranks = {}, .splits = phase_splits(ranks)};
   summary.info.ranks = static_cast<int>(ranks.size());
   for (const RankTimeline& rank : ranks) {
     RankSummary& entry = summary.ranks.emplace_back();
@@ -158,9 +226,33 @@ RunSummary run_summary(const RunInfo& info, const std::vector<RankTimeline>& ran
   return summary;
 }
 
+std::vector<PhaseSplit> phase_splits(const std::vector<RankTimeline>& ranks) {
+  std::vector<PhaseSplit> splits;
+  for (const RankSplit& split : rank_splits(ranks)) {
+    if (splits.empty() || splits.back().phase != split.phase)
+      splits.push_back({.phase = split.phase, .critical_path = {}, .ranks = {}});
+    splits.back().ranks.push_back(split);
+  }
+  for (const CriticalPath& path : critical_paths(ranks))
+    for (PhaseSplit& split : splits)
+      if (split.phase == path.phase) split.critical_path = describe(path);
+  return splits;
+}
+
+OrderedJson split_json(const PhaseSplit& split) {
+  OrderedJson ranks = OrderedJson::array();
+  for (const RankSplit& rank : split.ranks) ranks.push_back(rank_split_json(rank));
+  return {{"critical_path", split.critical_path}, {"ranks_detail", ranks}};
+}
+
 std::string run_json(const RunSummary& summary) {
   const RunInfo& info = summary.info;
   OrderedJson phases = OrderedJson::array(), ranks = OrderedJson::array();
+  OrderedJson splits = OrderedJson::array();
+  for (const PhaseSplit& split : summary.splits) {
+    splits.push_back({{"phase", phase_name(split.phase)}});
+    splits.back().update(split_json(split));
+  }
   for (const PhaseResult& phase : info.phases) phases.push_back(phase_json(phase));
   for (const RankSummary& rank : summary.ranks) ranks.push_back(rank_json(rank));
   const OrderedJson json{
@@ -181,7 +273,8 @@ std::string run_json(const RunSummary& summary) {
       {"tokens_per_second",
        info.tokens_per_second ? OrderedJson(*info.tokens_per_second) : OrderedJson(nullptr)},
       {"phases", phases},
-      {"ranks", ranks}};
+      {"ranks", ranks},
+      {"splits", splits}};
   return json.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
@@ -191,17 +284,26 @@ RunSummary parse_run_json(std::string_view text, const std::string& source) {
   if (const std::string format = object.string("format"); format != kFormat)
     throw data_error(fmt::format("{}: expected format \"{}\", found {}", source, kFormat,
                                  Json(format).dump(-1, ' ', true)));
-  if (const std::int64_t version = object.integer("version"); version != kVersion)
-    throw data_error(fmt::format("{}: expected version {}, found {}", source, kVersion, version),
-                     "use the Stagecoach that wrote it, or run again with --report");
-  object.only({"format", "version", "command", "work", "model", "model_version", "weights", "build",
-               "wire", "layer_begin", "layer_end", "model_layers", "distinct_layers", "micro_batch",
-               "tokens_per_second", "phases", "ranks"});
-  RunSummary summary{.info = parse_info(object), .ranks = {}};
+  const std::int64_t version = object.integer("version");
+  if (version < kOldest || version > kVersion)
+    throw data_error(
+        fmt::format("{}: expected version {} or {}, found {}", source, kOldest, kVersion, version),
+        "use the Stagecoach that wrote it, or run again with --report");
+  std::vector<std::string_view> known{
+      "format",        "version",      "command",         "work",        "model",
+      "model_version", "weights",      "build",           "wire",        "layer_begin",
+      "layer_end",     "model_layers", "distinct_layers", "micro_batch", "tokens_per_second",
+      "phases",        "ranks"};
+  if (version > 1) known.push_back("splits");
+  object.only(known);
+  RunSummary summary{.info = parse_info(object), .ranks = {}, .splits = {}};
   for (const JsonObject& rank : objects(object, "ranks")) summary.ranks.push_back(parse_rank(rank));
   if (summary.ranks.empty())
     throw data_error(fmt::format("{}: ranks: expected one at least, found none", source));
   summary.info.ranks = static_cast<int>(summary.ranks.size());
+  if (version == 1) return summary;
+  for (const JsonObject& split : objects(object, "splits"))
+    summary.splits.push_back(parse_split(split));
   return summary;
 }
 

@@ -59,6 +59,23 @@ void Timeline::record(const Span& span) {
                kMaxSpans);
 }
 
+void CutSpan::stood_still_since(std::int64_t asked_ns) {
+  const std::int64_t now = now_ns();
+  if (now - asked_ns < kShortest) return;
+  Span wait = span();
+  wait.kind = SpanKind::kWeightWait;
+  wait.bytes = wait.flops = wait.tokens = 0;
+  wait.begin_ns = asked_ns;
+  wait.end_ns = now;
+  Span rest = span();
+  rest.bytes = rest.flops = 0;
+  rest.end_ns = 0;
+  span().end_ns = asked_ns;
+  timed_.reset();
+  timeline_.record(wait);
+  timed_.emplace(timeline_, rest);
+}
+
 std::vector<Span> Timeline::take() {
   std::vector<std::vector<Span>> blocks;
   std::size_t count = 0;

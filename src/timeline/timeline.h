@@ -4,9 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -67,14 +69,14 @@ class Timeline {
   bool warned_ = false;
 };
 
-// Times its own scope. RAII only: a span that is begun is ended.
+// Times its own scope, or up to an end that is set. RAII only: a span that is begun is ended.
 class ScopedSpan {
  public:
   ScopedSpan(Timeline& timeline, Span span) : timeline_(timeline), span_(span) {
     span_.begin_ns = now_ns();
   }
   ~ScopedSpan() {
-    span_.end_ns = now_ns();
+    if (span_.end_ns == 0) span_.end_ns = now_ns();
     timeline_.record(span_);
   }
   ScopedSpan(const ScopedSpan&) = delete;
@@ -84,6 +86,24 @@ class ScopedSpan {
  private:
   Timeline& timeline_;
   Span span_;
+};
+
+// A scope that may stand still for weights: its span is cut there, and what lies between is a
+// kWeightWait span, so that spans still stand side by side.
+class CutSpan {
+ public:
+  // Shorter stops are the cost of looking whether the weights are there: they cut nothing.
+  static constexpr std::int64_t kShortest = 20'000;
+
+  CutSpan(Timeline& timeline, const Span& span)
+      : timed_(std::in_place, timeline, span), timeline_(timeline) {}
+  // From `asked_ns` until now nothing was done. Bytes and flops so far stay with what was before.
+  void stood_still_since(std::int64_t asked_ns);
+  Span& span() { return timed_->span(); }
+
+ private:
+  std::optional<ScopedSpan> timed_;
+  Timeline& timeline_;
 };
 
 // One rank's spans as they travel to rank 0 (the transport adds length and checksum).

@@ -64,11 +64,11 @@ class TraceWriter {
     }
   }
 
-  std::string finish() && {
+  std::string finish(const std::string& about) && {
     return fmt::format(
-        "{{\"traceEvents\":[{}\n],\"displayTimeUnit\":\"ms\",\"otherData\":{{\"origin_ns\":{}}}}}"
+        "{{\"traceEvents\":[{}\n],\"displayTimeUnit\":\"ms\",\"otherData\":{{\"origin_ns\":{}{}}}}}"
         "\n",
-        events_, origin_ns_);
+        events_, origin_ns_, about);
   }
 
  private:
@@ -135,9 +135,26 @@ class TraceWriter {
   std::string events_;
 };
 
+// What whoever finds the file must know of the run, as further members of an object.
+std::string other_data(const RunInfo& info) {
+  std::string text;
+  const auto add = [&](const char* name, const Json& value) {
+    text +=
+        fmt::format(",\"{}\":{}", name, value.dump(-1, ' ', false, Json::error_handler_t::replace));
+  };
+  if (!info.command.empty()) add("command", info.command);
+  if (!info.model.empty()) add("model", info.model);
+  if (info.shares_slabs()) {
+    add("model_layers", info.model_layers);
+    add("distinct_layers", info.distinct_layers);
+    add("note", shared_slabs_note(info.model_layers, info.distinct_layers));
+  }
+  return text;
+}
+
 }  // namespace
 
-std::string trace_json(const std::vector<RankTimeline>& ranks) {
+std::string trace_json(const RunInfo& info, const std::vector<RankTimeline>& ranks) {
   // Times count from the first span of all: clocks count from boot, and viewers would show that.
   std::int64_t origin_ns = std::numeric_limits<std::int64_t>::max();
   for (const RankTimeline& rank : ranks)
@@ -145,7 +162,7 @@ std::string trace_json(const std::vector<RankTimeline>& ranks) {
       origin_ns = std::min(origin_ns, rank.to_rank0(span.begin_ns));
   TraceWriter writer(origin_ns == std::numeric_limits<std::int64_t>::max() ? 0 : origin_ns);
   for (const RankTimeline& rank : ranks) writer.add_rank(rank);
-  return std::move(writer).finish();
+  return std::move(writer).finish(other_data(info));
 }
 
 }  // namespace stagecoach

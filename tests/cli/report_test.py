@@ -69,7 +69,7 @@ class Reports(StoreTest):
             self.assertIn(words, page.text)
         self.assertEqual(page.tags.count("svg"), 3)
         summary = json.loads((self.folder / "r/run.json").read_text())
-        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 1, "time"))
+        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 2, "time"))
         self.assertEqual([p["phase"] for p in summary["phases"]], ["prefill", "decode"])
         self.assertGreater(summary["ranks"][0]["peak_bytes"], summary["ranks"][0]["weights_bytes"])
 
@@ -87,6 +87,66 @@ class Reports(StoreTest):
         self.succeeds(run("create", "tiny-llama", store, "--name", name, "--quiet"))
         page = self.check_page(self.report("r", store=store) / "report.html")
         self.assertIn(name, page.text)
+
+    def streamed_store(self):
+        """A random model whose layers (170 MB, in four slabs) are worth more than the process itself."""
+        config = self.folder / "config.json"
+        config.write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 256, "n_positions": 128,
+                                      "n_embd": 768, "n_layer": 12, "n_head": 12, "activation_function": "gelu_new",
+                                      "layer_norm_epsilon": 1e-5}))
+        store = self.folder / "streamed"
+        self.succeeds(run("create", config, store, "--weights", "f16", "--distinct-layers", 4, "--quiet"))
+        refusal = run("time", "--store", store, "--tokens", 8, "--memory", "1MB", ranks=2)
+        self.fails(refusal, 4, "try: --memory ")
+        smallest = int(re.search(r"--memory (\d+)MB", refusal.stderr).group(1))
+        return store, f"{smallest + 8}MB"
+
+    def test_a_streamed_run_says_what_its_disks_did(self):
+        store, memory = self.streamed_store()
+        folder = self.folder / "r"
+        flags = ("time", "--store", store, "--tokens", 8, "--phase", "both", "--repeat", 2, "--memory", memory)
+        table = self.succeeds(run(*flags, ranks=2)).stdout
+        for words in ("critical path of prefill: rank ", "critical path of decode: rank ", " % of the step", "12 layers share 4 slabs"):
+            self.assertIn(words, table)
+        summaries = [o for o in json_lines(self.succeeds(run(*flags, "--json", "--report", folder, ranks=2))) if o.get("summary")]
+        for summary in summaries:
+            self.assertIn("rank ", summary["critical_path"])
+            self.assertEqual([r["rank"] for r in summary["ranks_detail"]], [0, 1])
+            for rank in summary["ranks_detail"]:
+                parts = sum(v for k, v in rank.items() if k.endswith("_ms") and k not in ("wall_ms", "disk_ms"))
+                self.assertAlmostEqual(parts, rank["wall_ms"], delta=1e-6 * rank["wall_ms"])
+                self.assertGreater(rank["read_bytes"], 0)
+                self.assertLessEqual(rank["disk_busy"], 1)
+                self.assertLessEqual(rank["disk_busy"], rank["busy"] + 1e-9)
+                self.assertIsNone(rank["share_of_disk"])
+        page = self.check_page(folder / "report.html")
+        for words in ("12 layers share 4 slabs", "disk busy", "of the step", "reading"):
+            self.assertIn(words, page.text)
+        saved = json.loads((folder / "run.json").read_text())
+        self.assertEqual([(s["phase"], s["critical_path"]) for s in saved["splits"]],
+                         [(s["phase"], s["critical_path"]) for s in summaries])
+        self.assertEqual((saved["model_layers"], saved["distinct_layers"]), (12, 4))
+        about = json.loads((folder / "trace.json").read_text())["otherData"]
+        self.assertIn("12 layers share 4 slabs", about["note"])
+        with open(folder / "layers.csv", newline="") as file:
+            decode = [float(row["read_ms"]) for row in csv.DictReader(file) if row["phase"] == "decode"]
+        self.assertEqual(len(decode), 12)
+        self.assertGreater(sum(ms > 0 for ms in decode), 0)
+        self.assertIn("12 layers share 4 slabs", self.succeeds(run("report", folder, folder)).stdout)
+        # A report of a version that knew no splits.
+        saved["version"] = 1
+        del saved["splits"]
+        (folder / "run.json").write_text(json.dumps(saved))
+        self.succeeds(run("report", folder))
+
+    def test_score_and_generate_end_with_the_same_tables(self):
+        store, _ = self.streamed_store()
+        ids = self.folder / "ids"
+        ids.write_text("1 2 3 4")
+        for flags in (("generate", "--prompt", "And", "--max-new-tokens", 3), ("score", "--ids", ids)):
+            stderr = self.succeeds(run(flags[0], "--store", store, *flags[1:])).stderr
+            for words in ("wall ms", "critical path of prefill: rank 0's ", "note: the store's 12 layers share 4 slabs"):
+                self.assertIn(words, stderr)
 
     def test_comparison(self):
         first, second = self.report("a", "--phase", "both"), self.report("b", "--threads", 1)
@@ -119,7 +179,7 @@ class Reports(StoreTest):
         broken("layers.csv", lambda t: t.replace("wait_ms", "waits"), "layers.csv:1:", "version")
         broken("layers.csv", lambda t: t[:-9], "layers.csv:8:", "cut off")
         broken("layers.csv", lambda t: t.replace(",prefill,", ",prefill,-", 1), "layers.csv:2:", "ms")
-        broken("run.json", lambda t: t.replace('"version": 1', '"version": 2'), "run.json", "version 1, found 2")
+        broken("run.json", lambda t: t.replace('"version": 2', '"version": 3'), "run.json", "version 1 or 2, found 3")
         broken("run.json", lambda t: t[:100], "run.json")
         (self.folder / "bad/layers.csv").unlink()
         self.fails(run("report", self.folder / "bad"), 3)

@@ -51,6 +51,10 @@ std::string run_table(const std::vector<SavedReport>& reports) {
 
 std::string differences(const std::vector<SavedReport>& reports) {
   std::string html;
+  for (const SavedReport& report : reports)
+    if (const std::string note = note_of(report); !note.empty())
+      html += fmt::format("<p><strong>{}</strong>: {}.</p>\n", html_escape(report.name),
+                          html_escape(note));
   for (std::size_t i = 1; i < reports.size(); ++i)
     html += fmt::format("<p><strong>{}</strong> against {}: {}.</p>\n",
                         html_escape(reports[i].name), html_escape(reports[0].name),

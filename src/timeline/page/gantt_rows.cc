@@ -39,9 +39,12 @@ SlicedRow slice_row(const GanttRow& row, const TimeRange& range, int slices) {
   SlicedRow sliced;
   sliced.slices.resize(static_cast<std::size_t>(slices));
   const double width = static_cast<double>(range.length()) / slices;
+  std::int64_t reached = range.begin_ns;
   for (const Span& span : row.spans) {
-    const double begin =
-        static_cast<double>(std::max(span.begin_ns, range.begin_ns) - range.begin_ns);
+    // Reads of several files or parts overlap: what counts is that the disk reads.
+    const std::int64_t from = row.reads ? std::max(span.begin_ns, reached) : span.begin_ns;
+    if (row.reads) reached = std::max(reached, span.end_ns);
+    const double begin = static_cast<double>(std::max(from, range.begin_ns) - range.begin_ns);
     const double end = static_cast<double>(std::min(span.end_ns, range.end_ns) - range.begin_ns);
     const auto activity = static_cast<std::size_t>(activity_of(span.kind));
     const int first = std::clamp(static_cast<int>(begin / width), 0, slices - 1);
@@ -50,7 +53,7 @@ SlicedRow slice_row(const GanttRow& row, const TimeRange& range, int slices) {
       if (inside > 0) sliced.slices[static_cast<std::size_t>(s)].share[activity] += inside / width;
     }
   }
-  // Reads of several threads overlap: a slice is not more than full.
+  // Clocks of a rank may overlap by a rounding: a slice is not more than full.
   for (SlicedRow::Slice& slice : sliced.slices) {
     double sum = 0;
     for (const double share : slice.share) sum += share;

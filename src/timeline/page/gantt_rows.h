@@ -7,15 +7,9 @@
 
 #include "timeline/activity.h"
 #include "timeline/report.h"
+#include "timeline/time_range.h"
 
 namespace stagecoach {
-
-// A stretch of rank 0's clock.
-struct TimeRange {
-  std::int64_t begin_ns = 0, end_ns = 0;
-
-  std::int64_t length() const { return end_ns - begin_ns; }
-};
 
 // From the first span of all ranks to the last one; of waits only what lies between others. Empty
 // without spans.

@@ -9,6 +9,7 @@
 #include "timeline/critical_path.h"
 #include "timeline/page/gantt.h"
 #include "timeline/page/html.h"
+#include "timeline/rank_split.h"
 
 namespace stagecoach {
 namespace {
@@ -94,11 +95,10 @@ std::string facts(const RunSummary& summary) {
 std::string notes(const RunSummary& summary, const std::vector<RankTimeline>& ranks) {
   std::string html;
   const RunInfo& info = summary.info;
-  if (info.distinct_layers < info.model_layers)
+  if (info.shares_slabs())
     html += fmt::format(
-        "<p>The store's {} layers share {} slabs: times are real, memory and results are not those "
-        "of the full model.</p>\n",
-        info.model_layers, info.distinct_layers);
+        "<p>{}.</p>\n",
+        html_escape(capitalized(shared_slabs_note(info.model_layers, info.distinct_layers))));
   for (const RankTimeline& rank : ranks)
     if (rank.spans.size() >= Timeline::kMaxSpans)
       html +=
@@ -107,55 +107,69 @@ std::string notes(const RunSummary& summary, const std::vector<RankTimeline>& ra
   return html;
 }
 
-// One line for each rank: what its main thread did, and for whom it waited.
-std::string rank_time_table(const std::vector<RankShare>& shares) {
+// Thin, as disks are in the charts; nothing where a rank has read nothing.
+std::string disk_bar(const RankSplit& split) {
+  if (split.disk_ms <= 0) return {};
+  return "<div class=\"stack disk\">" + segment("read", split.disk_ms, split.wall_ms) + "</div>";
+}
+
+// One line for each rank: what its main thread did, for whom it waited, and its disk.
+std::string rank_time_table(const std::vector<RankSplit>& splits) {
   std::string html =
-      "<div class=\"wide\"><table>\n<tr><th class=\"left\">rank</th><th class=\"left\">main "
-      "thread</th><th>busy</th><th>waiting</th><th class=\"left\">mostly for</th></tr>\n";
-  for (const RankShare& share : shares) {
-    const auto whole = static_cast<double>(share.total_ns);
-    const auto of = [&](Activity a) {
-      return static_cast<double>(share.by_activity[static_cast<int>(a)]);
-    };
+      "<div class=\"wide\"><table class=\"ranks\">\n<tr><th class=\"left\">rank</th>"
+      "<th class=\"left\">main thread, and disk below</th><th class=\"optional\">computes or "
+      "reads</th><th>waits for a rank</th><th class=\"left optional\">mostly</th><th>waits for "
+      "weights</th><th>disk busy</th><th class=\"optional\">read</th><th>GB/s</th>"
+      "<th class=\"optional\">of limit</th></tr>\n";
+  for (const RankSplit& split : splits) {
+    const auto part = [&](Activity a) { return percent(split.ms(a), split.wall_ms); };
     std::string bar;
-    double idle = 0;
     for (int a = 0; a < kActivities; ++a) {
       const auto activity = static_cast<Activity>(a);
-      bar += segment(activity_key(activity), of(activity), whole);
+      bar += segment(activity_key(activity), split.ms(activity), split.wall_ms);
     }
-    idle = of(Activity::kWait) + of(Activity::kWeightWait) + of(Activity::kOther);
-    const bool waits = !share.waited_for.empty() &&
-                       percent(static_cast<double>(share.waited_for.front().ns), whole) >= 1;
+    const bool reads = split.disk_ms > 0;
+    const std::string limit = !reads ? "–"
+                              : split.share_of_disk
+                                  ? fmt::format("{:.0f} %", *split.share_of_disk * 100)
+                                  : kNotProbed;
+    const bool waits = split.mostly_for && part(Activity::kWait) >= 1;
     html += fmt::format(
-        "<tr><td class=\"left\">{}</td><td class=\"bar\"><div class=\"stack\">{}</div></td>"
-        "<td>{:.0f} %</td><td>{:.0f} %</td><td class=\"left\">{}</td></tr>\n",
-        share.rank, bar, percent(whole - idle, whole), percent(of(Activity::kWait), whole),
-        waits ? fmt::format("rank {}", share.waited_for.front().rank) : "–");
+        "<tr><td class=\"left\">{}</td><td class=\"bar\"><div class=\"stack\">{}</div>{}</td>"
+        "<td class=\"optional\">{:.0f} %</td><td>{:.0f} %</td><td class=\"left optional\">{}</td>"
+        "<td>{:.0f} %</td><td>{:.0f} %</td><td class=\"optional\">{}</td><td>{}</td>"
+        "<td class=\"optional\">{}</td></tr>\n",
+        split.rank, bar, disk_bar(split), 100 * split.busy, part(Activity::kWait),
+        waits ? fmt::format("rank {}", *split.mostly_for) : "–", part(Activity::kWeightWait),
+        100 * split.disk_busy(), reads ? format_bytes(split.read_bytes) : "–",
+        reads ? fmt::format("{:.2f}", split.disk_gb_per_s()) : "–", limit);
   }
   return html + "</table></div>\n";
 }
 
-std::string critical_path_section(const std::vector<RankTimeline>& ranks) {
-  const std::vector<CriticalPath> paths = critical_paths(ranks);
-  if (paths.empty()) return {};
+std::string split_section(const std::vector<PhaseSplit>& splits) {
+  if (splits.empty()) return {};
   std::string html =
       "<section>\n<h2>What the time went into</h2>\n<p class=\"muted\">The critical path: from the "
       "last result back through whatever it had to wait for. Only what stands here makes the run "
-      "shorter when it gets faster.</p>\n";
-  for (const CriticalPath& path : paths)
-    html += fmt::format("<p><strong>{}</strong>: {} ({} in all measured passes).</p>\n",
-                        capitalized(phase_name(path.phase)), unbroken(html_escape(describe(path))),
-                        format_duration(path.total_ns));
-  html += "<h3>Each rank</h3>\n" +
-          legend({{"attention", "attention"},
-                  {"mlp", "MLP"},
-                  {"embedding", "embedding"},
-                  {"head", "head and sampling"},
-                  {"weight-wait", "waiting for weights"},
-                  {"send", "send"},
-                  {"wait", "waiting for a rank"},
-                  {"other", "between spans"}}) +
-          rank_time_table(rank_shares(ranks));
+      "shorter when it gets faster. A disk stands here for as long as the path waited for what it "
+      "read, also where it read ahead.</p>\n";
+  for (const PhaseSplit& split : splits)
+    html += fmt::format("<p><strong>{}</strong>: {}.</p>\n", capitalized(phase_name(split.phase)),
+                        unbroken(html_escape(split.critical_path)));
+  html += "<h3>Each rank</h3>\n" + legend({{"attention", "attention"},
+                                           {"mlp", "MLP"},
+                                           {"embedding", "embedding"},
+                                           {"head", "head and sampling"},
+                                           {"weight-wait", "waiting for weights"},
+                                           {"send", "send"},
+                                           {"wait", "waiting for a rank"},
+                                           {"other", "between spans"},
+                                           {"read", "disk reads"}});
+  for (const PhaseSplit& split : splits)
+    html += fmt::format("<h4>{}, {} a pass</h4>\n", capitalized(phase_name(split.phase)),
+                        format_ms(split.ranks.front().wall_ms)) +
+            rank_time_table(split.ranks);
   return html + "</section>\n";
 }
 
@@ -287,7 +301,7 @@ std::string report_page(const RunSummary& summary, const std::vector<LayerRow>& 
   const RunInfo& info = summary.info;
   const std::string body =
       heading(summary) + "<main>\n" + facts(summary) + notes(summary, ranks) +
-      critical_path_section(ranks) + gantt_section(ranks) + layer_section(rows) +
+      split_section(summary.splits) + gantt_section(ranks) + layer_section(rows) +
       memory_section(summary.ranks) +
       fmt::format(
           "</main>\n<footer><p class=\"muted\">Stagecoach {}; hidden states between ranks "

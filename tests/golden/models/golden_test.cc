@@ -100,8 +100,7 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
   Timeline timeline;
   LayerStager source(
       *store_,
-      all_in_memory(
-          {.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
+      all_in_memory({.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
       {}, timeline);
   StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64});
   runner.kv().add_layers(0, spec.num_hidden_layers);

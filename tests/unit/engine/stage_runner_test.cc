@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "backend/cpu/cpu_backend.h"
@@ -35,7 +37,9 @@ class HeadOnly : public LayerSource {
     head_.views[static_cast<int>(TensorRole::kHead)] = {matrix_.data(), DType::kF32,
                                                         Layout::kPanels16, kVocab, kHidden};
   }
-  LayerLease lease(std::int64_t, PartKind, NextUse) override { throw std::logic_error("no layers"); }
+  LayerLease lease(std::int64_t, PartKind, NextUse) override {
+    throw std::logic_error("no layers");
+  }
   LayerLease lease_ends(PartKind part) override {
     EXPECT_EQ(part, PartKind::kHead);
     ++leases_;
@@ -44,8 +48,12 @@ class HeadOnly : public LayerSource {
   void gather(TensorRole, std::span<const std::int32_t>, const UseRows&) override {
     throw std::logic_error("no embedding");
   }
-  void head_matrix(const UseTile& use) override { use(0, head_[TensorRole::kHead]); }
+  void head_matrix(const UseTile& use) override {
+    std::this_thread::sleep_for(disk);
+    use(0, head_[TensorRole::kHead]);
+  }
   int leases() const { return leases_; }
+  std::chrono::milliseconds disk{0};  // how long it takes to come
 
  private:
   std::vector<float> norm_;
@@ -119,6 +127,23 @@ TEST_F(RunHead, NothingWantedRunsNothing) {
   EXPECT_EQ(rows_used({run(0, 4, {}, false), run(1, 2, {-1, -1}, false)}), Rows{});
   EXPECT_EQ(head_.leases(), 0);
   EXPECT_EQ(rows_used({}), Rows{});
+}
+
+TEST_F(RunHead, WaitingForTheMatrixIsNotItsComputation) {
+  head_.disk = std::chrono::milliseconds(2);
+  rows_used({run(0, 1, {}, true)});
+  std::int64_t reached = 0, bytes = 0, flops = 0, waited = 0;
+  for (const Span& span : timeline_.take()) {
+    EXPECT_LE(reached, span.begin_ns);  // side by side
+    EXPECT_LE(span.begin_ns, span.end_ns);
+    reached = span.end_ns;
+    bytes += span.bytes;
+    flops += span.flops;
+    if (span.kind == SpanKind::kWeightWait) waited += span.end_ns - span.begin_ns;
+  }
+  EXPECT_GE(waited, 2'000'000);
+  EXPECT_EQ(bytes, layout_bytes(Layout::kPanels16, DType::kF32, kVocab, kHidden));
+  EXPECT_EQ(flops, 2 * kVocab * kHidden);
 }
 
 TEST_F(RunHead, SamplesAfterTheLastRowOfARun) {

@@ -110,9 +110,9 @@ TEST(Residency, ReachesTheBoundWhenLayersAreSmall) {
     const std::int64_t slice = layers * kLayer, memory = slice / 2;
     const auto found = plan_residency(request(windows, 4, memory));
     ASSERT_TRUE(found);
-    const double bound =
-        rounds == 1 ? 4.0 * static_cast<double>(slice - memory)
-                    : streamed_bound(static_cast<double>(slice), static_cast<double>(memory), 4, rounds);
+    const double bound = rounds == 1 ? 4.0 * static_cast<double>(slice - memory)
+                                     : streamed_bound(static_cast<double>(slice),
+                                                      static_cast<double>(memory), 4, rounds);
     EXPECT_GE(static_cast<double>(found->waited), 0.999 * bound) << rounds;
     EXPECT_LE(static_cast<double>(found->waited), 1.03 * bound) << rounds;
   }

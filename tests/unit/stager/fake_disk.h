@@ -1,5 +1,5 @@
-// A disk that lives in memory and misbehaves on purpose: reads finish in a seeded random order, late,
-// short, wrong, with an error, or never.
+// A disk that lives in memory and misbehaves on purpose: reads finish in a seeded random order,
+// late, short, wrong, with an error, or never.
 #pragma once
 
 #include <algorithm>

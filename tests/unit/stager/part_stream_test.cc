@@ -45,9 +45,8 @@ class PartStreamTest : public testing::Test {
   }
 
   PartStreamOptions options(std::vector<int> slots) const {
-    return {.slots = std::move(slots),
-            .stall = std::chrono::milliseconds(200),
-            .chunk_bytes = kBlock};
+    return {
+        .slots = std::move(slots), .stall = std::chrono::milliseconds(200), .chunk_bytes = kBlock};
   }
   std::unique_ptr<PartStream> stream(const PartStreamOptions& wanted,
                                      const DiskScript& script = {}) {
@@ -91,7 +90,8 @@ TEST_F(PartStreamTest, HoldsPartsUntilTheyAreReleased) {
   const auto parts = stream(options({2, 2}));
   std::vector<const std::byte*> held;
   for (std::uint64_t n = 0; n < 4; ++n) held.push_back(parts->wait(n));
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // time to overwrite them, if it would
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(20));  // time to overwrite them, if it would
   for (std::uint64_t n = 0; n < 4; ++n) expect_part(*parts, n, held[n]);
   parts->release(0);
   expect_part(*parts, 4, parts->wait(4));
@@ -179,14 +179,13 @@ TEST_F(PartStreamTest, ADiskThatStallsIsNamedAndNothingHangs) {
 
 TEST_F(PartStreamTest, AnInterruptEndsAWait) {
   const auto parts = stream(options({1, 1}), {.fault = DiskScript::Fault::kStall, .fault_at = 0});
-  EXPECT_EQ(error_of([&] { parts->wait(0, [] { return true; }); }).kind(),
-            ErrorKind::kInterrupted);
+  EXPECT_EQ(error_of([&] { parts->wait(0, [] { return true; }); }).kind(), ErrorKind::kInterrupted);
 }
 
 TEST_F(PartStreamTest, MayBeDestroyedWhileReadsAreUnderWay) {
   for (int i = 0; i < 20; ++i)
-    stream(options({2, 2}), {.seed = static_cast<std::uint64_t>(i),
-                             .delay = std::chrono::microseconds(100)});
+    stream(options({2, 2}),
+           {.seed = static_cast<std::uint64_t>(i), .delay = std::chrono::microseconds(100)});
 }
 
 TEST_F(PartStreamTest, RealQueuesReadTheSame) {

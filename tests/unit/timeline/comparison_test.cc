@@ -91,6 +91,18 @@ TEST(Comparison, SaysWhereTheDifferenceIs) {
             "instead of 4)");
 }
 
+TEST(Comparison, SaysThatLayersShareSlabs) {
+  SavedReport shared = report_of("s", 10, 3);
+  shared.run.info.model_layers = 3;
+  shared.run.info.distinct_layers = 1;
+  const std::vector<SavedReport> reports{report_of("a", 10, 3), shared};
+  EXPECT_NE(comparison_table(reports).find("s: the store's 3 layers share 1 slabs"),
+            std::string::npos);
+  EXPECT_EQ(comparison_json(reports)[1]["distinct_layers"], 1);
+  EXPECT_NE(comparison_page(reports).find("3 layers share 1 slabs"), std::string::npos);
+  EXPECT_TRUE(note_of(reports[0]).empty());
+}
+
 TEST(Comparison, TableJsonAndPageHoldTheSameFigures) {
   const std::vector<SavedReport> reports{report_of("a", 10, 3), report_of("<b>&", 20, 12)};
   const std::string table = comparison_table(reports);

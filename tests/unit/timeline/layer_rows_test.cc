@@ -91,20 +91,20 @@ TEST(LayerRows, ShareIsOfTheNearerLimit) {
                               .disks = {},
                               .links = {}};
   timeline.usage.threads = 2;  // 10⁹ bytes, 10¹⁰ operations per second
-  add_limits(timeline.usage, machine);
+  add_limits(timeline.usage, machine, "/");
   std::vector<LayerRow> rows = layer_rows({timeline});
   ASSERT_EQ(rows.size(), 3u);
   EXPECT_DOUBLE_EQ(rows[0].share_of_limit.value(), 0.9);  // arithmetic; memory has 0.4
   EXPECT_DOUBLE_EQ(rows[1].share_of_limit.value(), 0.9);  // memory; arithmetic has 0.1
   EXPECT_FALSE(rows[2].share_of_limit);                   // took no time that a clock shows
   timeline.usage.threads = 1;
-  add_limits(timeline.usage, machine);
+  add_limits(timeline.usage, machine, "/");
   EXPECT_DOUBLE_EQ(layer_rows({timeline})[1].share_of_limit.value(), 1.8);  // not cut at 1
   timeline.usage.threads = 4;
-  add_limits(timeline.usage, machine);
+  add_limits(timeline.usage, machine, "/");
   EXPECT_DOUBLE_EQ(layer_rows({timeline})[0].share_of_limit.value(), 0.75);  // all share 12
   RankTimeline unknown = rank.get();
-  add_limits(unknown.usage, std::nullopt);
+  add_limits(unknown.usage, std::nullopt, "/");
   EXPECT_FALSE(layer_rows({unknown})[0].share_of_limit);
 }
 
@@ -161,6 +161,62 @@ TEST(LayerRows, ReadsBelongToThePassThatUsedThem) {
   ASSERT_EQ(rows.size(), 2u);  // layer 1 was read but never run
   EXPECT_DOUBLE_EQ(rows[0].read_ms, 5);
   EXPECT_DOUBLE_EQ(rows[1].read_ms, 3);
+}
+
+// A disk that reads parts in order into a ring of a few slots, each as soon as its slot is free.
+TEST(LayerRows, ReadsAheadAcrossPassesBelongToTheNextPass) {
+  RankBuilder rank(0, "a");
+  // One streamed layer, two parts a pass. Pass p computes at 100·p: attention 10-20, MLP 20-40.
+  for (std::int64_t pass = -1; pass < 3; ++pass) {
+    const std::int64_t t = 200 + 100 * pass;
+    rank.at(Phase::kDecode, pass)
+        .add(kWeightWait, 7, t + 5, t + 10)
+        .add(kAttention, 7, t + 10, t + 20)
+        .add(kMlp, 7, t + 20, t + 40);
+    if (pass == 2) continue;
+    // For the next pass, while this one's MLP still computes: pass p's read takes 20 + p ms.
+    rank.at(Phase::kNone, 0).add(kRead, 7, t + 20, t + 32 + pass).add(kRead, 7, t + 40, t + 50);
+  }
+  rank.at(Phase::kNone, 0).add(kRead, 7, 0, 90);  // of the warm-up
+  const std::vector<LayerRow> rows = layer_rows({rank.get()});
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].passes, 3);
+  EXPECT_DOUBLE_EQ(rows[0].read_ms, 22);  // of 21, 22, 23
+  EXPECT_DOUBLE_EQ(rows[0].wait_ms, 5);
+}
+
+TEST(LayerRows, AReadForTheNextPassThatEndsBetweenMicroBatchesIsNotThisPasss) {
+  RankBuilder rank(0, "a");
+  // Two micro-batches share the layer's lease; its memory is free only after the second.
+  rank.at(Phase::kNone, 0).add(kRead, 3, 0, 30);
+  for (std::int64_t pass = 0; pass < 2; ++pass)
+    for (std::int64_t batch = 0; batch < 2; ++batch) {
+      const std::int64_t t = 30 + 100 * pass + 20 * batch;
+      rank.at(Phase::kPrefill, pass, batch)
+          .add(kAttention, 3, t, t + 10)
+          .add(kMlp, 3, t + 10, t + 20);
+    }
+  rank.at(Phase::kNone, 0).add(kRead, 3, 60, 110);
+  const LayerRow row = layer_rows({rank.get()}).at(0);
+  EXPECT_EQ(row.passes, 2);
+  EXPECT_DOUBLE_EQ(row.read_ms, 40);  // of 30 and 50
+}
+
+// In memory, layers that share a slab share what was read for the first of them; streamed, each is
+// read for itself.
+TEST(LayerRows, LayersThatShareASlab) {
+  RankBuilder resident(0, "a"), streamed(1, "b");
+  resident.at(Phase::kNone, 0).add(kRead, 0, 0, 10);
+  for (std::int32_t layer = 0; layer < 3; ++layer) {
+    const std::int64_t t = 100 + 20 * layer;
+    resident.at(Phase::kPrefill, 0).add(kMlp, layer, t, t + 5);
+    streamed.at(Phase::kNone, 0).add(kRead, 4 + layer, t - 20, t);
+    streamed.at(Phase::kPrefill, 0).add(kMlp, 4 + layer, t, t + 5);
+  }
+  std::vector<double> reads;
+  for (const LayerRow& row : layer_rows({resident.get(), streamed.get()}))
+    reads.push_back(row.read_ms);
+  EXPECT_EQ(reads, (std::vector<double>{10, 0, 0, 20, 20, 20}));
 }
 
 TEST(LayerRows, ParallelReadsCountOnce) {

@@ -120,7 +120,7 @@ TEST(Gantt, SlicesShareTheTimeAndAreNeverOverfull) {
   EXPECT_DOUBLE_EQ(share(main, 0, Activity::kMlp), 0.5);
   EXPECT_DOUBLE_EQ(share(main, 0, Activity::kWait), 0.5);
   EXPECT_DOUBLE_EQ(share(main, 1, Activity::kWait), 0.2);
-  EXPECT_DOUBLE_EQ(share(reads, 0, Activity::kRead), 0.4);  // two reads at once, in 0.2 of it
+  EXPECT_DOUBLE_EQ(share(reads, 0, Activity::kRead), 0.2);  // two reads at once
 }
 
 TEST(Gantt, ShowsTheMedianPass) {
@@ -178,6 +178,26 @@ TEST(RunJson, ReadsBackWhatItWrote) {
   EXPECT_EQ(read.ranks[1].received_bytes, 3 * 4096);
   EXPECT_EQ(read.ranks[1].read_bytes, 2 << 20);
   EXPECT_DOUBLE_EQ(read.info.phases.at(0).ms, 0.4);
+  ASSERT_EQ(read.splits.size(), 1u);
+  EXPECT_EQ(read.splits[0].critical_path, describe(critical_paths(ranks).at(0)));
+  ASSERT_EQ(read.splits[0].ranks.size(), 2u);
+  EXPECT_EQ(read.splits[0].ranks[1].mostly_for, 0);
+  EXPECT_FALSE(read.splits[0].ranks[1].share_of_disk);
+}
+
+TEST(RunJson, OfVersionOneIsReadWithoutASplit) {
+  std::vector<RankTimeline> ranks = run_of(1);
+  RunInfo info = info_of(ranks);
+  info.model = info.work = "m";
+  Json json = parse_json(run_json(run_summary(info, ranks)), "run.json");
+  json["version"] = 1;
+  EXPECT_THROW(parse_run_json(json.dump(-1, ' ', true, Json::error_handler_t::replace), "run.json"),
+               Error);  // it had none
+  json.erase("splits");
+  const RunSummary read =
+      parse_run_json(json.dump(-1, ' ', true, Json::error_handler_t::replace), "run.json");
+  EXPECT_TRUE(read.splits.empty());
+  EXPECT_EQ(read.ranks.size(), 2u);
 }
 
 TEST(RunJson, RefusesOtherVersionsAndNonsense) {
@@ -197,7 +217,9 @@ TEST(RunJson, RefusesOtherVersionsAndNonsense) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
     }
   };
-  refuses("\"version\": 1", "\"version\": 2", "expected version 1, found 2");
+  refuses("\"version\": 2", "\"version\": 3", "expected version 1 or 2, found 3");
+  refuses("\"busy\"", "\"bussy\"", "bussy");
+  refuses("\"disk_ms\": 0.0", "\"disk_ms\": -1", "disk_ms");
   refuses("stagecoach-run", "other", "stagecoach-run");
   refuses("\"decode\"", "\"dream\"", "dream");
   refuses("\"passes\": 1", "\"passes\": -1", "passes");

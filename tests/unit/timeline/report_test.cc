@@ -188,7 +188,7 @@ std::vector<RankTimeline> two_ranks() {
 }
 
 TEST(Trace, IsStrictJsonWithProcessesAndLanes) {
-  const Json trace = parse_json(trace_json(two_ranks()), "trace");
+  const Json trace = parse_json(trace_json({}, two_ranks()), "trace");
   std::map<std::int64_t, std::string> processes;
   std::map<std::pair<std::int64_t, std::int64_t>, std::string> threads;
   for (const Json& e : trace["traceEvents"]) {
@@ -209,7 +209,7 @@ TEST(Trace, IsStrictJsonWithProcessesAndLanes) {
 }
 
 TEST(Trace, TimesAreMicrosecondsOfRankZerosClock) {
-  const Json trace = parse_json(trace_json(two_ranks()), "trace");
+  const Json trace = parse_json(trace_json({}, two_ranks()), "trace");
   std::map<std::string, Json> events;
   for (const Json& e : trace["traceEvents"])
     if (e["ph"] == "X") events[e["name"].get<std::string>()] = e;
@@ -232,8 +232,21 @@ TEST(Trace, TimesAreMicrosecondsOfRankZerosClock) {
   EXPECT_FALSE(events["read 4"]["args"].contains("micro_batch"));
 }
 
+TEST(Trace, SaysThatLayersShareSlabs) {
+  RunInfo info;
+  info.model = "m \"x\"";
+  info.model_layers = info.distinct_layers = 4;
+  EXPECT_FALSE(parse_json(trace_json(info, two_ranks()), "trace")["otherData"].contains("note"));
+  info.distinct_layers = 2;
+  const Json about = parse_json(trace_json(info, two_ranks()), "trace")["otherData"];
+  EXPECT_EQ(about["model"], "m \"x\"");
+  EXPECT_EQ(about["distinct_layers"], 2);
+  EXPECT_NE(about["note"].get<std::string>().find("4 layers share 2 slabs"), std::string::npos);
+  EXPECT_EQ(about["origin_ns"], 1'000'001'000);
+}
+
 TEST(Trace, OfNothingIsStillATrace) {
-  EXPECT_TRUE(parse_json(trace_json({}), "trace")["traceEvents"].empty());
+  EXPECT_TRUE(parse_json(trace_json({}, {}), "trace")["traceEvents"].empty());
 }
 
 TEST(WriteReport, CreatesTheFolderAndItsFiles) {
@@ -244,7 +257,7 @@ TEST(WriteReport, CreatesTheFolderAndItsFiles) {
   const std::string csv = read_text_file(root / "new/report/layers.csv", 1 << 20);
   EXPECT_EQ(csv, layers_csv(layer_rows(two_ranks())));
   EXPECT_EQ(lines_of(csv).size(), 2u);
-  EXPECT_EQ(read_text_file(root / "new/report/trace.json", 1 << 20), trace_json(two_ranks()));
+  EXPECT_EQ(read_text_file(root / "new/report/trace.json", 1 << 20), trace_json({}, two_ranks()));
   EXPECT_TRUE(fs::exists(root / "new/report/run.json"));
   EXPECT_TRUE(fs::exists(root / "new/report/report.html"));
   EXPECT_EQ(std::distance(fs::directory_iterator(root / "new/report"), fs::directory_iterator()),
