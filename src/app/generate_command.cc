@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <optional>
 
 #include "app/command.h"
@@ -127,12 +128,12 @@ class GenerateJob {
     JobShape shape;
     shape.sequences =
         std::min(flags_.max_sequences, static_cast<std::int64_t>(generations_.size()));
-    shape.usual_pass = shape.sequences;
+    shape.usual_pass = shape.wanted_rows = shape.sequences;
     std::vector<std::int64_t> rows;
     StreamingHash content;
     for (const Generation& generation : generations_) {
       const std::vector<TokenId> tokens = generation.all_ids();
-      rows.push_back(static_cast<std::int64_t>(tokens.size()));
+      if (!generation.finished()) rows.push_back(static_cast<std::int64_t>(tokens.size()));
       shape.positions = std::max(
           shape.positions, std::min(static_cast<std::int64_t>(generation.prompt_ids().size()) +
                                         flags_.max_new_tokens,
@@ -140,10 +141,12 @@ class GenerateJob {
       content.update(as_bytes(fmt::format("{}:", tokens.size())));
       content.update(std::as_bytes(std::span(tokens)));
     }
-    std::int64_t first = 0;
-    for (std::int64_t i = 0; i < shape.sequences; ++i) first += rows[static_cast<std::size_t>(i)];
+    // The longest prompts may come at once.
+    std::sort(rows.rbegin(), rows.rend());
+    rows.resize(std::min(rows.size(), static_cast<std::size_t>(shape.sequences)));
+    const std::int64_t most = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
     shape.largest_pass =
-        std::max(shape.sequences, std::min(first, affordable_pass(spec.hidden_size)));
+        std::max(shape.sequences, std::min(most, affordable_pass(spec.hidden_size)));
     shape.work = work_hash();
     shape.content = content.digest();
     return shape;
@@ -168,6 +171,10 @@ class GenerateJob {
               return take(generations_[static_cast<std::size_t>(id)], token);
             },
         .log_probs = {},
+        .returned =
+            [this] {
+              if (log_) save_tokens();
+            },
         .finished =
             [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
     begin_ns_ = now_ns();
@@ -194,7 +201,8 @@ class GenerateJob {
     progress_.reset();
     if (flags_.run.quiet) return;
     std::fprintf(stderr, "Took %.3f s to generate %lld tokens (%.4g tokens/s)\n", seconds_,
-                 static_cast<long long>(drawn_), static_cast<double>(drawn_) / seconds_);
+                 static_cast<long long>(drawn_),
+                 seconds_ > 0 ? static_cast<double>(drawn_) / seconds_ : 0.0);
     std::fputs(run_tables(view, ranks).c_str(), stderr);
   }
 
@@ -206,6 +214,7 @@ class GenerateJob {
     hash.update(as_bytes(fmt::format("{} {} {} {} {} {} {} {} {} {}:", s.greedy, s.temperature,
                                      s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed,
                                      s.min_new_tokens, flags_.max_new_tokens, flags_.ignore_eos)));
+    hash.update(as_bytes(fmt::format("{}:", flags_.max_sequences)));  // how passes are cut
     for (const std::string& stop : flags_.stops)
       hash.update(as_bytes(fmt::format("{}:{}", stop.size(), stop)));
     for (const std::int64_t id : s.eos_token_ids) hash.update(as_bytes(fmt::format("{} ", id)));
@@ -223,7 +232,8 @@ class GenerateJob {
     for (std::size_t i = 0; i < generations_.size(); ++i) {
       Generation& generation = generations_[i];
       check_drawn((*tokens)[i], spec);
-      for (const TokenId id : (*tokens)[i]) generation.push(id);
+      generation.admit();
+      for (const TokenId id : (*tokens)[i]) generation.replay(id);
       const auto drawn = static_cast<std::int64_t>(generation.ids().size());
       const auto length = static_cast<std::int64_t>(generation.all_ids().size());
       if (generation.ended() || drawn >= flags_.max_new_tokens ||
@@ -269,7 +279,6 @@ class GenerateJob {
     progress_->update(++drawn_,
                       static_cast<std::int64_t>(generations_.size()) * flags_.max_new_tokens);
     if (streams()) print(text);
-    if (log_) save_tokens();
     return !generation.ended();
   }
 

@@ -78,7 +78,8 @@ Json Generation::to_json() const {
   json["text"] = detokenizer_ ? Json(text_) : Json(nullptr);
   json["finish_reason"] = ended_ ? "stop" : "length";
   json["seconds"] = seconds;
-  json["tokens_per_second"] = seconds > 0 ? static_cast<double>(ids_.size()) / seconds : 0;
+  json["tokens_per_second"] =
+      seconds > 0 ? static_cast<double>(ids_.size() - replayed_) / seconds : 0;
   return json;
 }
 

@@ -44,6 +44,11 @@ class Generation {
   // Takes one more token; returns the text that became certain. ended() tells whether the text is
   // over.
   std::string push(TokenId id);
+  // The same, for a token that an earlier run has drawn: it took no time of this one.
+  std::string replay(TokenId id) {
+    ++replayed_;
+    return push(id);
+  }
   // After the last token: what was held back.
   std::string finish();
 
@@ -69,6 +74,7 @@ class Generation {
   std::string text_;
   bool ended_ = false, finished_ = false;
   std::int64_t begin_ns_ = 0, last_token_ns_ = 0;
+  std::size_t replayed_ = 0;
 };
 
 }  // namespace stagecoach

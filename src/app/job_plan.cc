@@ -115,14 +115,30 @@ class Planner {
         control_(control),
         spec_(request.store.manifest().spec),
         weights_(request.store.manifest().weights),
-        shape_(request.shape) {
+        shape_(request.shape) {}
+
+  // Throws usage_error for a budget that is no size.
+  void find_budget() {
     const int here = launched_local_size();
-    budget_ = memory_budget(request.settings.memory, request.settings.job,
-                            control.transport().host(control.rank()), here);
+    budget_ = memory_budget(request_.settings.memory, request_.settings.job,
+                            control_.transport().host(control_.rank()), here);
     given_ = budget_.has_value();
     if (!given_)
       budget_ = resident_bytes() + static_cast<std::int64_t>(
                                        kShareOfFree * static_cast<double>(available_bytes(here)));
+  }
+
+  // Another spelling of a host's name would leave it without its budget.
+  void warn_of_unknown_nodes() const {
+    if (request_.settings.job.empty()) return;
+    for (const std::string& name : job_nodes(request_.settings.job)) {
+      bool known = false;
+      for (int rank = 0; rank < control_.size(); ++rank)
+        known = known || control_.transport().host(rank) == name;
+      if (!known)
+        spdlog::warn("{}: [nodes] names '{}', where no rank runs; ranks are on {}",
+                     request_.settings.job, name, hosts());
+    }
   }
 
   void hear_shape() { shape_ = broadcast(control_, kShapeMagic, shape_, "the job's size"); }
@@ -195,6 +211,12 @@ class Planner {
   }
 
  private:
+  std::string hosts() const {
+    std::string text;
+    for (int rank = 0; rank < control_.size(); ++rank)
+      text += (rank == 0 ? "" : ", ") + control_.transport().host(rank);
+    return text;
+  }
   bool auto_rounds() const {
     return request_.settings.windows.empty() && !request_.settings.rounds_per_rank();
   }
@@ -235,6 +257,11 @@ class Planner {
     for (const auto& [begin, end] : plan.layers_of(control_.rank())) layers += end - begin;
     return layers;
   }
+  // How often a usual pass goes through a head on disk.
+  std::int64_t head_sweeps(const StagePlan& plan) const {
+    const std::int64_t at_once = head_rows(needs_request(plan, true));
+    return std::max<std::int64_t>(1, (shape_.wanted_rows + at_once - 1) / at_once);
+  }
   NeedsRequest needs_request(const StagePlan& plan, bool in_passes) const {
     return {.spec = spec_,
             .shape = shape_,
@@ -270,10 +297,12 @@ StagePlan Planner::stages(int rounds) const {
   if (!settings.windows.empty()) {
     StagePlan plan = explicit_plan(settings.windows, begin, end, control_.size());
     const auto wanted = settings.rounds_per_rank();
-    if (wanted && *wanted * control_.size() != static_cast<int>(plan.windows.size()))
-      throw usage_error(fmt::format(
-          "--windows {} has {} windows, --rounds {} on {} ranks expects {}", settings.windows,
-          plan.windows.size(), *wanted, control_.size(), *wanted * control_.size()));
+    const auto found = static_cast<std::int64_t>(plan.windows.size());
+    const std::int64_t ranks = control_.size();
+    if (wanted && *wanted != (found + ranks - 1) / ranks)  // the last round may be cut short
+      throw usage_error(
+          fmt::format("--windows {} has {} windows, --rounds {} on {} ranks expects {}",
+                      settings.windows, found, *wanted, ranks, *wanted * ranks));
     return plan;
   }
   PlanCosts costs{.layer_bytes = slab_weight_bytes(spec_, SlabKind::kLayer, weights_)};
@@ -300,6 +329,7 @@ WeightSizes Planner::weight_sizes(const StagePlan& plan) const {
     const EndSizes head = head_sizes(spec_, weights_, sizes.head_matrix);
     sizes.head_in_memory = head.in_memory;
     sizes.head_on_disk = std::min(head.in_memory, head.on_disk);
+    if (has_embedding(plan) && spec_.tied_head) sizes.shared = sizes.head_matrix;
   }
   return sizes;
 }
@@ -309,6 +339,7 @@ ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t 
                            .windows = {},
                            .ranks = control_.size(),
                            .memory = memory,
+                           .head_sweeps = head_sweeps(plan),
                            .one_micro_batch = one_micro_batch()};
   for (const auto& [begin, end] : plan.layers_of(control_.rank()))
     request.windows.push_back(end - begin);
@@ -321,7 +352,7 @@ bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
   std::int64_t layers = layers_here(plan);
   if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
   return memory_needs(needs_request(plan, in_passes)).total() + layers * sizes.layer() +
-             sizes.embedding_in_memory + sizes.head_in_memory <=
+             sizes.embedding_in_memory + sizes.head_in_memory - sizes.shared <=
          *budget_;
 }
 
@@ -382,6 +413,7 @@ JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control) {
   Offer mine;
   std::exception_ptr failure;
   try {
+    planner.find_budget();
     mine = planner.offer();
   } catch (const Error&) {
     failure = std::current_exception();
@@ -395,6 +427,7 @@ JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control) {
     for (const Offer& offer : offers)
       complete = complete && offer.waits.size() == offers.front().waits.size();
     if (complete) choice = planner.choose(offers);
+    planner.warn_of_unknown_nodes();
   } else {
     control.send(0, to_archive(kOfferMagic, mine));
   }

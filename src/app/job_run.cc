@@ -75,7 +75,6 @@ void JobRun::plan() {
       descriptions_.push_back(" (" + plan_.stages.describe(r) + ")");
   }
   resume_ = {.window = 0, .forget_kv = shape_.forget_kv};
-  if (!settings_.checkpoint.empty()) find_resume_point();
 }
 
 void JobRun::load() {
@@ -108,9 +107,9 @@ RankStatus JobRun::status() const {
   RankStatus status;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
-  status.plan_hash =
-      xxh3(as_bytes(fmt::format("{:x} {} {} {} {}", stages, plan_.in_passes, settings_.wire,
-                                settings_.kv, settings_.micro_batch)));
+  status.plan_hash = xxh3(as_bytes(fmt::format(
+      "{:x} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire, settings_.kv,
+      settings_.micro_batch, settings_.rounds, settings_.windows, keeps_checkpoint())));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -206,23 +205,30 @@ std::int64_t JobRun::pass_tokens() const {
   return shape_.largest_pass;
 }
 
-CheckpointIdentity JobRun::checkpoint_identity() const {
-  return {
-      {"model", fmt::format("{} {}", store_->manifest().name, hash_to_hex(status().model_hash))},
-      {"text", hash_to_hex(shape_.work)},
-      {"plan", hash_to_hex(status().plan_hash)},
-      {"instruction set", isa_}};
+// Of the whole job, on every rank: hosts may hold different slabs, and share the folder.
+CheckpointIdentity JobRun::checkpoint_identity() {
+  const RankStatus own = status();
+  const CheckpointOrigin all =
+      gather_origin(control_, {.slab_checksums = own.slab_checksums, .isas = {isa_}});
+  std::string slabs, isas;
+  for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
+  for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
+  return {{"model", fmt::format("{} {}", store_->manifest().name,
+                                hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
+          {"text", hash_to_hex(shape_.work)},
+          {"plan", hash_to_hex(own.plan_hash)},
+          {"instruction set", isas}};
 }
 
 // Collective: the last window of which every rank has what it would go on with.
 void JobRun::find_resume_point() {
   const std::vector<Window>& windows = plan_.stages.windows;
   const int rank = transport_.rank();
+  const CheckpointIdentity identity = checkpoint_identity();
   CheckpointContents mine;
   std::exception_ptr failure;
   try {
-    checkpoint_.emplace(settings_.checkpoint, checkpoint_identity(), shape_.content,
-                        spec().hidden_size);
+    checkpoint_.emplace(settings_.checkpoint, identity, shape_.content, spec().hidden_size);
     mine = checkpoint_contents(*checkpoint_, plan_.stages, rank, !shape_.forget_kv);
   } catch (const Error&) {
     failure = std::current_exception();

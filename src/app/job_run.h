@@ -28,8 +28,10 @@ class JobRun {
   ControlChannel& control() { return control_; }
   const std::string& name() const { return name_; }
 
-  void open();                // store, device, work
-  void plan();                // which rank runs and holds what; collective
+  void open();  // store, device, work
+  void plan();  // which rank runs and holds what; collective
+  bool keeps_checkpoint() const { return !settings_.checkpoint.empty(); }
+  void find_resume_point();   // in the checkpoint; collective
   void load();                // weights
   RankStatus status() const;  // after open(): what ranks compare
   void run();                 // all of the work, collectively
@@ -42,15 +44,14 @@ class JobRun {
  private:
   const ModelSpec& spec() const { return store_->manifest().spec; }
   JobView view() const {
-    return {*store_, plan_.stages, settings_.micro_batch, isa_, pass_tokens(), resume_};
+    return {*store_, plan_.stages, plan_.batch_rows, isa_, pass_tokens(), resume_};
   }
   std::int64_t pass_tokens() const;
 
   RankUsage usage();
   RunInfo run_info() const;
   std::string describe_plan() const;  // what each host's store must hold
-  CheckpointIdentity checkpoint_identity() const;
-  void find_resume_point();
+  CheckpointIdentity checkpoint_identity();
 
   const RunSettings& settings_;
   const JobKind& kind_;

@@ -45,16 +45,41 @@ std::string cgroup_path(const std::string& controller) {
   return "";
 }
 
-// What this process's control group leaves; "max" and v1's huge number mean no limit.
-std::int64_t cgroup_room() {
-  const auto room = [](const std::string& folder, const char* limit_name, const char* usage_name) {
+// Bytes of `key` in a memory.stat.
+std::int64_t stat_of(const std::string& file, const std::string& key) {
+  std::ifstream stream(file);
+  std::string name;
+  std::int64_t value = 0;
+  while (stream >> name >> value)
+    if (name == key) return value;
+  return 0;
+}
+
+// What this process's control groups leave; "max" and v1's huge number mean no limit. Cache that
+// the system can take back is no obstacle. Inside a container the path may not exist: its group is
+// the root then.
+std::int64_t cgroup_room(const std::string& root, std::string path, const char* limit_name,
+                         const char* usage_name, const char* cache_key) {
+  std::int64_t room = std::numeric_limits<std::int64_t>::max();
+  while (true) {
+    const std::string folder = root + path + "/";
     const auto limit = read_number(folder + limit_name), usage = read_number(folder + usage_name);
-    return limit && usage ? std::max<std::int64_t>(0, *limit - *usage)
-                          : std::numeric_limits<std::int64_t>::max();
-  };
-  return std::min(room("/sys/fs/cgroup/memory" + cgroup_path("memory"), "/memory.limit_in_bytes",
-                       "/memory.usage_in_bytes"),
-                  room("/sys/fs/cgroup" + cgroup_path(""), "/memory.max", "/memory.current"));
+    if (limit && usage) {
+      const std::int64_t used = *usage - stat_of(folder + "memory.stat", cache_key);
+      room = std::min(room, std::max<std::int64_t>(0, *limit - used));
+    }
+    const std::size_t slash = path.rfind('/');
+    if (path.empty() || slash == std::string::npos) return room;
+    path.erase(slash);
+  }
+}
+
+std::int64_t cgroup_room() {
+  return std::min(
+      cgroup_room("/sys/fs/cgroup/memory", cgroup_path("memory"), "memory.limit_in_bytes",
+                  "memory.usage_in_bytes", "total_inactive_file"),
+      cgroup_room("/sys/fs/cgroup", cgroup_path(""), "memory.max", "memory.current",
+                  "inactive_file"));
 }
 
 }  // namespace

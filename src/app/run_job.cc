@@ -90,7 +90,7 @@ void JobSession::step_together(JobRun& job, const Step& step) {
   } catch (const std::exception& exception) {
     status = failed_status(as_error(exception));
   }
-  // Ranks agree four times a job, and a warning is worth one line.
+  // Ranks agree several times a job, and a warning is worth one line.
   agree(*control_, status,
         {.error = [&](const Error& error) { print_error(error, job.name()); },
          .warning = [this](const std::string& warning) { warn_once(warning); }});
@@ -99,6 +99,7 @@ void JobSession::step_together(JobRun& job, const Step& step) {
 void JobSession::run_together(JobRun& job) {
   step_together(job, [&] { job.open(); });
   step_together(job, [&] { job.plan(); });
+  if (job.keeps_checkpoint()) step_together(job, [&] { job.find_resume_point(); });
   step_together(job, [&] { job.load(); });
   if (control_->rank() == 0) spdlog::debug("all ranks are ready");
   job.run();

@@ -43,6 +43,7 @@ class ScoreJob {
     const std::uint64_t work = xxh3(std::as_bytes(std::span(ids_)));
     return {.largest_pass = rows,
             .usual_pass = rows,
+            .wanted_rows = rows,
             .sequences = 1,
             .positions = rows,
             .forget_kv = true,

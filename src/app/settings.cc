@@ -91,7 +91,12 @@ void check_nodes(const std::string& file, const toml::node& nodes) {
       if (key.str() != "memory")
         throw job_error(file, value.source(),
                         fmt::format("'{}' is not a setting of a node; known: memory", key.str()));
-      scalar_text(file, value);
+      try {
+        parse_byte_size(scalar_text(file, value));
+      } catch (const Error& error) {
+        throw job_error(file, value.source(),
+                        fmt::format("nodes.{}.memory: {}", host.str(), error.what()));
+      }
     }
   }
 }
@@ -179,6 +184,14 @@ std::optional<std::string> job_node_setting(const std::string& file, const std::
   const toml::node_view<const toml::node> value = job["nodes"][host][key];
   if (!value) return std::nullopt;
   return scalar_text(file, *value.node());
+}
+
+std::vector<std::string> job_nodes(const std::string& file) {
+  std::vector<std::string> names;
+  const toml::table job = parse_job(file);
+  if (const toml::table* nodes = job["nodes"].as_table())
+    for (const auto& [host, node] : *nodes) names.emplace_back(host.str());
+  return names;
 }
 
 std::optional<int> RunSettings::rounds_per_rank() const {
@@ -276,13 +289,11 @@ void apply_environment_and_job(CLI::App& command) {
     const std::string name = environment_name(*option);
     if (const char* value = std::getenv(name.c_str())) set(*option, {value}, name);
   }
-  if (const CLI::Option* job = command.get_option_no_throw("--job")) {
+  if (CLI::Option* job = command.get_option_no_throw("--job")) {
     const char* from_environment = std::getenv("STAGECOACH_JOB");
-    if (job->count() > 0) {
-      apply_job(command, job->as<std::string>());
-    } else if (from_environment != nullptr) {
-      apply_job(command, from_environment);
-    }
+    if (job->count() == 0 && from_environment != nullptr)
+      set(*job, {from_environment}, "STAGECOACH_JOB");
+    if (job->count() > 0) apply_job(command, job->as<std::string>());
   }
 }
 

@@ -55,6 +55,9 @@ void apply_environment_and_job(CLI::App& command);
 std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
                                             const std::string& key);
 
+// The hosts that [nodes] names.
+std::vector<std::string> job_nodes(const std::string& file);
+
 // Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as
 // 1, and nan as anything).
 CLI::Validator integer_in(std::int64_t low, std::int64_t high);

@@ -115,6 +115,7 @@ class TimeJob {
     const std::int64_t studied = static_cast<std::int64_t>(phases_.size());
     return {.largest_pass = rows,
             .usual_pass = prefills ? rows : combination_.batch,
+            .wanted_rows = combination_.batch,
             .sequences = combination_.batch,
             .positions = std::min(combination_.tokens + (decodes ? 1 : 0),
                                   store.manifest().spec.max_position_embeddings),

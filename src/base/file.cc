@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <utility>
 
 #include "base/error.h"
@@ -84,7 +85,8 @@ File File::open_read(const fs::path& path) {
 
 std::optional<File> File::open_direct(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-  if (descriptor < 0 && errno == EINVAL) return std::nullopt;
+  if (descriptor < 0 && (errno == EINVAL || errno == ENOTSUP || errno == EOPNOTSUPP))
+    return std::nullopt;
   if (descriptor < 0) throw system_error("open", path, errno);
   return File(path, descriptor);
 }
@@ -173,12 +175,18 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
   }
 }
 
+std::string unique_name(std::string_view stem) {
+  // Several hosts may share the folder, and containers their process ids.
+  std::random_device random;
+  return fmt::format("{}-{}-{:08x}{:08x}", stem, ::getpid(), random(), random());
+}
+
 void check_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error)
     throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()));
-  const fs::path probe = folder / fmt::format(".stagecoach-{}", ::getpid());
+  const fs::path probe = folder / unique_name(".stagecoach");
   File::create(probe);
   fs::remove(probe, error);
 }

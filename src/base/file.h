@@ -49,6 +49,9 @@ std::string read_text_file(const std::filesystem::path& path, std::int64_t max_b
 // after a crash `path` holds either the old content or the new.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
+// A file name that nobody else makes in a folder that hosts share.
+std::string unique_name(std::string_view stem);
+
 // Makes the folder if need be, and sees whether files can be made in it. Throws resource_error.
 void check_writable(const std::filesystem::path& folder);
 

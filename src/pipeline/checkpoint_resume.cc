@@ -8,6 +8,7 @@ namespace stagecoach {
 namespace {
 
 constexpr std::uint32_t kContents = archive_magic("CKPT");
+constexpr std::uint32_t kOrigin = archive_magic("ORIG");
 constexpr std::uint32_t kResume = archive_magic("RESU");
 
 bool at(const std::vector<std::uint8_t>& flags, std::size_t index) {
@@ -31,6 +32,25 @@ CheckpointContents checkpoint_contents(const PassCheckpoint& checkpoint, const S
     contents.kv.push_back(kv);
   }
   return contents;
+}
+
+CheckpointOrigin gather_origin(ControlChannel& control, const CheckpointOrigin& mine) {
+  constexpr const char* kWhat = "the origin of a checkpoint";
+  if (control.rank() > 0) {
+    control.send(0, to_archive(kOrigin, mine));
+    return from_archive<CheckpointOrigin>(kOrigin, control.receive_from(0), kWhat);
+  }
+  CheckpointOrigin all = mine;
+  for (int rank = 1; rank < control.size(); ++rank) {
+    const auto other = from_archive<CheckpointOrigin>(kOrigin, control.receive_from(rank), kWhat);
+    // They agreed on the slabs that several of them hold.
+    for (std::size_t i = 0; i < std::min(all.slab_checksums.size(), other.slab_checksums.size());
+         ++i)
+      all.slab_checksums[i] = std::max(all.slab_checksums[i], other.slab_checksums[i]);
+    all.isas.insert(all.isas.end(), other.isas.begin(), other.isas.end());
+  }
+  for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(kOrigin, all));
+  return all;
 }
 
 std::int32_t agree_on_resume(ControlChannel& control, const CheckpointContents& mine,

@@ -1,7 +1,5 @@
 #include "pipeline/pass_checkpoint.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -49,8 +47,7 @@ void check_identity(const fs::path& file, const CheckpointIdentity& identity) {
 
 // Ranks may share the folder, and write the same text.
 void write_identity(const fs::path& file, const std::string& text) {
-  fs::path temporary = file;
-  temporary += fmt::format(".{}", ::getpid());
+  const fs::path temporary = file.parent_path() / unique_name(kIdentityFile);
   File draft = File::create(temporary);
   draft.append(as_bytes(text));
   draft.close_synced();
@@ -193,16 +190,26 @@ void PassCheckpoint::take(const Key& key, std::span<std::byte> destination) {
   Restored& source = restored->second;
   if (source.bytes - source.used < static_cast<std::int64_t>(destination.size()))
     throw data_error(fmt::format("{} is too short: it has {} bytes for this pass",
-                                 path(key).string(), source.bytes));
+                                 path(key).string(), source.bytes),
+                     "go on with the command that made it, or use another --checkpoint DIR");
   source.file.read_at(static_cast<std::int64_t>(sizeof(Header)) + source.used, destination);
   source.used += static_cast<std::int64_t>(destination.size());
+}
+
+void PassCheckpoint::end_restore(const Key& key, const MicroBatch& batch) {
+  if (!batch.pass.last) return;
+  const auto restored = restored_.extract(key);
+  if (restored.empty() || restored.mapped().used == restored.mapped().bytes) return;
+  throw data_error(fmt::format("{} has {} bytes, this pass takes {}", path(key).string(),
+                               restored.mapped().bytes, restored.mapped().used),
+                   "go on with the command that made it, or use another --checkpoint DIR");
 }
 
 void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch,
                                     std::span<float> hidden) {
   const Key key{Kind::kHidden, window};
   take(key, std::as_writable_bytes(hidden));
-  if (batch.pass.last) restored_.erase(key);
+  end_restore(key, batch);
 }
 
 void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
@@ -211,7 +218,7 @@ void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvC
     for (std::int64_t page = run.position / kKvPageTokens;
          page * kKvPageTokens < run.position + run.count(); ++page)
       take(key, std::as_writable_bytes(kv.page(layer, run.sequence, page)));
-  if (batch.pass.last) restored_.erase(key);
+  end_restore(key, batch);
 }
 
 }  // namespace stagecoach

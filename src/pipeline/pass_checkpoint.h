@@ -75,6 +75,7 @@ class PassCheckpoint {
   void append(const Key& key, const MicroBatch& batch, std::span<const std::byte> bytes);
   void finish(const Key& key, const MicroBatch& batch);
   void take(const Key& key, std::span<std::byte> destination);
+  void end_restore(const Key& key, const MicroBatch& batch);
   Restored open_checked(const Key& key) const;
 
   std::filesystem::path folder_;

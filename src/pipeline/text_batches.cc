@@ -108,6 +108,7 @@ void TextBatches::returned(const BatchResult& result) {
                       static_cast<std::int64_t>(drawn) < sequence.request.max_new_tokens;
     if (!wanted || !room) finish(id);
   }
+  if (events_.returned && !result.tokens.empty()) events_.returned();
   scheduler_.returned(result.micro_batch);
   if (const auto ended = score_ends_.extract(result.micro_batch))
     for (SequenceId id : ended.mapped()) finish(id);

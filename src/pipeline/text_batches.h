@@ -34,6 +34,7 @@ struct TextEvents {
   std::function<bool(SequenceId, TokenId)> token;
   // ln P of the tokens at positions `position` + 1, + 2, … of a scored text.
   std::function<void(SequenceId, std::int64_t position, std::span<const double>)> log_probs;
+  std::function<void()> returned;            // the tokens of a micro-batch have been told
   std::function<void(SequenceId)> finished;  // after its last token, or its last log-probability
 };
 

@@ -9,6 +9,7 @@ namespace stagecoach {
 struct JobShape {
   std::int64_t largest_pass = 1;  // rows that enter at once, at most
   std::int64_t usual_pass = 1;    // rows of the passes that take most of the time
+  std::int64_t wanted_rows = 1;   // of them, those whose logits are wanted
   std::int64_t sequences = 1;     // that hold keys and values at once, at most
   std::int64_t positions = 1;     // of the longest of them
   bool forget_kv = false;         // no pass reads the keys of one before it
@@ -18,7 +19,8 @@ struct JobShape {
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(largest_pass, usual_pass, sequences, positions, forget_kv, passes, work, content);
+    archive(largest_pass, usual_pass, wanted_rows, sequences, positions, forget_kv, passes, work,
+            content);
   }
 };
 

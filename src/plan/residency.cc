@@ -63,13 +63,16 @@ struct Ends {
   std::int64_t memory, streamed;
 };
 
-std::vector<Ends> choices_of_ends(const WeightSizes& sizes) {
-  std::vector<Ends> choices{{true, true, sizes.embedding_in_memory + sizes.head_in_memory, 0}};
+std::vector<Ends> choices_of_ends(const ResidencyRequest& request) {
+  const WeightSizes& sizes = request.sizes;
+  std::vector<Ends> choices{
+      {true, true, sizes.embedding_in_memory + sizes.head_in_memory - sizes.shared, 0}};
   if (sizes.embedding_in_memory > 0)
     choices.push_back({false, true, sizes.embedding_on_disk + sizes.head_in_memory, 0});
   if (sizes.head_in_memory > 0)
     choices.push_back({sizes.embedding_in_memory == 0, false,
-                       sizes.embedding_on_disk + sizes.head_on_disk, sizes.head_matrix});
+                       sizes.embedding_on_disk + sizes.head_on_disk,
+                       request.head_sweeps * sizes.head_matrix});
   return choices;
 }
 
@@ -83,7 +86,7 @@ std::optional<Residency> plan_residency(const ResidencyRequest& request) {
   const auto consider = [&](Residency candidate) {
     if (!best || candidate.waited < best->waited) best = std::move(candidate);
   };
-  for (const Ends& ends : choices_of_ends(sizes)) {
+  for (const Ends& ends : choices_of_ends(request)) {
     for (std::int64_t pinned = layers; pinned >= 0; --pinned) {
       const std::int64_t room = request.memory - ends.memory - pinned * sizes.layer();
       const std::int64_t streamed = (layers - pinned) * sizes.layer();

@@ -16,6 +16,9 @@ struct WeightSizes {
   std::int64_t embedding_in_memory = 0, embedding_on_disk = 0;
   std::int64_t head_in_memory = 0, head_on_disk = 0;
   std::int64_t head_matrix = 0;  // what a pass reads of a head on disk
+  // What embedding and head have in common: a tied head's matrix, on a rank that has both in
+  // memory.
+  std::int64_t shared = 0;
 
   std::int64_t layer() const { return attention + mlp; }
 };
@@ -24,7 +27,8 @@ struct ResidencyRequest {
   WeightSizes sizes;
   std::vector<std::int64_t> windows;  // layers in each of the rank's windows, in ring order
   int ranks = 1;
-  std::int64_t memory = 0;  // bytes for weights
+  std::int64_t memory = 0;       // bytes for weights
+  std::int64_t head_sweeps = 1;  // of a pass through a head on disk
   // A pass is one micro-batch (a sequence decodes): ranks compute one after the other, and the ring
   // fills while others do. Else all compute at once, and a layer is read while another is used.
   bool one_micro_batch = true;

@@ -90,7 +90,8 @@ void EndTables::open_table(const Place& place) {
     const ScopedSpan timed = timed_read(spec.bytes());
     StreamingHash whole;
     const std::int64_t step =
-        std::max<std::int64_t>(1, kGatherBytes / table.full_block_bytes) * table.full_block_bytes;
+        std::max<std::int64_t>(1, options_.gather_bytes / table.full_block_bytes) *
+        table.full_block_bytes;
     reader_.scan(*place.slab, *place.part, place.offset(), spec.bytes(), step,
                  [&](std::span<const std::byte> bytes) {
                    whole.update(bytes);
@@ -129,7 +130,7 @@ void EndTables::open_disk_head(const Place& place) {
   const std::int64_t panel_bytes = layout_bytes(spec.layout, spec.type, kPanelRows, spec.cols);
   DiskHead head;
   head.place = place;
-  head.tile_rows = std::max<std::int64_t>(1, kHeadTileBytes / panel_bytes) * kPanelRows;
+  head.tile_rows = std::max<std::int64_t>(1, options_.tile_bytes / panel_bytes) * kPanelRows;
   const DirectFile file = reader_.files().open(*place.slab);
   std::vector<StreamedPart> tiles;
   for (std::int64_t row = 0; row < spec.rows; row += head.tile_rows) {
@@ -169,7 +170,8 @@ void EndTables::gather(TensorRole role, std::span<const std::int32_t> ids,
 // As many ids at a time as kGatherBytes hold; a block that several of them lie in is read once.
 void EndTables::use_rows(const DiskTable& table, std::span<const std::int32_t> ids,
                          const LayerSource::UseRows& use) {
-  const std::int64_t most = std::max<std::int64_t>(1, kGatherBytes / table.full_block_bytes);
+  const std::int64_t most =
+      std::max<std::int64_t>(1, options_.gather_bytes / table.full_block_bytes);
   AlignedBuffer blocks(most * table.full_block_bytes);
   TensorView view = table.place.view(blocks.data());
   for (std::size_t first = 0; first < ids.size();) {
@@ -196,17 +198,19 @@ void EndTables::read_blocks(const DiskTable& table,
                             std::byte* destination) {
   const ScopedSpan timed =
       timed_read(static_cast<std::int64_t>(local.size()) * table.full_block_bytes);
-  for (const auto& [block, place] : local) {
-    const std::int64_t bytes = table.block_bytes(block);
-    std::byte* const target = destination + place * table.full_block_bytes;
-    reader_.scan(
-        *table.place.slab, *table.place.part, table.place.offset() + block * table.full_block_bytes,
-        bytes, bytes, [&](std::span<const std::byte> read) {
-          if (!table.hashes.empty() && xxh3(read) != table.hashes[static_cast<std::size_t>(block)])
-            throw_damaged(table.place);
-          std::memcpy(target, read.data(), read.size());
-        });
-  }
+  std::vector<StoreReader::Extent> extents;
+  std::vector<std::pair<std::int64_t, std::int64_t>> blocks(local.begin(), local.end());
+  for (const auto& [block, place] : blocks)
+    extents.push_back(
+        {table.place.offset() + block * table.full_block_bytes, table.block_bytes(block)});
+  reader_.read_extents(
+      *table.place.slab, *table.place.part, extents,
+      [&](std::size_t i, std::span<const std::byte> bytes) {
+        const auto& [block, place] = blocks[i];
+        if (!table.hashes.empty() && xxh3(bytes) != table.hashes[static_cast<std::size_t>(block)])
+          throw_damaged(table.place);
+        std::memcpy(destination + place * table.full_block_bytes, bytes.data(), bytes.size());
+      });
 }
 
 void EndTables::head_matrix(const LayerSource::UseTile& use,

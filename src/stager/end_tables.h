@@ -21,6 +21,7 @@ struct EndOptions {
   VerifyMode verify = VerifyMode::kFirst;
   std::chrono::milliseconds stall{60'000};
   std::function<std::unique_ptr<ReadQueue>()> make_queue;
+  std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;
 };
 
 class EndTables {

@@ -20,7 +20,7 @@ LayerStager::LayerStager(const LayerStore& store, StagingPlan plan, const Stager
     : store_(store),
       plan_(std::move(plan)),
       options_(options),
-      reader_(store, make_queue(), options.stall) {
+      reader_(store, make_queue(), options.stall, options.interrupted) {
   require_slabs();
   load_pinned(timeline);
   ends_.emplace(reader_,
@@ -28,7 +28,9 @@ LayerStager::LayerStager(const LayerStore& store, StagingPlan plan, const Stager
                            .head = plan_.head,
                            .verify = options_.verify,
                            .stall = options_.stall,
-                           .make_queue = [this] { return make_queue(); }},
+                           .make_queue = [this] { return make_queue(); },
+                           .tile_bytes = options_.tile_bytes,
+                           .gather_bytes = options_.gather_bytes},
                 timeline);
   if (plan_.streams()) begin_stream(timeline);
 }

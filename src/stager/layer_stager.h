@@ -30,6 +30,7 @@ struct StagerOptions {
   std::function<bool()> interrupted = {};  // polled while a lease waits
   // Default: make_read_queue. Tests put their own disk here.
   std::function<std::unique_ptr<ReadQueue>()> make_queue = {};
+  std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;  // of ends on disk
 };
 
 class LayerStager : public LayerSource {

@@ -127,7 +127,10 @@ void PartStream::read_on() {
     released_changed_.wait(lock, [this] { return stop_ || may_begin(next_); });
     return;
   }
-  const auto completion = queue_->wait(Clock::now() + options_.stall);
+  // In short steps: whoever ends the stream does not wait for a disk that stalls.
+  const Deadline failed = last_sign_ + options_.stall;
+  const auto completion = queue_->wait(std::min(failed, Clock::now() + kPoll));
+  if (!completion && Clock::now() < failed) return;
   if (!completion) {
     const StreamedPart& stalled = part(readings_.front().number);
     throw resource_error(
@@ -162,7 +165,7 @@ bool PartStream::submit_some() {
                   .tag = tag_of(reading->number, static_cast<std::uint64_t>(
                                                      reading->asked / options_.chunk_bytes))});
   reading->asked += bytes;
-  ++under_way_;
+  if (under_way_++ == 0) last_sign_ = Clock::now();
   return true;
 }
 
@@ -183,6 +186,7 @@ void PartStream::begin_part() {
 
 void PartStream::take(const ReadCompletion& completion) {
   --under_way_;
+  last_sign_ = Clock::now();
   const std::uint64_t number = completion.tag >> kChunkBits;
   Reading& reading = readings_[number - readings_.front().number];
   const StreamedPart& source = part(number);

@@ -110,6 +110,7 @@ class PartStream {
   std::deque<Reading> readings_;  // in order
   std::uint64_t next_ = 0;        // to begin
   int under_way_ = 0;             // reads
+  Deadline last_sign_;            // of life: when the disk last gave something, or was asked
 
   mutable std::mutex mutex_;
   std::condition_variable ready_changed_, released_changed_;

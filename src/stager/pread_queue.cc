@@ -27,16 +27,21 @@ struct Shared {
 };
 
 ReadCompletion read(const ReadRequest& request) {
-  ssize_t bytes = 0;
-  do {
-    bytes = ::pread(request.descriptor, request.destination.data(), request.destination.size(),
-                    static_cast<off_t>(request.offset));
-  } while (bytes < 0 && errno == EINTR);
-  if (bytes < 0) return {.tag = request.tag, .bytes = 0, .error = errno};
+  std::size_t done = 0;
+  while (done < request.destination.size()) {
+    const ssize_t n = ::pread(request.descriptor, request.destination.data() + done,
+                              request.destination.size() - done,
+                              static_cast<off_t>(request.offset) + static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    // What cannot go on where a short read ended, as direct reads at the end of a file, has ended.
+    if (n < 0 && done == 0) return {.tag = request.tag, .bytes = 0, .error = errno};
+    if (n <= 0) break;
+    done += static_cast<std::size_t>(n);
+  }
   if (request.drop_behind)
     ::posix_fadvise(request.descriptor, static_cast<off_t>(request.offset),
                     static_cast<off_t>(request.destination.size()), POSIX_FADV_DONTNEED);
-  return {.tag = request.tag, .bytes = bytes, .error = 0};
+  return {.tag = request.tag, .bytes = static_cast<std::int64_t>(done), .error = 0};
 }
 
 void serve(const std::shared_ptr<Shared>& shared) {

@@ -23,7 +23,7 @@ struct ReadRequest {
 
 struct ReadCompletion {
   std::uint64_t tag = 0;
-  std::int64_t bytes = 0;  // fewer than asked for: the file ends there, or a short read
+  std::int64_t bytes = 0;  // fewer than asked for: the file ends there
   int error = 0;           // errno, or 0
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -9,7 +10,9 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::int64_t kChunk = std::int64_t{1} << 20;
+constexpr std::size_t kChunk = std::size_t{1} << 20;
+constexpr std::chrono::milliseconds kPoll{100};  // how often `interrupted` is looked at
+constexpr std::chrono::seconds kPatience{2};     // with reads that nobody wants any more
 
 std::int64_t align_down(std::int64_t value) {
   return value / kDirectAlignment * kDirectAlignment;
@@ -25,49 +28,101 @@ std::string part_label(const LayerStore& store, const SlabEntry& slab, const Par
 }
 
 StoreReader::StoreReader(const LayerStore& store, std::unique_ptr<ReadQueue> queue,
-                         std::chrono::milliseconds stall)
-    : store_(store), files_(store), queue_(std::move(queue)), stall_(stall) {}
+                         std::chrono::milliseconds stall, std::function<bool()> interrupted)
+    : store_(store),
+      files_(store),
+      queue_(std::move(queue)),
+      stall_(stall),
+      interrupted_(std::move(interrupted)) {}
 
-void StoreReader::check(const Target& target, const ReadCompletion& completion, std::int64_t offset,
-                        std::int64_t expected) const {
+void StoreReader::check(const Target& target, const ReadCompletion& completion,
+                        const Piece& piece) const {
+  const std::size_t expected = piece.destination.size();
   if (completion.error != 0)
     throw resource_error(fmt::format("{}: cannot read {} bytes at offset {}: {}",
-                                     part_label(store_, target.slab, target.part), expected, offset,
-                                     std::strerror(completion.error)),
+                                     part_label(store_, target.slab, target.part), expected,
+                                     piece.offset, std::strerror(completion.error)),
                          store_.repair_hint(target.slab));
-  if (completion.bytes != expected)
+  if (completion.bytes != static_cast<std::int64_t>(expected))
     throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
-                                 part_label(store_, target.slab, target.part), expected, offset,
-                                 completion.bytes),
+                                 part_label(store_, target.slab, target.part), expected,
+                                 piece.offset, completion.bytes),
                      store_.repair_hint(target.slab));
+}
+
+ReadCompletion StoreReader::next_completion(const Target& target) {
+  const Deadline failed = Clock::now() + stall_;
+  while (Clock::now() < failed) {
+    if (interrupted_ && interrupted_()) throw Error(ErrorKind::kInterrupted, "interrupted");
+    if (const auto completion = queue_->wait(std::min(failed, Clock::now() + kPoll)))
+      return *completion;
+  }
+  throw resource_error(
+      fmt::format("{}: the disk has given nothing for {:.0f} s",
+                  part_label(store_, target.slab, target.part),
+                  std::chrono::duration<double>(stall_).count()),
+      "check the disk (dmesg, smartctl); --disk-timeout allows a slow one more time");
+}
+
+// Memory that reads are under way into must not be given back while they are; a disk that stalls is
+// not waited for.
+void StoreReader::give_up(std::size_t under_way) {
+  const Deadline end = Clock::now() + kPatience;
+  while (under_way > 0 && queue_->wait(end)) --under_way;
+}
+
+void StoreReader::read(const Target& target, std::span<const Piece> pieces) {
+  const DirectFile file = files_.open(target.slab);
+  std::size_t asked = 0, arrived = 0;
+  try {
+    while (arrived < pieces.size()) {
+      for (; asked < pieces.size() && asked - arrived < static_cast<std::size_t>(queue_->depth());
+           ++asked)
+        queue_->submit({.descriptor = file.descriptor,
+                        .offset = pieces[asked].offset,
+                        .destination = pieces[asked].destination,
+                        .drop_behind = !file.direct,
+                        .tag = asked});
+      const ReadCompletion completion = next_completion(target);
+      ++arrived;
+      check(target, completion, pieces[static_cast<std::size_t>(completion.tag)]);
+    }
+  } catch (const Error&) {
+    give_up(asked - arrived);
+    throw;
+  }
 }
 
 void StoreReader::read(const Target& target, std::int64_t offset,
                        std::span<std::byte> destination) {
-  const DirectFile file = files_.open(target.slab);
-  const auto size = static_cast<std::int64_t>(destination.size());
-  std::int64_t asked = 0, arrived = 0;
-  while (arrived < size) {
-    for (; asked < size && (asked - arrived) / kChunk < queue_->depth(); asked += kChunk)
-      queue_->submit({.descriptor = file.descriptor,
-                      .offset = offset + asked,
-                      .destination = destination.subspan(
-                          static_cast<std::size_t>(asked),
-                          static_cast<std::size_t>(std::min(kChunk, size - asked))),
-                      .drop_behind = !file.direct,
-                      .tag = static_cast<std::uint64_t>(asked)});
-    const auto completion = queue_->wait(Clock::now() + stall_);
-    if (!completion)
-      throw resource_error(fmt::format("{}: the disk has given nothing for {:.0f} s",
-                                       part_label(store_, target.slab, target.part),
-                                       std::chrono::duration<double>(stall_).count()),
-                           "check the disk (dmesg, smartctl); --disk-timeout allows a slow one "
-                           "more time");
-    const auto chunk = static_cast<std::int64_t>(completion->tag);
-    const std::int64_t expected = std::min(kChunk, size - chunk);
-    check(target, *completion, offset + chunk, expected);
-    arrived += expected;
+  std::vector<Piece> pieces;
+  for (std::size_t at = 0; at < destination.size(); at += kChunk)
+    pieces.push_back({offset + static_cast<std::int64_t>(at),
+                      destination.subspan(at, std::min(kChunk, destination.size() - at))});
+  read(target, pieces);
+}
+
+void StoreReader::read_extents(
+    const SlabEntry& slab, const PartEntry& part, std::span<const Extent> extents,
+    const std::function<void(std::size_t, std::span<const std::byte>)>& visit) {
+  std::int64_t total = 0;
+  for (const Extent& extent : extents)
+    total += align_up(extent.offset + extent.bytes) - align_down(extent.offset);
+  AlignedBuffer memory(total);
+  std::vector<Piece> pieces;
+  std::vector<std::span<const std::byte>> found;
+  std::size_t used = 0;
+  for (const Extent& extent : extents) {
+    const std::int64_t begin = align_down(extent.offset);
+    const auto length = static_cast<std::size_t>(align_up(extent.offset + extent.bytes) - begin);
+    const auto place = memory.span().subspan(used, length);
+    pieces.push_back({begin, place});
+    found.push_back(place.subspan(static_cast<std::size_t>(extent.offset - begin),
+                                  static_cast<std::size_t>(extent.bytes)));
+    used += length;
   }
+  read({slab, part}, pieces);
+  for (std::size_t i = 0; i < found.size(); ++i) visit(i, found[i]);
 }
 
 AlignedBuffer StoreReader::read_part(const SlabEntry& slab, const PartEntry& part, bool verify) {

@@ -21,9 +21,9 @@ std::string part_label(const LayerStore& store, const SlabEntry& slab, const Par
 
 class StoreReader {
  public:
-  // `stall`: a disk that gives nothing for so long has failed.
+  // `stall`: a disk that gives nothing for so long has failed. `interrupted` is polled.
   StoreReader(const LayerStore& store, std::unique_ptr<ReadQueue> queue,
-              std::chrono::milliseconds stall);
+              std::chrono::milliseconds stall, std::function<bool()> interrupted = {});
 
   const LayerStore& store() const { return store_; }
   DirectFiles& files() { return files_; }
@@ -46,20 +46,34 @@ class StoreReader {
   void scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset, std::int64_t size,
             std::int64_t block, const Visit& visit);
 
+  // Many extents of a slab at once, of any alignment: visit(i, bytes of extents[i]), in order.
+  struct Extent {
+    std::int64_t offset = 0, bytes = 0;
+  };
+  void read_extents(const SlabEntry& slab, const PartEntry& part, std::span<const Extent> extents,
+                    const std::function<void(std::size_t, std::span<const std::byte>)>& visit);
+
  private:
   struct Target {
     const SlabEntry& slab;
     const PartEntry& part;
   };
-  // Fills `destination` (a multiple of kDirectAlignment long) from an aligned offset.
+  // One request: offset, length and address are multiples of kDirectAlignment.
+  struct Piece {
+    std::int64_t offset = 0;
+    std::span<std::byte> destination;
+  };
   void read(const Target& target, std::int64_t offset, std::span<std::byte> destination);
-  void check(const Target& target, const ReadCompletion& completion, std::int64_t offset,
-             std::int64_t expected) const;
+  void read(const Target& target, std::span<const Piece> pieces);
+  ReadCompletion next_completion(const Target& target);
+  void check(const Target& target, const ReadCompletion& completion, const Piece& piece) const;
+  void give_up(std::size_t under_way);
 
   const LayerStore& store_;
   DirectFiles files_;
   std::unique_ptr<ReadQueue> queue_;
   std::chrono::milliseconds stall_;
+  std::function<bool()> interrupted_;
 };
 
 }  // namespace stagecoach

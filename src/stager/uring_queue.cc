@@ -4,8 +4,11 @@
 
 #include <liburing.h>
 
+#include <fcntl.h>
+
 #include <cerrno>
 #include <cstring>
+#include <unordered_map>
 
 #include "base/error.h"
 
@@ -16,6 +19,10 @@ class UringQueue final : public ReadQueue {
  public:
   explicit UringQueue(int depth) : depth_(depth) {
     error_ = -io_uring_queue_init(static_cast<unsigned>(depth), &ring_, 0);
+    if (error_ == 0 && !reads()) {
+      io_uring_queue_exit(&ring_);
+      error_ = ENOSYS;
+    }
   }
   ~UringQueue() override {
     // Reads still under way hold the pages they write to, so that those may be unmapped.
@@ -27,11 +34,58 @@ class UringQueue final : public ReadQueue {
   int depth() const override { return depth_; }
 
   void submit(const ReadRequest& request) override {
+    begin(under_way_.emplace(request.tag, Read{request, 0}).first->second);
+  }
+
+  std::optional<ReadCompletion> wait(Deadline deadline) override {
+    while (const std::optional<ReadCompletion> found = next(deadline)) {
+      const auto read = under_way_.find(found->tag);
+      STAGECOACH_CHECK(read != under_way_.end());
+      if (!ended(read->second, *found)) {
+        begin(read->second);  // a short read says nothing yet
+        continue;
+      }
+      const auto [request, done] = read->second;
+      under_way_.erase(read);
+      if (request.drop_behind)
+        ::posix_fadvise(request.descriptor, static_cast<off_t>(request.offset),
+                        static_cast<off_t>(request.destination.size()), POSIX_FADV_DONTNEED);
+      // What cannot go on where a short read ended, as direct reads at the end of a file, has
+      // ended.
+      return ReadCompletion{
+          .tag = request.tag, .bytes = done, .error = done > 0 ? 0 : found->error};
+    }
+    return std::nullopt;
+  }
+
+ private:
+  struct Read {
+    ReadRequest request;
+    std::int64_t done = 0;
+  };
+
+  // Kernels before 5.6 have rings, and no such reads.
+  bool reads() {
+    io_uring_probe* const probe = io_uring_get_probe_ring(&ring_);
+    if (probe == nullptr) return false;
+    const bool supported = io_uring_opcode_supported(probe, IORING_OP_READ) != 0;
+    io_uring_free_probe(probe);
+    return supported;
+  }
+
+  static bool ended(Read& read, const ReadCompletion& completion) {
+    read.done += completion.bytes;
+    return completion.error != 0 || completion.bytes == 0 ||
+           read.done == static_cast<std::int64_t>(read.request.destination.size());
+  }
+
+  void begin(const Read& read) {
+    const ReadRequest& request = read.request;
+    const auto rest = request.destination.subspan(static_cast<std::size_t>(read.done));
     io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
     STAGECOACH_CHECK(entry != nullptr);
-    io_uring_prep_read(entry, request.descriptor, request.destination.data(),
-                       static_cast<unsigned>(request.destination.size()),
-                       static_cast<std::uint64_t>(request.offset));
+    io_uring_prep_read(entry, request.descriptor, rest.data(), static_cast<unsigned>(rest.size()),
+                       static_cast<std::uint64_t>(request.offset + read.done));
     io_uring_sqe_set_data64(entry, request.tag);
     int result = 0;
     do {
@@ -42,7 +96,7 @@ class UringQueue final : public ReadQueue {
                            "STAGECOACH_IO=pread reads without io_uring");
   }
 
-  std::optional<ReadCompletion> wait(Deadline deadline) override {
+  std::optional<ReadCompletion> next(Deadline deadline) {
     io_uring_cqe* entry = nullptr;
     while (io_uring_peek_cqe(&ring_, &entry) != 0) {
       const auto left =
@@ -61,10 +115,10 @@ class UringQueue final : public ReadQueue {
     return completion;
   }
 
- private:
   int depth_;
   int error_ = 0;
   io_uring ring_{};
+  std::unordered_map<std::uint64_t, Read> under_way_;  // by tag
 };
 
 }  // namespace

@@ -123,8 +123,14 @@ class Budgets(Staging):
         self.succeeds(process)
         self.assertIn("of 170 MB used", process.stderr)
         self.assertEqual(json_lines(process)[0]["logprobs"], self.expected)
+        process = run(*self.score("--verbose"), environment={"STAGECOACH_JOB": str(job)})
+        self.assertIn("of 170 MB used", self.succeeds(process).stderr)
+        job.write_text('[run]\n[nodes.elsewhere]\nmemory = "170MB"\n')
+        self.assertIn("names 'elsewhere', where no rank runs", self.succeeds(run(*self.score("--job", job))).stderr)
         job.write_text(f'[nodes."{host}"]\ncolour = "red"\n[run]\n')
         self.fails(run(*self.score("--job", job)), 2, "job.toml:2:", "colour")
+        job.write_text(f'[run]\n[nodes."{host}"]\nmemory = "4 Gibs"\n')
+        self.fails(run(*self.score("--job", job)), 2, "job.toml:3:", "4 Gibs")
 
     def test_time_tells_reading_from_computing(self):
         process = run("time", "--store", self.store, "--tokens", 8, "--phase", "decode", "--warmup", 1, "--repeat", 3,
@@ -137,6 +143,14 @@ class Budgets(Staging):
         for row in streamed:
             self.assertGreaterEqual(row["wait_ms"], 0)
             self.assertGreater(row["compute_ms"], 0)
+
+    def test_a_long_prompt_behind_short_ones(self):
+        prompts = self.folder / "prompts"
+        prompts.write_text("a\n" * 4 + "a long prompt " * 12 + "\n" + "b\n")
+        flags = ("generate", "--store", self.store, "--prompts", prompts, "--max-new-tokens", 3, "--json", "--quiet", "--greedy")
+        expected = [r["ids"] for r in json_lines(self.succeeds(run(*flags, "--memory", "2GB")))]
+        for more in (("--max-sequences", 1), ("--max-sequences", 2, "--memory", "220MB"), ("--memory", "220MB")):
+            self.assertEqual([r["ids"] for r in json_lines(self.succeeds(run(*flags, *more)))], expected, more)
 
     def test_many_prompts(self):
         prompts = self.folder / "prompts"
@@ -231,7 +245,20 @@ class PassCheckpoints(Staging):
         other = self.folder / "model"
         self.succeeds(run("create", self.shared / "config.json", other, "--weights", "f16", "--quiet"))
         self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder, store=other)), 3, "belongs to another model")
+        self.succeeds(run("create", self.shared / "config.json", self.folder / "twin", "--weights", "f32", "--seed", 4, "--quiet"))
+        self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder, store=self.folder / "twin")), 3, "belongs to another model")
         self.assertEqual(self.windows(folder), before)
+
+    @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
+    def test_one_rank_that_cannot_ends_all(self):
+        def rank(memory):
+            return ["-np", "1", BINARY, *map(str, self.score("--memory", memory, "--checkpoint", self.folder / "checkpoint"))]
+        for memories in (("1GB", "10MB"), ("10MB", "1GB")):
+            command = mpirun(1)[:-2] + rank(memories[0]) + [":"] + rank(memories[1])
+            process = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
+            self.fails(process, 4, "10.0 MB of memory cannot hold")
+        (self.folder / "file").write_text("")
+        self.fails(run(*self.score("--checkpoint", self.folder / "file" / "below"), ranks=2), 4, "cannot create")
 
     def test_damaged_checkpoint_files(self):
         folder = self.folder / "checkpoint"

@@ -1,5 +1,6 @@
 """Hosts as small as the PCs they stand for: memory, disk and network limits. Skips where they cannot be set."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -78,6 +79,26 @@ class Limits(unittest.TestCase):
         bursts = lan("exec", 1, "python3", "-c", HOLD, 2 * MEMORY)
         self.assertIn(bursts.returncode, (-9, 137), bursts.stderr)
         self.assertEqual(bursts.stdout, "")
+
+    def test_a_model_larger_than_the_host_streams_within_its_limit(self):
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            folder = pathlib.Path(folder)
+            (folder / "config.json").write_text(json.dumps(
+                {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 2000, "n_positions": 128, "n_embd": 512,
+                 "n_layer": 30, "n_head": 8, "activation_function": "gelu_new"}))  # 378 MB of layers
+            (folder / "ids").write_text(" ".join(map(str, range(50))))
+            subprocess.run([BINARY, "create", folder / "config.json", folder / "store", "--weights", "f32", "--quiet"], check=True, env=ENVIRONMENT)
+            score = (BINARY, "score", "--store", folder / "store", "--ids", folder / "ids", "--json", "--quiet")
+            resident = subprocess.run([*score, "--memory", "2GB"], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+            self.addCleanup(lan, "limit", 1, "--disk", DISK, "--disk-path", BUILD)
+            lan("limit", 1, "--disk", "none", "--disk-path", BUILD)
+            # What the budget does not count is the page cache, which a control group does.
+            streamed = lan("exec", 1, *score, "--memory", MEMORY - (24 << 20))
+            self.assertEqual(streamed.returncode, 0, streamed.stderr)
+            self.assertEqual(json.loads(streamed.stdout)["logprobs"], json.loads(resident.stdout)["logprobs"])
+            unaided = lan("exec", 1, *score)  # the free memory that it sees is the host's own
+            self.assertEqual(unaided.returncode, 0, unaided.stderr)
+            self.assertEqual(json.loads(unaided.stdout)["logprobs"], json.loads(resident.stdout)["logprobs"])
 
     def test_usage_tells_memory_and_reads(self):
         with tempfile.NamedTemporaryFile(dir=BUILD) as file:

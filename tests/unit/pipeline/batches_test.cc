@@ -81,6 +81,7 @@ struct Seen {
                   EXPECT_EQ(position, static_cast<std::int64_t>(log_probs[id].size()));
                   log_probs[id].insert(log_probs[id].end(), values.begin(), values.end());
                 },
+            .returned = {},
             .finished = [this](SequenceId id) { finished.push_back(id); }};
   }
 };

@@ -80,7 +80,8 @@ class Ring {
       entered_[i] += run.count;
       rows += run.count;
       EXPECT_EQ(run.last_of_prompt, entered_[i] >= job_.texts[i].prompt);
-      if (batch.decode) {
+      // In passes, decode steps and prompts may share a micro-batch.
+      if (batch.decode || run.position >= job_.texts[i].prompt) {
         EXPECT_EQ(run.count, 1);
         EXPECT_EQ(run.position, job_.texts[i].prompt + drawn_[i] - 1)
             << "decodes before its token is drawn";
@@ -91,8 +92,29 @@ class Ring {
     EXPECT_LE(rows, job_.limits.micro_batch_tokens);
     under_way_.push_back(batch);
     launched_.push_back(std::move(batch));
-    EXPECT_LE(static_cast<int>(under_way_.size()), job_.limits.depth + 1);
+    if (job_.limits.pass_tokens > 0) {
+      expect_place_in_pass();
+    } else {
+      EXPECT_LE(static_cast<int>(under_way_.size()), job_.limits.depth + 1);
+    }
     EXPECT_EQ(scheduler_.in_flight(), static_cast<int>(under_way_.size()));
+  }
+
+  // A pass is micro-batches that follow one another, and no other one begins before it is out.
+  void expect_place_in_pass() {
+    const ScheduledBatch& batch = launched_.back();
+    const bool begins = launched_.size() == 1 || launched_[launched_.size() - 2].last_of_pass;
+    const ScheduledBatch& first = launched_[static_cast<std::size_t>(batch.pass)];
+    EXPECT_EQ(begins, batch.pass == batch.number);
+    EXPECT_EQ(under_way_.front().pass, batch.pass) << "one pass at a time";
+    EXPECT_EQ(batch.pass_rows, first.pass_rows);
+    EXPECT_LE(batch.pass_rows, job_.limits.pass_tokens);
+    std::int64_t before = 0;
+    for (auto i = static_cast<std::size_t>(batch.pass); i + 1 < launched_.size(); ++i)
+      for (const ScheduledRun& run : launched_[i].runs) before += run.count;
+    EXPECT_EQ(batch.pass_row, before);
+    for (const ScheduledRun& run : batch.runs) before += run.count;
+    EXPECT_EQ(batch.last_of_pass, before == batch.pass_rows);
   }
 
   void give_back() {
@@ -149,6 +171,32 @@ TEST(Scheduler, EveryTokenEntersOnceInOrderAndAllFinish) {
     SCOPED_TRACE(seed);
     Ring(random_job(seed)).run();
   }
+}
+
+TEST(Scheduler, InPassesToo) {
+  for (std::uint32_t seed = 0; seed < 1000 && !HasFailure(); ++seed) {
+    SCOPED_TRACE(seed);
+    Job job = random_job(seed);
+    job.limits.pass_tokens = 1 + seed * 37 % 900;
+    Ring(job).run();
+  }
+}
+
+TEST(Scheduler, APassTakesAllThatIsAtHand) {
+  Scheduler scheduler(
+      {.micro_batch_tokens = 256, .depth = 4, .max_active = 8, .pass_tokens = 1000});
+  scheduler.submit(0, 3, true);
+  scheduler.submit(1, 300, true);
+  std::vector<ScheduledBatch> pass;
+  while (auto batch = scheduler.next()) pass.push_back(*batch);
+  ASSERT_EQ(pass.size(), 8U) << "two for each rank";
+  EXPECT_EQ(pass.front().pass_rows, 303);
+  for (const ScheduledBatch& batch : pass) scheduler.returned(batch.number);
+  const auto decode = scheduler.next();
+  ASSERT_TRUE(decode);
+  EXPECT_EQ(decode->runs.size(), 2U) << "both sequences decode together";
+  EXPECT_TRUE(decode->decode);
+  EXPECT_FALSE(scheduler.next());
 }
 
 TEST(Scheduler, TheSameEventsGiveTheSameMicroBatches) {

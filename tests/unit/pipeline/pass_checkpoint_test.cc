@@ -1,0 +1,152 @@
+#include "pipeline/pass_checkpoint.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <numeric>
+
+#include "backend/cpu/cpu_backend.h"
+#include "base/error.h"
+#include "support_temporary_folder.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kWidth = 6;
+const CheckpointIdentity kIdentity{{"model", "m"}, {"text", "t"}, {"plan", "p"}};
+
+// Rows [first, first + count) of a pass of `rows`, all of one sequence.
+MicroBatch batch(std::int64_t first, std::int64_t count, std::int64_t rows) {
+  MicroBatch result;
+  result.pass = {.row = first, .rows = rows, .last = first + count == rows, .keep = true};
+  result.runs = {{.sequence = 0,
+                  .position = first,
+                  .ids = std::vector<TokenId>(static_cast<std::size_t>(count), 1),
+                  .targets = {},
+                  .sample = false}};
+  return result;
+}
+
+std::vector<float> hidden(std::int64_t first, std::int64_t count) {
+  std::vector<float> values(static_cast<std::size_t>(count * kWidth));
+  std::iota(values.begin(), values.end(), static_cast<float>(first * kWidth));
+  return values;
+}
+
+class PassCheckpointTest : public testing::Test {
+ protected:
+  PassCheckpoint open(std::uint64_t pass = 1, const CheckpointIdentity& identity = kIdentity) {
+    return {folder_.path() / "checkpoint", identity, pass, kWidth};
+  }
+  void keep_window(std::int64_t window) {
+    PassCheckpoint checkpoint = open();
+    checkpoint.keep_hidden(window, batch(0, 3, 8), hidden(0, 3));
+    EXPECT_FALSE(checkpoint.has_hidden(window)) << "a part of it is no file yet";
+    checkpoint.keep_hidden(window, batch(3, 5, 8), hidden(3, 5));
+    EXPECT_TRUE(checkpoint.has_hidden(window));
+  }
+  template <typename Act>
+  static Error error_of(Act act) {
+    try {
+      act();
+    } catch (const Error& error) {
+      return error;
+    }
+    return {ErrorKind::kInternal, "nothing was thrown"};
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(PassCheckpointTest, GivesBackWhatItKeptHoweverThePassIsCut) {
+  keep_window(4);
+  PassCheckpoint later = open();
+  EXPECT_TRUE(later.has_hidden(4));
+  EXPECT_FALSE(later.has_hidden(5));
+  std::vector<float> values(static_cast<std::size_t>(7 * kWidth));
+  later.restore_hidden(4, batch(0, 7, 8), values);
+  EXPECT_EQ(values, hidden(0, 7));
+  values.resize(static_cast<std::size_t>(kWidth));
+  later.restore_hidden(4, batch(7, 1, 8), values);
+  EXPECT_EQ(values, hidden(7, 1));
+}
+
+TEST_F(PassCheckpointTest, AnotherPassOfTheSameWorkIsPassedOver) {
+  keep_window(0);
+  EXPECT_FALSE(open(2).has_hidden(0));
+  EXPECT_TRUE(open(1).has_hidden(0));
+}
+
+TEST_F(PassCheckpointTest, AnotherJobIsRefusedByName) {
+  open();
+  for (const std::size_t field : {0, 1, 2}) {
+    CheckpointIdentity other = kIdentity;
+    other[field].second = "other";
+    const Error error = error_of([&] { open(1, other); });
+    EXPECT_EQ(error.kind(), ErrorKind::kData);
+    EXPECT_NE(std::string(error.what()).find("belongs to another " + other[field].first),
+              std::string::npos)
+        << error.what();
+  }
+}
+
+TEST_F(PassCheckpointTest, HostileFilesAreNoCheckpoints) {
+  keep_window(0);
+  const fs::path file = folder_.path() / "checkpoint" / "window-000.hidden";
+  std::string bytes;
+  {
+    std::ifstream in(file, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  for (std::size_t length = 0; length < bytes.size(); length += 13) {
+    std::ofstream(file, std::ios::binary | std::ios::trunc) << bytes.substr(0, length);
+    EXPECT_FALSE(open().has_hidden(0)) << length;
+  }
+  for (std::size_t byte = 0; byte < 48; ++byte) {
+    std::string altered = bytes;
+    altered[byte] = static_cast<char>(altered[byte] ^ 0x40);
+    std::ofstream(file, std::ios::binary | std::ios::trunc) << altered;
+    EXPECT_FALSE(open().has_hidden(0)) << "byte " << byte;
+  }
+  for (const std::size_t byte : {std::size_t{48}, std::size_t{64}, bytes.size() - 1}) {
+    std::string altered = bytes;
+    altered[byte] = static_cast<char>(altered[byte] ^ 0x40);
+    std::ofstream(file, std::ios::binary | std::ios::trunc) << altered;
+    PassCheckpoint checkpoint = open();
+    std::vector<float> values(static_cast<std::size_t>(8 * kWidth));
+    const Error error = error_of([&] { checkpoint.restore_hidden(0, batch(0, 8, 8), values); });
+    EXPECT_EQ(error.kind(), ErrorKind::kData);
+    EXPECT_NE(std::string(error.what()).find("is damaged"), std::string::npos) << error.what();
+  }
+}
+
+// A page that two micro-batches write to comes back as the second one left it.
+TEST_F(PassCheckpointTest, KeysAndValuesComeBack) {
+  ModelSpec spec;
+  spec.num_attention_heads = spec.num_key_value_heads = 1;
+  spec.head_dim = 4;
+  const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
+  KvCache kv(spec, *backend);
+  kv.add_layers(2, 3);
+  const MicroBatch first = batch(0, 70, 100), second = batch(70, 30, 100);
+  PassCheckpoint checkpoint = open();
+  kv.page(2, 0, 0)[1] = 5;
+  kv.page(2, 0, 1)[2] = 6;
+  checkpoint.keep_kv(2, first, kv);
+  kv.page(2, 0, 1)[3] = 7;
+  checkpoint.keep_kv(2, second, kv);
+  ASSERT_TRUE(checkpoint.has_kv(2));
+  kv.drop(0);
+  kv.page(2, 0, 0)[1] = kv.page(2, 0, 1)[2] = kv.page(2, 0, 1)[3] = 0;
+  PassCheckpoint later = open();
+  later.restore_kv(2, first, kv);
+  later.restore_kv(2, second, kv);
+  EXPECT_EQ(kv.page(2, 0, 0)[1], 5);
+  EXPECT_EQ(kv.page(2, 0, 1)[2], 6);
+  EXPECT_EQ(kv.page(2, 0, 1)[3], 7);
+}
+
+}  // namespace
+}  // namespace stagecoach
