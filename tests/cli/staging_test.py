@@ -110,6 +110,29 @@ class Budgets(Staging):
             self.assertIn("reading with " + ("io_uring, direct" if way == "io_uring" else "pread"), process.stderr)
         self.fails(run(*self.score("--memory", "170MB"), environment={"STAGECOACH_IO": "telepathy"}), 2, "telepathy")
 
+    @unittest.skipUnless(os.geteuid() == 0, "mounting a file system needs root")
+    def test_a_file_system_that_refuses_direct_reads(self):
+        mount = self.folder / "ramfs"
+        mount.mkdir()
+        if subprocess.run(["mount", "-t", "ramfs", "none", mount], check=False, capture_output=True).returncode:
+            self.skipTest("no ramfs can be mounted here")
+        try:
+            shutil.copytree(self.store, mount / "store")
+            process = self.succeeds(run(*self.score("--memory", "170MB", store=mount / "store")))
+        finally:
+            subprocess.run(["umount", mount], check=True)
+        self.assertEqual(process.stderr.count("refuses direct reads"), 1, process.stderr)
+        self.assertEqual(json_lines(process)[0]["logprobs"], self.expected)
+
+    def test_a_layer_is_read_once_for_all_micro_batches(self):
+        layers = sum(slab.stat().st_size for slab in self.store.glob("layer-*.slab"))
+        for ranks in (0, 2) if MPIRUN else (0,):
+            report = self.folder / f"report-{ranks}"
+            self.succeeds(run(*self.score("--memory", "170MB", "--micro-batch", 10, "--report", report), ranks=ranks))
+            read = sum(rank["read_bytes"] for rank in json.loads((report / "run.json").read_text())["ranks"])
+            self.assertLess(read, 1.1 * layers, "layers once, and the small ends of the model")
+            self.assertGreater(read, 0.9 * layers)
+
     def test_an_ordinary_users_limits_are_enough(self):
         locked = subprocess.run(["sh", "-c", 'ulimit -l 64; exec "$@"', "sh", BINARY, *map(str, self.score("--memory", "170MB"))],
                                 capture_output=True, text=True, env=ENVIRONMENT, check=False)
