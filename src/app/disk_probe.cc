@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
 #include <random>
 #include <span>
 #include <utility>
@@ -28,6 +29,9 @@ namespace fs = std::filesystem;
 
 constexpr int kQueueDepth = 16;
 constexpr std::chrono::seconds kStall{60};
+// Far beyond the caches: weights, too, go where nothing has just been. A virtual disk copies, and
+// into a small buffer it copies faster than any use could.
+constexpr std::int64_t kMemory = std::int64_t{256} << 20;
 constexpr std::int64_t kBlock = std::int64_t{1} << 20;
 constexpr std::int64_t kSmallestFile = std::int64_t{16} << 20;
 // Shorter data may be in the disk's own memory when it is read again.
@@ -69,11 +73,14 @@ class Reader {
   Reader(const std::vector<DirectFile>& files, const DiskProbeOptions& options)
       : files_(files),
         options_(options),
-        memory_(kQueueDepth * kBlock),
+        memory_(std::max(kQueueDepth * kBlock, std::min(kMemory, options.read_bytes))),
         queue_(make_read_queue(kQueueDepth)) {
     // Of small pages, a block would be cut into several requests: less than half the rate on some
     // disks.
     memory_.advise_huge_pages();
+    for (std::int64_t at = 0; at + kBlock <= static_cast<std::int64_t>(memory_.size());
+         at += kBlock)
+      free_.push_back(static_cast<std::size_t>(at));
   }
 
   double bytes_per_second() {
@@ -83,8 +90,7 @@ class Reader {
         std::chrono::nanoseconds(static_cast<std::int64_t>(options_.read_seconds * 1e9));
     std::int64_t asked = 0, done = 0;
     int under_way = 0;
-    for (; under_way < kQueueDepth; ++under_way)
-      asked += submit(static_cast<std::size_t>(under_way));
+    for (; under_way < kQueueDepth; ++under_way) asked += submit();
     while (under_way > 0) {
       check_interrupted(options_);
       const auto completion = queue_->wait(Clock::now() + kStall);
@@ -93,8 +99,9 @@ class Reader {
         throw disk_error("read", "the files being probed", completion->error);
       done += completion->bytes;
       --under_way;
+      free_.push_back(static_cast<std::size_t>(completion->tag));
       if (asked >= options_.read_bytes || Clock::now() >= deadline) continue;
-      asked += submit(static_cast<std::size_t>(completion->tag));
+      asked += submit();
       ++under_way;
     }
     if (done == 0) throw data_error("the files being probed became empty meanwhile");
@@ -102,13 +109,15 @@ class Reader {
   }
 
  private:
-  // Reads the next block into buffer `index`.
-  std::int64_t submit(std::size_t index) {
+  // Reads the next block into the memory that has rested longest.
+  std::int64_t submit() {
+    const std::size_t place = free_.front();
+    free_.pop_front();
     const DirectFile& file = files_[file_];
     queue_->submit({.descriptor = file.descriptor(),
                     .offset = block_ * kBlock,
-                    .destination = memory_.span().subspan(index * kBlock, kBlock),
-                    .tag = index});
+                    .destination = memory_.span().subspan(place, kBlock),
+                    .tag = place});
     if (++block_ == file.blocks()) {
       block_ = 0;
       file_ = (file_ + 1) % files_.size();
@@ -118,7 +127,8 @@ class Reader {
 
   const std::vector<DirectFile>& files_;
   const DiskProbeOptions& options_;
-  AlignedBuffer memory_;  // a block for each read under way
+  AlignedBuffer memory_;
+  std::deque<std::size_t> free_;  // blocks of it, by offset
   std::unique_ptr<ReadQueue> queue_;
   std::size_t file_ = 0;
   std::int64_t block_ = 0;
