@@ -242,9 +242,12 @@ class GenerateJob {
     }
   }
   void check_drawn(const std::vector<TokenId>& tokens, const ModelSpec& spec) const {
+    if (static_cast<std::int64_t>(tokens.size()) > flags_.max_new_tokens)
+      throw data_error(fmt::format("{}/tokens.json: {} tokens of a prompt, expected {} at most",
+                                   flags_.run.checkpoint, tokens.size(), flags_.max_new_tokens));
     for (const TokenId id : tokens)
       if (id >= spec.vocab_size)
-        throw data_error(fmt::format("{}: token {} is not in the vocabulary of {}",
+        throw data_error(fmt::format("{}/tokens.json: token {} is not in the vocabulary of {}",
                                      flags_.run.checkpoint, id, spec.vocab_size));
   }
   void save_tokens() const {

@@ -105,6 +105,7 @@ void JobRun::load() {
 RankStatus JobRun::status() const {
   const Manifest& manifest = store_->manifest();
   RankStatus status;
+  status.command = kind_.command;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
   status.plan_hash = xxh3(as_bytes(fmt::format(
@@ -150,8 +151,8 @@ void JobRun::run() {
 
 void JobRun::finish() {
   if (transport_.rank() != 0) return;
+  kind_.finish(view(), ranks_);  // results first: a report may find its disk full
   if (!settings_.report.empty()) write_report(settings_.report, run_info(), ranks_);
-  kind_.finish(view(), ranks_);
 }
 
 std::string JobRun::describe(int rank) const {
@@ -228,7 +229,8 @@ void JobRun::find_resume_point() {
   CheckpointContents mine;
   std::exception_ptr failure;
   try {
-    checkpoint_.emplace(settings_.checkpoint, identity, shape_.content, spec().hidden_size);
+    checkpoint_.emplace(settings_.checkpoint, identity, shape_.content, spec().hidden_size,
+                        fmt::format("rank-{}", rank));
     mine = checkpoint_contents(*checkpoint_, plan_.stages, rank, !shape_.forget_kv);
   } catch (const Error&) {
     failure = std::current_exception();

@@ -277,6 +277,7 @@ void step_together(ControlChannel& control, const Step& step) {
   RankStatus status;
   try {
     step();
+    status.command = "probe";
     status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   } catch (const std::exception& exception) {
     status = failed_status(as_error(exception));
@@ -288,6 +289,7 @@ void step_together(ControlChannel& control, const Step& step) {
 
 void probe_together(ControlChannel& control, const ProbeFlags& flags) {
   Transport& transport = control.transport();
+  step_together(control, [] {});  // all ranks probe
   MachineLimits limits;
   step_together(control, [&] {
     std::exception_ptr failure;  // the next rank must have its turn whatever happens here

@@ -19,7 +19,7 @@ struct ReportFlags {
 int run_report(const ReportFlags& flags) {
   std::vector<SavedReport> reports;
   for (const std::string& folder : flags.folders) reports.push_back(read_report(folder));
-  if (!flags.html.empty()) write_file_atomically(flags.html, comparison_page(reports));
+  if (!flags.html.empty()) write_output(flags.html, comparison_page(reports));
   if (flags.json) {
     for (const auto& object : comparison_json(reports))
       print(object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");

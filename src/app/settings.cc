@@ -91,8 +91,9 @@ void check_nodes(const std::string& file, const toml::node& nodes) {
       if (key.str() != "memory")
         throw job_error(file, value.source(),
                         fmt::format("'{}' is not a setting of a node; known: memory", key.str()));
+      const std::string text = scalar_text(file, value);
       try {
-        parse_byte_size(scalar_text(file, value));
+        parse_byte_size(text);
       } catch (const Error& error) {
         throw job_error(file, value.source(),
                         fmt::format("nodes.{}.memory: {}", host.str(), error.what()));

@@ -45,7 +45,7 @@ class TimingSweep {
   void add(SweepResult result) {
     results_.push_back(std::move(result));
     const std::string csv = sweep_csv(results_);
-    if (!flags_.csv.empty()) write_file_atomically(flags_.csv, csv);
+    if (!flags_.csv.empty()) write_output(flags_.csv, csv);
     if (!single() && !flags_.run.report.empty())
       write_file_atomically(std::filesystem::path(flags_.run.report) / "sweep.csv", csv);
   }

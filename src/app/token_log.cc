@@ -26,6 +26,10 @@ std::vector<TokenId> parse_tokens(const Json& list, const std::string& where) {
   return tokens;
 }
 
+std::string checksum(const Json& lists) {
+  return hash_to_hex(xxh3(as_bytes(lists.dump(-1, ' ', false, Json::error_handler_t::replace))));
+}
+
 }  // namespace
 
 TokenLog::TokenLog(const std::filesystem::path& folder, std::uint64_t work)
@@ -41,6 +45,11 @@ std::optional<std::vector<std::vector<TokenId>>> TokenLog::load(std::size_t prom
     throw data_error(fmt::format("{} is not a token log of this version", where),
                      "another --checkpoint DIR");
   if (object.string("work") != hash_to_hex(work_)) return std::nullopt;
+  const std::string expected = object.string("checksum"), found = checksum(object.array("tokens"));
+  if (found != expected)
+    throw data_error(
+        fmt::format("{} is damaged: expected checksum {}, found {}", where, expected, found),
+        "delete it: the same command then begins its texts again");
   std::vector<std::vector<TokenId>> tokens;
   for (const Json& list : object.array("tokens")) tokens.push_back(parse_tokens(list, where));
   if (tokens.size() != prompts)
@@ -55,6 +64,7 @@ void TokenLog::save(const std::vector<const std::vector<TokenId>*>& tokens) cons
   const Json json{{"format", kFormat},
                   {"version", kVersion},
                   {"work", hash_to_hex(work_)},
+                  {"checksum", checksum(lists)},
                   {"tokens", std::move(lists)}};
   write_file_atomically(file_, json.dump() + "\n");
 }

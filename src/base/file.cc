@@ -175,6 +175,25 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
   }
 }
 
+void write_output(const fs::path& path, std::string_view content) {
+  std::error_code ignored;
+  const fs::file_status status = fs::status(path, ignored);
+  if (!fs::exists(status) || fs::is_regular_file(status)) {
+    const fs::path target = fs::canonical(path, ignored);
+    return write_file_atomically(target.empty() ? path : target, content);
+  }
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY);
+  if (descriptor < 0) throw output_error("open", path, errno);
+  int code = 0;
+  while (!content.empty() && code == 0) {
+    const ssize_t n = ::write(descriptor, content.data(), content.size());
+    if (n >= 0) content.remove_prefix(static_cast<std::size_t>(n));
+    if (n < 0 && errno != EINTR) code = errno;
+  }
+  ::close(descriptor);
+  if (code != 0) throw output_error("write", path, code);
+}
+
 std::string unique_name(std::string_view stem) {
   // Several hosts may share the folder, and containers their process ids.
   std::random_device random;

@@ -49,6 +49,10 @@ std::string read_text_file(const std::filesystem::path& path, std::int64_t max_b
 // after a crash `path` holds either the old content or the new.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
+// For an output that the user names: a device or a pipe is written to, a link is followed; anything
+// else is written atomically.
+void write_output(const std::filesystem::path& path, std::string_view content);
+
 // A file name that nobody else makes in a folder that hosts share.
 std::string unique_name(std::string_view stem);
 

@@ -4,6 +4,7 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
@@ -226,10 +227,12 @@ std::optional<MachineLimits> cached_limits() {
   try {
     return read_limits_file(limits_file());
   } catch (const Error& error) {
-    spdlog::warn(
-        "the limits of this machine cannot be read, so no shares of them are given: {}; "
-        "`stagecoach probe` measures them again",
-        error.what());
+    static std::atomic<bool> warned{false};  // planner and tables ask in turn
+    if (!warned.exchange(true))
+      spdlog::warn(
+          "the limits of this machine cannot be read, so plans and tables do without: {}; "
+          "`stagecoach probe` measures them again",
+          error.what());
     return std::nullopt;
   }
 }

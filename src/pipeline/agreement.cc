@@ -41,6 +41,10 @@ std::optional<Verdict> difference(const Transport& transport, const RankStatus& 
     return data(fmt::format("runs Stagecoach {}, rank 0 on {} runs {}", theirs.version,
                             transport.host(0), ours.version),
                 "install the same version on all hosts");
+  if (theirs.command != ours.command)
+    return data(fmt::format("runs stagecoach {}, rank 0 on {} runs stagecoach {}", theirs.command,
+                            transport.host(0), ours.command),
+                "give all ranks the same command");
   if (theirs.model_hash != ours.model_hash)
     return data(fmt::format("its store holds another model than the one on {}", transport.host(0)),
                 "import the same checkpoint with the same --weights on all hosts");

@@ -16,6 +16,7 @@ namespace stagecoach {
 // warning.
 struct RankStatus {
   std::string version;           // of Stagecoach
+  std::string command;           // "score": ranks of one job may have been given different ones
   std::uint64_t plan_hash = 0;   // of the StagePlan and the run's flags
   std::uint64_t model_hash = 0;  // of the ModelSpec and the weight type
   // Checksum of each slab that the rank's store holds: layers, then embedding, then head; 0: not
@@ -28,7 +29,8 @@ struct RankStatus {
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(version, plan_hash, model_hash, slab_checksums, isa, device, error_code, error, hint);
+    archive(version, command, plan_hash, model_hash, slab_checksums, isa, device, error_code, error,
+            hint);
   }
 };
 

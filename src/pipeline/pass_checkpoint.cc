@@ -65,10 +65,13 @@ struct PassCheckpoint::Header {
 };
 
 PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identity,
-                               std::uint64_t pass, std::int64_t width)
+                               std::uint64_t pass, std::int64_t width, const std::string& holder)
     : folder_(std::move(folder)), pass_(pass), width_(width) {
   static_assert(sizeof(Header) == 64);
   check_writable(folder_);
+  lock_.emplace(
+      FileLock::of_file(folder_ / (holder + ".lock"),
+                        fmt::format("another job is keeping its values in {}", folder_.string())));
   const std::string text = to_json(identity).dump(1) + "\n";
   identity_ = xxh3(as_bytes(text));
   const fs::path file = folder_ / kIdentityFile;
@@ -164,10 +167,15 @@ void PassCheckpoint::keep_kv(std::int64_t layer, const MicroBatch& batch, KvCach
   finish(key, batch);
 }
 
-PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key) const {
+PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key,
+                                                      std::int64_t most_bytes) const {
   const std::optional<Header> found = header(key);
   const std::string name = path(key).string();
   if (!found) throw data_error(fmt::format("{} has gone since the job began", name));
+  if (found->bytes > most_bytes)  // before all of it is read
+    throw data_error(
+        fmt::format("{} has {} bytes, this pass takes {} at most", name, found->bytes, most_bytes),
+        "delete it: the same command then goes on one window earlier");
   Restored restored{.file = File::open_read(path(key)), .bytes = found->bytes, .used = 0};
   StreamingHash hash;
   std::vector<std::byte> block(static_cast<std::size_t>(std::min(kBlock, found->bytes)));
@@ -184,9 +192,16 @@ PassCheckpoint::Restored PassCheckpoint::open_checked(const Key& key) const {
   return restored;
 }
 
-void PassCheckpoint::take(const Key& key, std::span<std::byte> destination) {
+void PassCheckpoint::take(const Key& key, const MicroBatch& batch,
+                          std::span<std::byte> destination) {
   auto restored = restored_.find(key);
-  if (restored == restored_.end()) restored = restored_.emplace(key, open_checked(key)).first;
+  if (restored == restored_.end()) {
+    // Of keys and values: two pages a row at the very most, where micro-batches are of one row.
+    const std::int64_t each = key.first == Kind::kHidden
+                                  ? width_ * static_cast<std::int64_t>(sizeof(float))
+                                  : 2 * static_cast<std::int64_t>(destination.size());
+    restored = restored_.emplace(key, open_checked(key, batch.pass.rows * each)).first;
+  }
   Restored& source = restored->second;
   if (source.bytes - source.used < static_cast<std::int64_t>(destination.size()))
     throw data_error(fmt::format("{} is too short: it has {} bytes for this pass",
@@ -208,7 +223,7 @@ void PassCheckpoint::end_restore(const Key& key, const MicroBatch& batch) {
 void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch,
                                     std::span<float> hidden) {
   const Key key{Kind::kHidden, window};
-  take(key, std::as_writable_bytes(hidden));
+  take(key, batch, std::as_writable_bytes(hidden));
   end_restore(key, batch);
 }
 
@@ -217,7 +232,7 @@ void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvC
   for (const TokenRun& run : batch.runs)
     for (std::int64_t page = run.position / kKvPageTokens;
          page * kKvPageTokens < run.position + run.count(); ++page)
-      take(key, std::as_writable_bytes(kv.page(layer, run.sequence, page)));
+      take(key, batch, std::as_writable_bytes(kv.page(layer, run.sequence, page)));
   end_restore(key, batch);
 }
 

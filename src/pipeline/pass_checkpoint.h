@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/file_lock.h"
 #include "base/hash.h"
 #include "engine/kv_cache.h"
 #include "pipeline/micro_batch.h"
@@ -40,8 +41,10 @@ class PassCheckpoint {
   // Makes the folder, or takes one of the same identity. Throws data_error naming what differs,
   // resource_error when it cannot be written. `pass`: hash of what the first pass computes; files
   // of another pass of the same work (generate, some tokens ago) are passed over, then replaced.
+  // `holder` ("rank-0") is one of those that share the folder: a second one of that name is another
+  // job's, and a usage_error.
   PassCheckpoint(std::filesystem::path folder, const CheckpointIdentity& identity,
-                 std::uint64_t pass, std::int64_t width);
+                 std::uint64_t pass, std::int64_t width, const std::string& holder);
 
   bool has_hidden(std::int64_t window) const;
   bool has_kv(std::int64_t layer) const;
@@ -74,11 +77,12 @@ class PassCheckpoint {
   std::optional<Header> header(const Key& key) const;
   void append(const Key& key, const MicroBatch& batch, std::span<const std::byte> bytes);
   void finish(const Key& key, const MicroBatch& batch);
-  void take(const Key& key, std::span<std::byte> destination);
+  void take(const Key& key, const MicroBatch& batch, std::span<std::byte> destination);
   void end_restore(const Key& key, const MicroBatch& batch);
-  Restored open_checked(const Key& key) const;
+  Restored open_checked(const Key& key, std::int64_t most_bytes) const;
 
   std::filesystem::path folder_;
+  std::optional<FileLock> lock_;
   std::uint64_t identity_ = 0;
   std::uint64_t pass_;
   std::int64_t width_;

@@ -109,28 +109,6 @@ class StoreWriter::CreatedFolders {
   std::vector<fs::path> paths_;  // innermost first
 };
 
-// Two imports into one folder would tear each other's slabs. The system drops the lock with the
-// process, however it ends; file systems that cannot lock are used unlocked.
-class StoreWriter::FolderLock {
- public:
-  explicit FolderLock(const fs::path& root)
-      : descriptor_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-    if (descriptor_ < 0)
-      throw resource_error(fmt::format("cannot open {}: {}", root.string(), std::strerror(errno)));
-    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-      ::close(descriptor_);
-      throw usage_error(fmt::format("another process is writing to {}", root.string()),
-                        "wait for it, or choose another folder");
-    }
-  }
-  ~FolderLock() { ::close(descriptor_); }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
- private:
-  int descriptor_;
-};
-
 StoreWriter::StoreWriter(fs::path root, const std::string& identity)
     : root_(std::move(root)), identity_(as_utf8(identity)) {
   // "stores/gpt2/" names the folder "stores/gpt2".
@@ -140,7 +118,9 @@ StoreWriter::StoreWriter(fs::path root, const std::string& identity)
     throw usage_error(fmt::format("{} already holds a complete store", root_.string()),
                       "choose another folder, or delete this one first");
   created_ = std::make_unique<CreatedFolders>(root_);
-  lock_ = std::make_unique<FolderLock>(root_);
+  // Two imports into one folder would tear each other's slabs.
+  lock_.emplace(
+      FileLock::of_folder(root_, fmt::format("another process is writing to {}", root_.string())));
   refuse_foreign_files(root_);
   if (fs::exists(root_ / kJournalFile, ignored))
     load_journal();

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/file_lock.h"
 #include "base/hash.h"
 #include "store/manifest.h"
 
@@ -58,7 +59,6 @@ class StoreWriter {
 
  private:
   class CreatedFolders;
-  class FolderLock;
 
   void load_journal();
   void save_journal() const;
@@ -66,7 +66,7 @@ class StoreWriter {
   std::filesystem::path root_;
   std::string identity_;
   std::unique_ptr<CreatedFolders> created_;  // before lock_: outlives it
-  std::unique_ptr<FolderLock> lock_;
+  std::optional<FileLock> lock_;
   std::map<std::string, SlabEntry> finished_;
   bool committed_ = false;
 };

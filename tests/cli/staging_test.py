@@ -296,6 +296,28 @@ class PassCheckpoints(Staging):
         (folder / "checkpoint.json").write_text("{")
         self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder)), 3, "checkpoint.json")
 
+    def test_a_changed_token_is_noticed(self):
+        folder = self.folder / "checkpoint"
+        command = self.generate("--memory", "170MB", "--max-new-tokens", 4, "--greedy", "--checkpoint", folder)
+        self.succeeds(run(*command))
+        log = folder / "tokens.json"
+        content = json.loads(log.read_text())
+        content["tokens"][0][1] = (content["tokens"][0][1] + 1) % 2000
+        log.write_text(json.dumps(content))
+        self.fails(run(*command), 3, "tokens.json is damaged", "delete it")
+
+    def test_two_jobs_at_once_do_not_share_a_folder(self):
+        folder = self.folder / "checkpoint"
+        slow = [str(c) for c in self.score(*self.SLOW, "--checkpoint", folder)]
+        first = subprocess.Popen([BINARY, *slow], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        self.addCleanup(first.wait)
+        self.addCleanup(first.kill)
+        deadline = time.monotonic() + PATIENCE
+        while not (folder / "checkpoint.json").exists():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        self.fails(run(*slow), 2, "another job is keeping its values in")
+
     def test_where_nothing_can_be_written(self):
         (self.folder / "file").write_text("")
         self.fails(run(*self.score("--checkpoint", self.folder / "file" / "below")), 4, "cannot create")

@@ -3,9 +3,10 @@
 import csv
 import json
 import shutil
+import subprocess
 import unittest
 
-from support import DEMO, StoreTest, json_lines, run
+from support import BINARY, DEMO, ENVIRONMENT, StoreTest, json_lines, mpirun, run
 
 GOLDEN = json.loads((DEMO / "golden.json").read_text())
 
@@ -112,6 +113,17 @@ class Jobs(StoreTest):
     def test_ranks_with_different_flags(self):
         script = f'exec "$0" generate --store {self.store} --prompt a --windows 0:$((3 + OMPI_COMM_WORLD_RANK)),$((3 + OMPI_COMM_WORLD_RANK)):7'
         self.fails(run_shell(script, ranks=2), 3, "rank 1", "plan")
+
+    def test_ranks_with_different_commands(self):
+        text = self.folder / "text"
+        text.write_text("In the beginning")
+        commands = {"score": ["score", "--store", self.store, "--text", text], "probe": ["probe", "--quick"],
+                    "generate": ["generate", "--store", self.store, "--prompt", "A"]}
+        for first, second in (("score", "probe"), ("probe", "generate"), ("generate", "score")):
+            line = mpirun(1) + [BINARY, *commands[first], ":", "-np", "1", BINARY, *commands[second]]
+            process = subprocess.run([str(word) for word in line], capture_output=True, text=True, timeout=60, check=False,
+                                     cwd=self.folder, env=ENVIRONMENT)
+            self.fails(process, 3, f"runs stagecoach {second}", f"runs stagecoach {first}")
 
     def test_settings_that_are_wrong_on_one_rank(self):
         for setting in ("STAGECOACH_JOB=/nonexistent.toml", "STAGECOACH_MICRO_BATCH=x"):

@@ -159,5 +159,23 @@ TEST_F(FileTest, CreateReplacesFilesAndLinksButNothingElse) {
   EXPECT_TRUE(fs::exists(fifo));
 }
 
+TEST_F(FileTest, OutputsGoToPipesAndThroughLinks) {
+  const fs::path file = folder_ / "file", link = folder_ / "link", pipe = folder_ / "pipe";
+  write_output(file, "one");
+  fs::create_symlink(file, link);
+  write_output(link, "two");
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_EQ(read_text_file(file, 10), "two");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  write_output(pipe, "three");
+  char text[8] = {};
+  EXPECT_EQ(::read(reader, text, sizeof(text)), 5);
+  EXPECT_STREQ(text, "three");
+  ::close(reader);
+  EXPECT_TRUE(fs::is_fifo(pipe));
+}
+
 }  // namespace
 }  // namespace stagecoach

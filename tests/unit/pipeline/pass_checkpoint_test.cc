@@ -38,7 +38,9 @@ std::vector<float> hidden(std::int64_t first, std::int64_t count) {
 class PassCheckpointTest : public testing::Test {
  protected:
   PassCheckpoint open(std::uint64_t pass = 1, const CheckpointIdentity& identity = kIdentity) {
-    return {folder_.path() / "checkpoint", identity, pass, kWidth};
+    // Several are open at once here, as those of several ranks are.
+    return {folder_.path() / "checkpoint", identity, pass, kWidth,
+            "rank-" + std::to_string(opened_++)};
   }
   void keep_window(std::int64_t window) {
     PassCheckpoint checkpoint = open();
@@ -58,6 +60,7 @@ class PassCheckpointTest : public testing::Test {
   }
 
   TemporaryFolder folder_;
+  int opened_ = 0;
 };
 
 TEST_F(PassCheckpointTest, GivesBackWhatItKeptHoweverThePassIsCut) {
@@ -90,6 +93,14 @@ TEST_F(PassCheckpointTest, AnotherJobIsRefusedByName) {
               std::string::npos)
         << error.what();
   }
+}
+
+TEST_F(PassCheckpointTest, TwoJobsAtOnceDoNotShareAFolder) {
+  const fs::path folder = folder_.path() / "checkpoint";
+  const PassCheckpoint first(folder, kIdentity, 1, kWidth, "rank-0");
+  const PassCheckpoint second_rank(folder, kIdentity, 1, kWidth, "rank-1");
+  EXPECT_EQ(error_of([&] { PassCheckpoint(folder, kIdentity, 1, kWidth, "rank-0"); }).kind(),
+            ErrorKind::kUsage);
 }
 
 TEST_F(PassCheckpointTest, HostileFilesAreNoCheckpoints) {
