@@ -5,14 +5,13 @@
 #include <utility>
 #include <vector>
 
+#include "app/slice_sizes.h"
 #include "base/archive.h"
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/machine_limits.h"
-#include "stager/end_tables.h"
 #include "stager/layer_stager.h"
-#include "store/slab_format.h"
 #include "transport/mpi_module.h"
 
 namespace stagecoach {
@@ -59,52 +58,6 @@ T broadcast(ControlChannel& control, std::uint32_t magic, const T& value, const 
   if (control.rank() > 0) return from_archive<T>(magic, control.receive_from(0), what);
   for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(magic, value));
   return value;
-}
-
-std::int64_t part_bytes(const ModelSpec& spec, DType weights, SlabKind kind, PartKind part) {
-  const SlabEntry slab = plan_slab("size.slab", kind, 0, slab_tensors(spec, kind, weights));
-  const PartEntry* const entry = slab.part(part);
-  return entry == nullptr ? 0 : entry->bytes;
-}
-
-// Memory of an end of the model with its large tables on disk: what is left, and the buffers that
-// the tables pass through.
-struct EndSizes {
-  std::int64_t in_memory = 0, on_disk = 0;
-};
-
-constexpr std::int64_t kPage = 4096;
-
-EndSizes embedding_sizes(const ModelSpec& spec, DType weights) {
-  EndSizes sizes;
-  std::int64_t row = 0;
-  for (const TensorSpec& tensor : slab_tensors(spec, SlabKind::kEmbedding, weights)) {
-    sizes.in_memory += tensor.bytes() + 2 * kPage;
-    if (is_large_table(tensor.role))
-      row =
-          std::max(row, layout_bytes(tensor.layout, tensor.type,
-                                     tensor.layout == Layout::kRows ? 1 : kPanelRows, tensor.cols));
-    else
-      sizes.on_disk += tensor.bytes() + 2 * kPage;
-  }
-  sizes.on_disk += 2 * (std::max(kGatherBytes, row) + 2 * kPage);
-  return sizes;
-}
-
-EndSizes head_sizes(const ModelSpec& spec, DType weights, std::int64_t& matrix) {
-  EndSizes sizes;
-  const SlabKind owner = spec.tied_head ? SlabKind::kEmbedding : SlabKind::kHead;
-  for (const TensorSpec& tensor : slab_tensors(spec, SlabKind::kHead, weights))
-    if (tensor.role != TensorRole::kHead) sizes.on_disk += tensor.bytes() + 2 * kPage;
-  sizes.in_memory = sizes.on_disk;
-  for (const TensorSpec& tensor : slab_tensors(spec, owner, weights)) {
-    if (tensor.role != (spec.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kHead)) continue;
-    matrix = tensor.bytes();
-    sizes.in_memory += matrix + 2 * kPage;
-    const std::int64_t panel = layout_bytes(tensor.layout, tensor.type, kPanelRows, tensor.cols);
-    sizes.on_disk += 2 * (std::min(matrix, std::max(kHeadTileBytes, panel)) + 2 * kPage);
-  }
-  return sizes;
 }
 
 // This rank's part of the negotiation.
@@ -317,21 +270,7 @@ StagePlan Planner::stages(int rounds) const {
 }
 
 WeightSizes Planner::weight_sizes(const StagePlan& plan) const {
-  WeightSizes sizes{
-      .attention = part_bytes(spec_, weights_, SlabKind::kLayer, PartKind::kAttention),
-      .mlp = part_bytes(spec_, weights_, SlabKind::kLayer, PartKind::kMlp)};
-  if (has_embedding(plan)) {
-    const EndSizes embedding = embedding_sizes(spec_, weights_);
-    sizes.embedding_in_memory = embedding.in_memory;
-    sizes.embedding_on_disk = std::min(embedding.in_memory, embedding.on_disk);
-  }
-  if (has_head(plan)) {
-    const EndSizes head = head_sizes(spec_, weights_, sizes.head_matrix);
-    sizes.head_in_memory = head.in_memory;
-    sizes.head_on_disk = std::min(head.in_memory, head.on_disk);
-    if (has_embedding(plan) && spec_.tied_head) sizes.shared = sizes.head_matrix;
-  }
-  return sizes;
+  return slice_sizes(spec_, weights_, {.embedding = has_embedding(plan), .head = has_head(plan)});
 }
 
 ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t memory) const {

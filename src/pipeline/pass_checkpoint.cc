@@ -54,6 +54,15 @@ void write_identity(const fs::path& file, const std::string& text) {
   rename_synced(temporary, file);
 }
 
+// The pages that a micro-batch writes to, in the order in which they are kept.
+template <typename Visit>
+void for_each_page(const MicroBatch& batch, Visit visit) {
+  for (const TokenRun& run : batch.runs)
+    for (std::int64_t page = run.position / kKvPageTokens;
+         page * kKvPageTokens < run.position + run.count(); ++page)
+      visit(run.sequence, page);
+}
+
 }  // namespace
 
 struct PassCheckpoint::Header {
@@ -160,10 +169,9 @@ void PassCheckpoint::keep_hidden(std::int64_t window, const MicroBatch& batch,
 // written again, and restored in the same order.
 void PassCheckpoint::keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
-  for (const TokenRun& run : batch.runs)
-    for (std::int64_t page = run.position / kKvPageTokens;
-         page * kKvPageTokens < run.position + run.count(); ++page)
-      append(key, batch, std::as_bytes(kv.page(layer, run.sequence, page)));
+  for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
+    append(key, batch, std::as_bytes(kv.page(layer, sequence, page)));
+  });
   finish(key, batch);
 }
 
@@ -229,10 +237,9 @@ void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch
 
 void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
-  for (const TokenRun& run : batch.runs)
-    for (std::int64_t page = run.position / kKvPageTokens;
-         page * kKvPageTokens < run.position + run.count(); ++page)
-      take(key, batch, std::as_writable_bytes(kv.page(layer, run.sequence, page)));
+  for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
+    take(key, batch, std::as_writable_bytes(kv.page(layer, sequence, page)));
+  });
   end_restore(key, batch);
 }
 
