@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "pipeline/text_batches.h"
 #include "text/chat_template.h"
 #include "timeline/phase_results.h"
@@ -178,6 +179,8 @@ class GenerateJob {
         .finished =
             [this](SequenceId id) { finish_sequence(generations_[static_cast<std::size_t>(id)]); }};
     begin_ns_ = now_ns();
+    if (replayed_ > 0)
+      spdlog::info("{} tokens were drawn before, from {}", replayed_, flags_.run.checkpoint);
     for (Generation& generation : generations_)
       if (streams()) print(generation.text() + (generation.finished() ? "\n" : ""));
     print_finished();
@@ -236,6 +239,7 @@ class GenerateJob {
       for (const TokenId id : (*tokens)[i]) generation.replay(id);
       const auto drawn = static_cast<std::int64_t>(generation.ids().size());
       const auto length = static_cast<std::int64_t>(generation.all_ids().size());
+      replayed_ += drawn;
       if (generation.ended() || drawn >= flags_.max_new_tokens ||
           length > spec.max_position_embeddings)
         generation.finish();
@@ -312,7 +316,8 @@ class GenerateJob {
   std::vector<Generation> generations_;
   std::optional<TokenLog> log_;  // with --checkpoint
   std::size_t printed_ = 0;
-  std::int64_t drawn_ = 0;  // tokens, of all prompts
+  std::int64_t drawn_ = 0;     // tokens, of all prompts
+  std::int64_t replayed_ = 0;  // those that a run before has drawn
   std::optional<Progress> progress_;
   std::int64_t begin_ns_ = 0;
   double seconds_ = 0;

@@ -334,14 +334,15 @@ void Planner::log(const JobPlan& plan, const Residency& residency) const {
                   plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
                   format_bytes(residency.streamed), plan.stages.windows.size(),
                   format_bytes(plan.needs.total() + residency.memory), format_bytes(*budget_));
-  if (given_ || control_.rank() > 0) {
+  if (control_.rank() > 0 || residency.streamed == 0) {
     spdlog::debug("{}", text);
-  } else {
+    return;
+  }
+  if (!given_)
     spdlog::info(
         "the model does not fit in free memory: it streams from disk (--memory says how much to "
         "use)");
-    spdlog::info("{}", text);
-  }
+  spdlog::info("{}", text);
 }
 
 }  // namespace

@@ -60,7 +60,10 @@ Progress::~Progress() {
 
 void Progress::update(std::int64_t done, std::int64_t total) {
   if (!enabled_) return;
-  if (begin_done_ < 0) begin_done_ = done;
+  if (begin_done_ < 0) {
+    begin_done_ = done;
+    if (done > 0 && unit_ != ProgressUnit::kBytes) begin_done_ = 0;  // it took the time since then
+  }
   const std::int64_t now = now_ns();
   const std::int64_t interval = terminal_ ? 100'000'000 : 3'000'000'000;
   if (now - (drawn_ ? last_ns_ : begin_ns_) < interval && !(drawn_ && terminal_ && done == total))

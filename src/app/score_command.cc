@@ -54,6 +54,7 @@ class ScoreJob {
 
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     begin_ns_ = now_ns();
+    resumed_ = view.resume.window;
     progress_.emplace("scoring", ProgressUnit::kTokens, !flags_.run.quiet);
     TextEvents events;
     events.log_probs = [this](SequenceId, std::int64_t position, std::span<const double> values) {
@@ -76,7 +77,9 @@ class ScoreJob {
 
   void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
     info.work = fmt::format("log-probabilities of {} tokens", ids_.size());
-    if (seconds_ > 0) info.tokens_per_second = static_cast<double>(ids_.size()) / seconds_;
+    if (resumed_ > 0) info.work += fmt::format(", from window {} on", resumed_);
+    if (seconds_ > 0 && resumed_ == 0)
+      info.tokens_per_second = static_cast<double>(ids_.size()) / seconds_;
     info.phases = phase_results(ranks);
   }
 
@@ -101,8 +104,13 @@ class ScoreJob {
       print("1 token: nothing to predict, no perplexity\n");
     }
     if (flags_.run.quiet) return;
-    std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_, ids_.size(),
-                 static_cast<double>(ids_.size()) / seconds_);
+    if (resumed_ > 0) {
+      std::fprintf(stderr, "Took %.3f s to score %zu tokens from window %d on\n", seconds_,
+                   ids_.size(), resumed_);
+    } else {
+      std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_,
+                   ids_.size(), static_cast<double>(ids_.size()) / seconds_);
+    }
     std::fputs(run_tables(view, ranks).c_str(), stderr);
   }
 
@@ -114,6 +122,7 @@ class ScoreJob {
   std::int64_t begin_ns_ = 0;
   std::optional<Progress> progress_;
   double seconds_ = 0;
+  int resumed_ = 0;  // the window that this run began at
 };
 
 }  // namespace

@@ -22,11 +22,22 @@ Module Module::open(const std::string& name) {
   const auto path = module_folder() / ("stagecoach-" + name + ".so");
   // Global, because Open MPI opens plugins of its own that look for libmpi's symbols.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  if (handle == nullptr)
+  if (handle == nullptr) {
+    const std::string problem =
+        fmt::format("the {} module cannot be opened: {}", name, ::dlerror());
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored))
+      throw resource_error(
+          problem, name == "mpi"
+                       ? "copy lib/stagecoach from where the binary was built, beside its bin; a "
+                         "build makes this module where Open MPI is (apt-get install "
+                         "libopenmpi-dev openmpi-bin)"
+                       : "copy lib/stagecoach from where the binary was built, beside its bin");
     throw resource_error(
-        fmt::format("the {} module cannot be opened: {}", name, ::dlerror()),
-        name == "mpi" ? "install Open MPI (apt-get install openmpi-bin), or run without mpirun"
-                      : "");
+        problem, name == "mpi"
+                     ? "install Open MPI (apt-get install openmpi-bin), or run without mpirun"
+                     : "");
+  }
   return Module(handle);
 }
 

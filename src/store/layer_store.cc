@@ -33,7 +33,8 @@ const SlabEntry& LayerStore::layer_slab(std::int64_t layer) const {
         fmt::format("{} does not hold layer {}: it was imported for other layers", root_.string(),
                     layer),
         fmt::format("import a store that does: stagecoach import CHECKPOINT STORE --layers "
-                    "A:B with A <= {} < B, or all layers",
+                    "A:B with A <= {} < B, or all layers (with rounds a rank runs many windows; "
+                    "--rounds 1 gives it one)",
                     layer));
   return manifest_.slabs[static_cast<std::size_t>(slab)];
 }
