@@ -95,7 +95,6 @@ void JobRun::load() {
                               ? plan_.stages.windows[resumed].begin
                               : plan_.stages.layer_end();
   source_.emplace(*store_, plan_.staging, options, timeline_);
-  // The load's own progress does not outlive it.
   runner_.emplace(spec(), *backend_, *source_, timeline_,
                   StageRunner::Limits{.max_rows = plan_.batch_rows, .head_rows = plan_.head_rows});
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),

@@ -14,6 +14,12 @@ namespace stagecoach {
 
 // Offsets, lengths and addresses of direct reads are multiples of this.
 inline constexpr std::int64_t kDirectAlignment = 4096;
+constexpr std::int64_t align_down(std::int64_t value) {
+  return value / kDirectAlignment * kDirectAlignment;
+}
+constexpr std::int64_t align_up(std::int64_t value) {
+  return align_down(value + kDirectAlignment - 1);
+}
 
 struct DirectFile {
   int descriptor = -1;

@@ -8,17 +8,6 @@
 #include "base/hash.h"
 
 namespace stagecoach {
-namespace {
-
-std::int64_t align_down(std::int64_t value) {
-  return value / kDirectAlignment * kDirectAlignment;
-}
-std::int64_t align_up(std::int64_t value) {
-  return align_down(value + kDirectAlignment - 1);
-}
-
-}  // namespace
-
 bool is_large_table(TensorRole role) {
   return role == TensorRole::kTokenEmbedding || role == TensorRole::kPositionEmbedding ||
          role == TensorRole::kHead;

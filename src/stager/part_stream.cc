@@ -1,8 +1,9 @@
 #include "stager/part_stream.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
+
+#include "stager/read_errors.h"
 
 namespace stagecoach {
 namespace {
@@ -131,13 +132,7 @@ void PartStream::read_on() {
   const Deadline failed = last_sign_ + options_.stall;
   const auto completion = queue_->wait(std::min(failed, Clock::now() + kPoll));
   if (!completion && Clock::now() < failed) return;
-  if (!completion) {
-    const StreamedPart& stalled = part(readings_.front().number);
-    throw resource_error(
-        fmt::format("{}: the disk has given nothing for {:.0f} s", stalled.name,
-                    std::chrono::duration<double>(options_.stall).count()),
-        "check the disk (dmesg, smartctl); --disk-timeout allows a slow one more time");
-  }
+  if (!completion) throw stalled_disk(part(readings_.front().number).name, options_.stall);
   take(*completion);
 }
 
@@ -194,16 +189,7 @@ void PartStream::take(const ReadCompletion& completion) {
       static_cast<std::int64_t>(completion.tag & ((std::uint64_t{1} << kChunkBits) - 1));
   const std::int64_t offset = chunk * options_.chunk_bytes;
   const std::int64_t expected = std::min(options_.chunk_bytes, source.bytes - offset);
-  if (completion.error != 0)
-    throw resource_error(
-        fmt::format("{}: cannot read {} bytes at offset {}: {}", source.name, expected,
-                    source.offset + offset, std::strerror(completion.error)),
-        source.hint);
-  // Regular files give all that is asked for up to their end.
-  if (completion.bytes != expected)
-    throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
-                                 source.name, expected, source.offset + offset, completion.bytes),
-                     source.hint);
+  check_completion({source.name, source.hint}, completion, source.offset + offset, expected);
   reading.chunk_arrived[static_cast<std::size_t>(chunk)] = true;
   reading.arrived += expected;
   // The disk goes on while this thread hashes.

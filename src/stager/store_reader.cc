@@ -1,11 +1,11 @@
 #include "stager/store_reader.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "stager/read_errors.h"
 
 namespace stagecoach {
 namespace {
@@ -13,13 +13,6 @@ namespace {
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 constexpr std::chrono::milliseconds kPoll{100};  // how often `interrupted` is looked at
 constexpr std::chrono::seconds kPatience{2};     // with reads that nobody wants any more
-
-std::int64_t align_down(std::int64_t value) {
-  return value / kDirectAlignment * kDirectAlignment;
-}
-std::int64_t align_up(std::int64_t value) {
-  return align_down(value + kDirectAlignment - 1);
-}
 
 }  // namespace
 
@@ -37,17 +30,11 @@ StoreReader::StoreReader(const LayerStore& store, std::unique_ptr<ReadQueue> que
 
 void StoreReader::check(const Target& target, const ReadCompletion& completion,
                         const Piece& piece) const {
-  const std::size_t expected = piece.destination.size();
-  if (completion.error != 0)
-    throw resource_error(fmt::format("{}: cannot read {} bytes at offset {}: {}",
-                                     part_label(store_, target.slab, target.part), expected,
-                                     piece.offset, std::strerror(completion.error)),
-                         store_.repair_hint(target.slab));
-  if (completion.bytes != static_cast<std::int64_t>(expected))
-    throw data_error(fmt::format("{} is truncated: expected {} bytes at offset {}, found {}",
-                                 part_label(store_, target.slab, target.part), expected,
-                                 piece.offset, completion.bytes),
-                     store_.repair_hint(target.slab));
+  const auto expected = static_cast<std::int64_t>(piece.destination.size());
+  if (completion.error == 0 && completion.bytes == expected) return;  // names are for errors
+  const std::string name = part_label(store_, target.slab, target.part);
+  const std::string hint = store_.repair_hint(target.slab);
+  check_completion({name, hint}, completion, piece.offset, expected);
 }
 
 ReadCompletion StoreReader::next_completion(const Target& target) {
@@ -57,11 +44,7 @@ ReadCompletion StoreReader::next_completion(const Target& target) {
     if (const auto completion = queue_->wait(std::min(failed, Clock::now() + kPoll)))
       return *completion;
   }
-  throw resource_error(
-      fmt::format("{}: the disk has given nothing for {:.0f} s",
-                  part_label(store_, target.slab, target.part),
-                  std::chrono::duration<double>(stall_).count()),
-      "check the disk (dmesg, smartctl); --disk-timeout allows a slow one more time");
+  throw stalled_disk(part_label(store_, target.slab, target.part), stall_);
 }
 
 // Memory that reads are under way into must not be given back while they are; a disk that stalls is
