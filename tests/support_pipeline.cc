@@ -52,7 +52,9 @@ class PipelineRun {
       Timeline timeline;
       LayerStager source(store_, staging(rank), {}, timeline);
       StageRunner runner(spec, *backend, source, timeline,
-                         {.max_rows = shape_.micro_batch, .head_rows = shape_.head_rows});
+                         {.max_rows = shape_.micro_batch,
+                          .head_rows = shape_.head_rows,
+                          .packing = shape_.packing});
       RankContext context{.spec = spec,
                           .plan = plan_,
                           .runner = runner,

@@ -1,6 +1,6 @@
-// kernels_bench [ISA]: every kernel of one instruction set (default: the best here), on one core:
-// checked against the oracle on fresh random data, then timed, with its share of this core's
-// measured limits.
+// kernels_bench [ISA [TEXT]]: every kernel of one instruction set (default: the best here) whose
+// line contains TEXT (default: all), on one core: checked against the oracle on fresh random data,
+// then timed, with its share of this core's measured limits.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -17,24 +17,36 @@ namespace {
 using Floats = std::vector<float>;
 
 struct Limits {
-  double flops, read;
+  double f32, bf16, int8;  // operations per second
+  double read;             // bytes per second
 };
+
+constexpr const char* kTypeNames[] = {"f32", "f16", "bf16", "q8", "q4"};
+constexpr const char* kInputNames[] = {"f32", "bf16", "int8"};
 
 class Bench {
  public:
-  explicit Bench(const KernelTable& kernels)
-      : kernels_(kernels), generator_(std::random_device{}()) {
-    limits_ = {probe_f32(kernels.isa, {}), probe_memory_read(std::size_t{256} << 20, {})};
-    std::printf("%s on one core: %.1f GFLOP/s, reads %.1f GB/s\n\n", kernels.isa,
-                limits_.flops * 1e-9, limits_.read * 1e-9);
+  Bench(const KernelTable& kernels, const char* only)
+      : kernels_(kernels), only_(only), generator_(std::random_device{}()) {
+    const auto peak = [&](DotType type) {
+      return probe_dot_of(kernels.isa, type, {}).ops_per_second;
+    };
+    limits_ = {peak(DotType::kF32), peak(DotType::kBF16), peak(DotType::kInt8),
+               probe_memory_read(std::size_t{256} << 20, {})};
+    std::printf("%s on one core: f32 %.1f, bf16 %.1f GFLOP/s, int8 %.1f GOP/s, reads %.1f GB/s\n\n",
+                kernels.isa, limits_.f32 * 1e-9, limits_.bf16 * 1e-9, limits_.int8 * 1e-9,
+                limits_.read * 1e-9);
     std::printf("%-34s %10s %9s %7s %8s %7s %10s\n", "kernel", "ms", "GFLOP/s", "of peak", "GB/s",
                 "of read", "max error");
   }
 
   void run() {
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
-      for (const std::int64_t rows : {1, 2, 4, 8, 16, 32}) matmul(type, rows, 4096, 8192);
-      matmul(type, 512, 2048, 2048);
+      for (const InputType input : {InputType::kF32, InputType::kBF16, InputType::kInt8}) {
+        if (!multiplies(input, type)) continue;
+        for (const std::int64_t rows : {1, 2, 4, 8, 16, 32}) matmul(type, input, rows, 4096, 8192);
+        matmul(type, input, 512, 2048, 2048);
+      }
     }
     norm(NormKind::kLayerNorm);
     norm(NormKind::kRmsNorm);
@@ -51,7 +63,21 @@ class Bench {
  private:
   struct Work {
     double flops, bytes;
+    double peak;  // operations per second that it could do at most
   };
+
+  bool multiplies(InputType input, DType weights) const {
+    if (input == InputType::kF32) return true;
+    if (input == InputType::kInt8) return is_quantized(weights);
+    return kernels_.matmul_bf16 != nullptr && (is_quantized(weights) || weights == DType::kBF16);
+  }
+  double peak(InputType input) const {
+    return input == InputType::kF32    ? limits_.f32
+           : input == InputType::kBF16 ? limits_.bf16
+                                       : limits_.int8;
+  }
+
+  bool wanted(const std::string& name) const { return name.find(only_) != std::string::npos; }
 
   Floats random(std::int64_t count) {
     // Uniform: drawing a billion normals would take longer than the kernels.
@@ -79,13 +105,26 @@ class Bench {
     const double seconds = median_seconds(7, run);
     const double flops = work.flops / seconds, rate = work.bytes / seconds;
     std::printf("%-34s %10.3f %9.1f %6.0f%% %8.1f %6.0f%% %10.1e\n", name.c_str(), seconds * 1e3,
-                flops * 1e-9, 100 * flops / limits_.flops, rate * 1e-9, 100 * rate / limits_.read,
+                flops * 1e-9, 100 * flops / work.peak, rate * 1e-9, 100 * rate / limits_.read,
                 max_error);
     std::fflush(stdout);
   }
 
-  void matmul(DType type, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  void matmul(DType type, InputType input, std::int64_t rows, std::int64_t in, std::int64_t out) {
+    const std::string name = "matmul " + std::string(kTypeNames[static_cast<int>(type)]) + " · " +
+                             kInputNames[static_cast<int>(input)] + " " + std::to_string(rows) +
+                             " x " + std::to_string(in) + " x " + std::to_string(out);
+    if (!wanted(name)) return;
     const Floats x = random(rows * in);
+    const std::int64_t packed_stride = packed_row_stride(input, in);
+    std::vector<std::byte> packed(static_cast<std::size_t>(rows * packed_stride));
+    const PackInputArgs pack = {.x = x.data(),
+                                .x_stride = in,
+                                .packed = packed.data(),
+                                .rows = rows,
+                                .cols = in,
+                                .type = input};
+    if (input != InputType::kF32) kernels_.pack_input(pack, 0, rows);
     Floats y(static_cast<std::size_t>(rows * out)), expected = y;
     // One random panel block, repeated: values do not change the speed, generating them does.
     const Floats block = random(kPanelRows * in);
@@ -95,8 +134,9 @@ class Bench {
     std::vector<std::byte> weight(static_cast<std::size_t>(panels * panel_bytes));
     for (std::int64_t p = 0; p < panels; ++p)
       pack_rows(layout, type, block.data(), kPanelRows, in, weight.data() + p * panel_bytes);
-    MatmulArgs args = {.x = x.data(),
-                       .x_stride = in,
+    MatmulArgs args = {.x = input == InputType::kF32
+                                ? f32_rows(x.data(), in)
+                                : InputRows{packed.data(), packed_stride, input},
                        .weight = weight.data(),
                        .weight_type = type,
                        .bias = nullptr,
@@ -115,10 +155,9 @@ class Bench {
       kernels_.matmul(args, p, p + 1);
     }
     const double max_error = error(y, expected, 64 * 0x1p-24 * std::sqrt(static_cast<double>(in)));
-    const char* names[] = {"f32", "f16", "bf16", "q8", "q4"};
-    report("matmul " + std::string(names[static_cast<int>(type)]) + " " + std::to_string(rows) +
-               " x " + std::to_string(in) + " x " + std::to_string(out),
-           {2.0 * static_cast<double>(rows * in * out), static_cast<double>(panels * panel_bytes)},
+    report(name,
+           {2.0 * static_cast<double>(rows * in * out), static_cast<double>(panels * panel_bytes),
+            peak(input)},
            max_error, [&] { kernels_.matmul(args, 0, panels); });
   }
 
@@ -138,7 +177,8 @@ class Bench {
     args.y = y.data();
     kernels_.norm(args, 0, rows);
     report(kind == NormKind::kLayerNorm ? "layer norm 512 x 4096" : "rms norm 512 x 4096",
-           {8.0 * static_cast<double>(rows * cols), 8.0 * static_cast<double>(rows * cols)},
+           {8.0 * static_cast<double>(rows * cols), 8.0 * static_cast<double>(rows * cols),
+            limits_.f32},
            error(y, expected, 1e-5), [&] { kernels_.norm(args, 0, rows); });
   }
 
@@ -162,8 +202,8 @@ class Bench {
     args.x = x.data();
     kernels_.rotary(args, 0, rows);
     const double elements = static_cast<double>(rows * heads * head_dim);
-    report("rotary 512 x 32 x 128", {3 * elements, 8 * elements}, error(x, expected, 1e-5),
-           [&] { kernels_.rotary(args, 0, rows); });
+    report("rotary 512 x 32 x 128", {3 * elements, 8 * elements, limits_.f32},
+           error(x, expected, 1e-5), [&] { kernels_.rotary(args, 0, rows); });
   }
 
   // `rows` new tokens at the end of `context` positions; one kv head per query head.
@@ -214,12 +254,12 @@ class Bench {
         std::to_string(rows) + " of " + std::to_string(context) + " x 16 x 128";
     const double kv_bytes = 8.0 * static_cast<double>(context * width);
     if (rows == context)
-      report("append kv " + shape, {0, 2 * kv_bytes}, 0,
+      report("append kv " + shape, {0, 2 * kv_bytes, limits_.f32}, 0,
              [&] { kernels_.append_kv(append, 0, heads); });
     double keys = 0;
     for (std::int64_t r = 0; r < rows; ++r) keys += static_cast<double>(span.position + r + 1);
-    report("attention " + shape, {4.0 * keys * static_cast<double>(width), kv_bytes}, max_error,
-           [&] { kernels_.attention(args, 0, heads); });
+    report("attention " + shape, {4.0 * keys * static_cast<double>(width), kv_bytes, limits_.f32},
+           max_error, [&] { kernels_.attention(args, 0, heads); });
   }
 
   void activation(const std::string& name, Activation kind) {
@@ -231,17 +271,19 @@ class Bench {
     reference_kernels().activation(args, 0, count);
     args.y = y.data();
     kernels_.activation(args, 0, count);
-    report(name + " 4 Mi", {20.0 * static_cast<double>(count), 8.0 * static_cast<double>(count)},
+    report(name + " 4 Mi",
+           {20.0 * static_cast<double>(count), 8.0 * static_cast<double>(count), limits_.f32},
            error(y, expected, 1e-6), [&] { kernels_.activation(args, 0, count); });
   }
 
   const KernelTable& kernels_;
+  const char* only_;
   std::mt19937 generator_;
   Limits limits_;
   bool agreed_ = true;
 };
 
-int run_bench(const char* isa) {
+int run_bench(const char* isa, const char* only) {
   const KernelTable* kernels = kernel_table(isa);
   if (kernels == nullptr) {
     std::fprintf(stderr, "instruction set '%s' does not run here; these do:", isa);
@@ -250,7 +292,7 @@ int run_bench(const char* isa) {
     std::fprintf(stderr, "\n");
     return 2;
   }
-  Bench bench(*kernels);
+  Bench bench(*kernels, only);
   bench.run();
   if (bench.all_agreed()) return 0;
   std::fprintf(stderr, "a kernel disagrees with its oracle\n");
@@ -261,5 +303,6 @@ int run_bench(const char* isa) {
 }  // namespace stagecoach
 
 int main(int argc, char** argv) {
-  return stagecoach::run_bench(argc > 1 ? argv[1] : stagecoach::supported_isas().names[0]);
+  return stagecoach::run_bench(argc > 1 ? argv[1] : stagecoach::supported_isas().names[0],
+                               argc > 2 ? argv[2] : "");
 }

@@ -4,10 +4,12 @@
 #include "kernels/cpu/vec_portable.h"
 
 #include "kernels/cpu/isa_tables.h"
+#include "kernels/cpu/product_bf16.h"
 #include "kernels/cpu/table.h"
 
 namespace stagecoach {
 
-constexpr KernelTable kEmulated8Kernels = STAGECOACH_ISA::make_table("emulated8");
+constexpr KernelTable kEmulated8Kernels =
+    STAGECOACH_ISA::make_table("emulated8", STAGECOACH_ISA::multiply_bf16);
 
 }  // namespace stagecoach

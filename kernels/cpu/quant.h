@@ -44,6 +44,12 @@ inline IntVec load_words(const std::byte* p) {
   return words;
 }
 
+inline IntVec broadcast_word(const std::byte* p) {
+  std::int32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word - IntVec{};
+}
+
 // One group of P panels, b_panel bytes apart.
 template <Grouped Type, int P>
 struct Group {

@@ -42,8 +42,11 @@ struct Tile {
   bool load_c;            // continue a sum; else start from zero
 };
 
-template <typename Type, int R, int P>
+// AStride, where it is known: one pointer then serves all rows, which otherwise take a register
+// each and more than there are.
+template <typename Type, int R, int P, std::int64_t AStride = 0>
 inline void run_tile(const Tile<Type>& t) {
+  const std::int64_t a_stride = AStride != 0 ? AStride : t.a_stride;
   Vec sum[R][P * kPanelVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -60,7 +63,7 @@ inline void run_tile(const Tile<Type>& t) {
       weight[v] = Type::load_vec(b + v / kPanelVecs * t.b_panel + v % kPanelVecs * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec x = broadcast(a[r * t.a_stride]);
+      const Vec x = broadcast(a[r * a_stride]);
 #pragma GCC unroll 16
       for (int v = 0; v < P * kPanelVecs; ++v) sum[r][v] = multiply_add(x, weight[v], sum[r][v]);
     }
@@ -72,12 +75,16 @@ inline void run_tile(const Tile<Type>& t) {
     for (int v = 0; v < P * kPanelVecs; ++v) store(t.c + r * t.c_stride + v * kLanes, sum[r][v]);
 }
 
-// `rows` rows in tiles of nearly equal height: a tile of one or two rows at the end would wait for
-// the latency of its few chains. visit(first, count) runs a tile.
+constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+
+// `rows` rows in tiles of nearly equal height, `most` at most: a tile of one or two rows at the end
+// would wait for the latency of its few chains. visit(first, count) runs a tile.
 template <typename Visit>
-inline void for_each_tile(std::int64_t rows, Visit visit) {
+inline void for_each_tile(std::int64_t rows, std::int64_t most, Visit visit) {
   std::int64_t row = 0;
-  for (std::int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  for (std::int64_t tiles = (rows + most - 1) / most; tiles > 0; --tiles) {
     const std::int64_t count = (rows - row + tiles - 1) / tiles;
     visit(row, count);
     row += count;
@@ -90,6 +97,15 @@ inline void run_tile_rows(const Tile<Type>& t, std::int64_t rows) {
   if (rows == Max) return run_tile<Type, Max, P>(t);
   if constexpr (Max > 1) run_tile_rows<Type, P, Max - 1>(t, rows);
 }
+
+// The sums of a chunk of rows against some panels, between one block of k and the next.
+struct PartialSums {
+  float* data;
+  std::int64_t stride;  // between rows; panels are 16 apart
+  bool continued;       // else they start from zero
+
+  PartialSums at_row(std::int64_t row) const { return {data + row * stride, stride, continued}; }
+};
 
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

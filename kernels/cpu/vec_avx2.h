@@ -38,3 +38,5 @@ inline Vec nibbles_less_8(IntVec v) {
 
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA
+
+#include "kernels/cpu/dot_x86.h"

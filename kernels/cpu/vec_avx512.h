@@ -41,5 +41,14 @@ inline Vec nibbles_less_8(IntVec v) {
   return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)v, (__m512)kValues);
 }
 
+#if defined(__AVX512BF16__)
+// sum + a · b over pairs of bfloat16, the upper halves first, each with its own rounding.
+inline Vec dot_bf16(Vec sum, IntVec a, IntVec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA
+
+#include "kernels/cpu/dot_x86.h"

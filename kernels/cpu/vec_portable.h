@@ -46,5 +46,44 @@ inline Vec nibbles_less_8(IntVec v) {
   return __builtin_convertvector((v & 15) - 8, Vec);
 }
 
+// sum + a · b over pairs of bfloat16, the upper halves first.
+inline Vec dot_bf16(Vec sum, IntVec a, IntVec b) {
+  constexpr auto kUpper = static_cast<std::int32_t>(0xffff0000u);
+  sum = multiply_add((Vec)(a & kUpper), (Vec)(b & kUpper), sum);
+  return multiply_add((Vec)(a << 16), (Vec)(b << 16), sum);
+}
+
+// Integer dot products, see dot_x86.h; sixteen lanes start as VNNI does.
+template <bool kSignedWeights>
+inline IntVec dot_bytes(IntVec sum, IntVec weights, IntVec x) {
+#pragma GCC unroll 4
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    const IntVec weight = kSignedWeights ? weights << (24 - shift) >> 24 : weights >> shift & 255;
+    sum += weight * (x << (24 - shift) >> 24);
+  }
+  return sum;
+}
+
+struct NibbleDot {
+  static constexpr int kRows = kTileRows > 6 ? 6 : kTileRows, kPanels = kTilePanels;
+  using Sum = IntVec;
+  static Sum start(IntVec minus_8_sum) { return kLanes == 16 ? minus_8_sum : Sum{}; }
+  static Sum add(Sum sum, IntVec weights, IntVec x) { return dot_bytes<false>(sum, weights, x); }
+  static IntVec total(Sum sum, IntVec minus_8_sum) {
+    return kLanes == 16 ? sum : sum + minus_8_sum;
+  }
+};
+
+struct ByteDot {
+  static constexpr int kRows = NibbleDot::kRows, kPanels = kTilePanels;
+  using Sum = IntVec;
+  static Sum start(IntVec minus_8_sum) { return kLanes == 16 ? minus_8_sum << 4 : Sum{}; }
+  static Sum add(Sum sum, IntVec weights, IntVec x) {
+    if constexpr (kLanes != 16) return dot_bytes<true>(sum, weights, x);
+    return dot_bytes<false>(sum, weights ^ static_cast<std::int32_t>(0x80808080u), x);
+  }
+  static IntVec total(Sum sum, IntVec) { return sum; }
+};
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

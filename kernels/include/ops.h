@@ -4,23 +4,39 @@
 // of the same contract, `kernels/cpu` the fast bodies, compiled once per instruction set.
 //
 // Numbers (docs/ARCHITECTURE.md, "Numbers"): activations are float32; each output of a matrix
-// product is one float32 accumulator in ascending k, whatever the number of rows, so that a row's
-// bits do not depend on its batch-mates.
+// product is one float32 accumulator in ascending k (or ascending groups of k), whatever the number
+// of rows, so that a row's bits do not depend on its batch-mates.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/include/dtype.h"
+#include "kernels/include/matmul_input.h"
 #include "kernels/include/pack.h"
 
 namespace stagecoach {
 
-// y (rows, out) = x (rows, in) · Wᵀ [+ bias] [+ y]. W: (out, in) in
-// matrix_layout(weight_type).
-struct MatmulArgs {
+// x (rows, cols) float32 → packed rows of `type`, packed_row_stride(type, cols) bytes apart. kF32
+// rounds to bfloat16 too, and keeps float32: `--activations bf16` where no instruction multiplies
+// bfloat16, or for weights that are neither.
+struct PackInputArgs {
   const float* x;
   std::int64_t x_stride;  // elements between rows of x
+  std::byte* packed;
+  std::int64_t rows, cols;
+  InputType type;
+};
+
+// y (rows, out) = x (rows, in) · Wᵀ [+ bias] [+ y]. W: (out, in) in matrix_layout(weight_type).
+//   x kF32   one fused multiply-add for each k, in ascending order
+//   x kBF16  one bf16 dot product for each pair of k, in ascending order; of q8 and q4 weights the
+//            products are with quants, and each group's sum s enters as
+//            y = s · weight scale + y
+//   x kInt8  a group's products add up exactly, d, and enter as
+//            y = (float(d) · weight scale) · input scale + y
+struct MatmulArgs {
+  InputRows x;
   const std::byte* weight;
   DType weight_type;
   const float* bias;  // (out) or null
@@ -112,12 +128,23 @@ struct ActivationArgs {
 // One table per instruction set. [begin, end) counts what the comment says.
 struct KernelTable {
   const char* isa;  // "avx512", "avx2", "scalar"
-  void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end);  // panels of 16 outputs
-  void (*norm)(const NormArgs&, std::int64_t begin, std::int64_t end);      // rows
-  void (*rotary)(const RotaryArgs&, std::int64_t begin, std::int64_t end);  // rows
+  void (*pack_input)(const PackInputArgs&, std::int64_t begin, std::int64_t end);  // rows
+  // Products by the type of x, over panels of 16 outputs; bf16 is null without instructions for it.
+  void (*matmul_f32)(const MatmulArgs&, std::int64_t begin, std::int64_t end);
+  void (*matmul_int8)(const MatmulArgs&, std::int64_t begin, std::int64_t end);
+  void (*matmul_bf16)(const MatmulArgs&, std::int64_t begin, std::int64_t end);
+  void (*norm)(const NormArgs&, std::int64_t begin, std::int64_t end);              // rows
+  void (*rotary)(const RotaryArgs&, std::int64_t begin, std::int64_t end);          // rows
   void (*append_kv)(const AppendKvArgs&, std::int64_t begin, std::int64_t end);     // kv heads
   void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end);    // query heads
   void (*activation)(const ActivationArgs&, std::int64_t begin, std::int64_t end);  // elements
+
+  void matmul(const MatmulArgs& args, std::int64_t begin, std::int64_t end) const {
+    const auto product = args.x.type == InputType::kF32    ? matmul_f32
+                         : args.x.type == InputType::kInt8 ? matmul_int8
+                                                           : matmul_bf16;
+    product(args, begin, end);
+  }
 };
 
 // The oracle: plain scalar C++, double accumulation, no blocking. Compared within tolerance.

@@ -22,7 +22,7 @@ inline constexpr int kDotRounds = 100'000;  // of one call: some tenths of a mil
 
 struct DotLoop {
   DotType type;
-  const char* isa;  // of the kernel table that computes f32 with these; "" : of none
+  const char* isa;  // how the names of kernel tables begin that multiply with these
   const char* instructions;
   bool (*runs_here)();
   double (*run)();  // returns the operations that it did

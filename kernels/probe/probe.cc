@@ -116,10 +116,31 @@ double int8_baseline() {
   return 2.0 * kChains * kDotRounds;
 }
 
-const DotLoop* best_loop(DotType type) {
+// The first loop for `type` that runs here and that `fits`.
+template <typename Fits>
+const DotLoop* best_loop(DotType type, const Fits& fits) {
   for (const DotLoop& loop : x86_dot_loops())
-    if (loop.type == type && loop.runs_here()) return &loop;
+    if (loop.type == type && loop.runs_here() && fits(loop)) return &loop;
   return nullptr;
+}
+
+bool any_loop(const DotLoop&) {
+  return true;
+}
+
+template <typename Fits>
+DotPeak peak(DotType type, const ProbeEffort& effort, const Fits& fits) {
+  if (const DotLoop* loop = best_loop(type, fits))
+    return {dot_rate(loop->run, effort), loop->instructions};
+  switch (type) {
+    case DotType::kF32:
+      return {dot_rate(f32_baseline, effort), "multiply, then add"};
+    case DotType::kBF16:
+      return {peak(DotType::kF32, effort, fits).ops_per_second, "as f32"};
+    case DotType::kInt8:
+      return {dot_rate(int8_baseline, effort), "scalar"};
+  }
+  return {};
 }
 
 // Memory that no thread has touched yet: each touches its own part, which places it near.
@@ -174,28 +195,15 @@ double thread_seconds() {
 }
 
 bool has_dot(DotType type) {
-  return best_loop(type) != nullptr;
+  return best_loop(type, any_loop) != nullptr;
 }
 
 DotPeak probe_dot(DotType type, const ProbeEffort& effort) {
-  if (const DotLoop* loop = best_loop(type))
-    return {dot_rate(loop->run, effort), loop->instructions};
-  switch (type) {
-    case DotType::kF32:
-      return {dot_rate(f32_baseline, effort), "multiply, then add"};
-    case DotType::kBF16:
-      return {probe_dot(DotType::kF32, effort).ops_per_second, "as f32"};
-    case DotType::kInt8:
-      return {dot_rate(int8_baseline, effort), "scalar"};
-  }
-  return {};
+  return peak(type, effort, any_loop);
 }
 
-double probe_f32(const std::string& isa, const ProbeEffort& effort) {
-  for (const DotLoop& loop : x86_dot_loops())
-    if (loop.type == DotType::kF32 && isa == loop.isa && loop.runs_here())
-      return dot_rate(loop.run, effort);
-  return dot_rate(f32_baseline, effort);
+DotPeak probe_dot_of(const std::string& isa, DotType type, const ProbeEffort& effort) {
+  return peak(type, effort, [&isa](const DotLoop& loop) { return isa.starts_with(loop.isa); });
 }
 
 double probe_memory_read(std::size_t bytes, const ProbeEffort& effort) {

@@ -34,9 +34,8 @@ bool has_dot(DotType type);
 // threads the rates by processor time are added up.
 DotPeak probe_dot(DotType type, const ProbeEffort& effort);
 
-// The f32 peak of the instructions that the kernel table `isa` uses ("avx512", "avx2"; any other:
-// baseline instructions), operations per second.
-double probe_f32(const std::string& isa, const ProbeEffort& effort);
+// The same by the instructions that the kernel table `isa` ("avx2") multiplies `type` with.
+DotPeak probe_dot_of(const std::string& isa, DotType type, const ProbeEffort& effort);
 
 // Bytes per second of reading memory in order; `bytes` in all, a part for each thread, should be
 // far beyond the caches. One thread is timed by its processor time, several by the time of day,

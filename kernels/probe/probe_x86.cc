@@ -98,6 +98,21 @@ __attribute__((target("avx2"))) double int8_avx2() {
   return operations(8, 4, kMaddChains);
 }
 
+__attribute__((target("avx512f,avx512bw"))) double int8_avx512() {
+  __m512i sum[kMaddChains];
+  for (__m512i& s : sum) s = _mm512_set1_epi32(static_cast<int>(probe_value()));
+  __m512i a = _mm512_set1_epi8(static_cast<char>(probe_value()));
+  const __m512i b = _mm512_add_epi32(a, a), ones = _mm512_srli_epi16(a, 8);
+  for (int i = 0; i < kDotRounds; ++i)
+#pragma GCC unroll 16
+    for (__m512i& s : sum) {
+      STAGECOACH_CHANGES(a);
+      s = _mm512_add_epi32(s, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), ones));
+    }
+  for (const __m512i& s : sum) keep_probe_value(static_cast<float>(s[0]));
+  return operations(16, 4, kMaddChains);
+}
+
 // clang 14's __builtin_cpu_supports does not know it. The system keeps the registers where it does
 // for AVX2.
 bool has_avx_vnni() {
@@ -109,16 +124,18 @@ bool has_avx_vnni() {
 constexpr DotLoop kLoops[] = {
     {DotType::kF32, "avx512", "AVX-512 FMA", [] { return __builtin_cpu_supports("avx512f") != 0; },
      f32_avx512},
-    {DotType::kF32, "avx2", "AVX2 FMA",
+    {DotType::kF32, "avx", "AVX2 FMA",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, f32_avx2},
-    {DotType::kBF16, "", "AVX-512 vdpbf16ps",
+    {DotType::kBF16, "avx512-bf16", "AVX-512 vdpbf16ps",
      [] { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16"); },
      bf16_avx512},
-    {DotType::kInt8, "", "AVX-512 vpdpbusd",
+    {DotType::kInt8, "avx512-", "AVX-512 vpdpbusd",
      [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"); },
      int8_avx512_vnni},
-    {DotType::kInt8, "", "AVX vpdpbusd", has_avx_vnni, int8_avx_vnni},
-    {DotType::kInt8, "", "AVX2 vpmaddubsw", [] { return __builtin_cpu_supports("avx2") != 0; },
+    {DotType::kInt8, "avx-vnni", "AVX vpdpbusd", has_avx_vnni, int8_avx_vnni},
+    {DotType::kInt8, "avx512", "AVX-512 vpmaddubsw",
+     [] { return __builtin_cpu_supports("avx512bw") != 0; }, int8_avx512},
+    {DotType::kInt8, "avx", "AVX2 vpmaddubsw", [] { return __builtin_cpu_supports("avx2") != 0; },
      int8_avx2},
 };
 

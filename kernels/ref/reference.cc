@@ -9,17 +9,75 @@
 namespace stagecoach {
 namespace {
 
+InputGroup quantize_group(const float* x, std::int64_t count) {
+  InputGroup group = {};
+  float magnitude = 0.0f;
+  for (std::int64_t k = 0; k < count; ++k) {
+    if (!std::isfinite(x[k])) {
+      group.scale = NAN;
+      return group;
+    }
+    magnitude = std::max(magnitude, std::abs(x[k]));
+  }
+  if (magnitude < 0x1p-100f) return group;
+  group.scale = magnitude / 127.0f;
+  for (std::int64_t k = 0; k < count; ++k) {
+    group.quant[k] = static_cast<std::int8_t>(std::nearbyint(x[k] * (127.0f / magnitude)));
+    group.minus_8_sum -= 8 * group.quant[k];
+  }
+  return group;
+}
+
+void pack_input(const PackInputArgs& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t stride = packed_row_stride(args.type, args.cols);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const float* x = args.x + row * args.x_stride;
+    std::byte* const packed = args.packed + row * stride;
+    if (args.type == InputType::kF32) {
+      for (std::int64_t k = 0; k < args.cols; ++k)
+        reinterpret_cast<float*>(packed)[k] = bf16_to_f32(f32_to_bf16(x[k]));
+    } else if (args.type == InputType::kBF16) {
+      auto* halves = reinterpret_cast<std::uint16_t*>(packed);
+      for (std::int64_t k = 0; k < args.cols + args.cols % 2; ++k)
+        halves[k] = k < args.cols ? f32_to_bf16(x[k]) : 0;
+    } else {
+      auto* group = reinterpret_cast<InputGroup*>(packed);
+      for (std::int64_t k = 0; k < args.cols; k += kGroupCols, ++group)
+        *group = quantize_group(x + k, std::min(kGroupCols, args.cols - k));
+    }
+  }
+}
+
+// One row of packed input as the numbers it stands for.
+std::vector<double> input_values(const InputRows& x, std::int64_t row, std::int64_t cols) {
+  const std::byte* const data = x.data + row * x.stride;
+  std::vector<double> values(static_cast<std::size_t>(cols));
+  for (std::int64_t k = 0; k < cols; ++k) {
+    double& value = values[static_cast<std::size_t>(k)];
+    if (x.type == InputType::kF32) {
+      value = reinterpret_cast<const float*>(data)[k];
+    } else if (x.type == InputType::kBF16) {
+      value = bf16_to_f32(reinterpret_cast<const std::uint16_t*>(data)[k]);
+    } else {
+      const InputGroup& group = reinterpret_cast<const InputGroup*>(data)[k / kGroupCols];
+      value = static_cast<double>(group.scale) * group.quant[k % kGroupCols];
+    }
+  }
+  return values;
+}
+
 void matmul(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  const std::int64_t columns_end = std::min(end * kPanelRows, args.out);
+  std::vector<std::vector<double>> x;
+  for (std::int64_t row = 0; row < args.rows; ++row)
+    x.push_back(input_values(args.x, row, args.in));
   std::vector<float> weights(static_cast<std::size_t>(args.in));
-  for (std::int64_t n = begin * kPanelRows; n < columns_end; ++n) {
+  for (std::int64_t n = begin * kPanelRows; n < std::min(end * kPanelRows, args.out); ++n) {
     unpack_rows(matrix_layout(args.weight_type), args.weight_type, args.weight, args.in, n, 1,
                 weights.data());
     for (std::int64_t row = 0; row < args.rows; ++row) {
       double sum = 0.0;
-      for (std::int64_t k = 0; k < args.in; ++k)
-        sum += static_cast<double>(args.x[row * args.x_stride + k]) *
-               static_cast<double>(weights[static_cast<std::size_t>(k)]);
+      for (std::size_t k = 0; k < weights.size(); ++k)
+        sum += x[static_cast<std::size_t>(row)][k] * static_cast<double>(weights[k]);
       if (args.bias != nullptr) sum += static_cast<double>(args.bias[n]);
       float& y = args.y[row * args.y_stride + n];
       y = static_cast<float>(args.accumulate ? sum + static_cast<double>(y) : sum);
@@ -140,8 +198,8 @@ void activation(const ActivationArgs& args, std::int64_t begin, std::int64_t end
 }  // namespace
 
 const KernelTable& reference_kernels() {
-  static constexpr KernelTable kTable = {"reference", matmul,    norm,      rotary,
-                                         append_kv,   attention, activation};
+  static constexpr KernelTable kTable = {"reference", pack_input, matmul,    matmul,    matmul,
+                                         norm,        rotary,     append_kv, attention, activation};
   return kTable;
 }
 

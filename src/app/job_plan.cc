@@ -223,6 +223,7 @@ class Planner {
             .largest_window = plan.largest_window(),
             .head = has_head(plan),
             .in_passes = in_passes,
+            .packing = request_.packing,
             .ranks = control_.size()};
   }
   WeightSizes weight_sizes(const StagePlan& plan) const;

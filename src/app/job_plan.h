@@ -23,6 +23,7 @@ struct PlanRequest {
   const RunSettings& settings;
   std::int64_t layer_begin = 0, layer_end = 0;
   JobShape shape;  // rank 0's; the others hear it
+  InputPacking packing = std::nullopt;
 };
 
 struct JobPlan {

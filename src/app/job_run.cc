@@ -35,6 +35,27 @@ BackendRegistry device_registry() {
   return registry;
 }
 
+// How --activations packs what meets `weights`: auto is the weights' own type where the processor
+// multiplies it faster than float32.
+InputPacking input_packing(const std::string& activations, DType weights, bool bf16_dot) {
+  const bool quantized = is_quantized(weights);
+  if (activations == "int8" && !quantized)
+    throw usage_error(fmt::format("--activations int8 needs q8 or q4 weights; this store has {}",
+                                  dtype_name(weights)),
+                      "--activations auto, or a store with --weights q8 or q4");
+  if (activations == "int8" || (activations == "auto" && quantized)) return InputType::kInt8;
+  const bool dot = bf16_dot && (quantized || weights == DType::kBF16);
+  if (activations == "bf16") return dot ? InputType::kBF16 : InputType::kF32;
+  if (activations == "auto" && dot) return InputType::kBF16;
+  return std::nullopt;
+}
+
+// What products multiply weights with. bf16 without an instruction for it is float32's work.
+std::string input_name(InputPacking packing) {
+  if (packing == InputType::kInt8) return "int8";
+  return packing == InputType::kBF16 ? "bf16" : "f32";
+}
+
 // Linux counts kilobytes.
 std::int64_t peak_resident_bytes() {
   rusage usage{};
@@ -53,6 +74,8 @@ void JobRun::open() {
       settings_.device == "auto" ? "cpu" : settings_.device,
       {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
   isa_ = backend_->isa();
+  packing_ =
+      input_packing(settings_.activations, store_->manifest().weights, backend_->has_bf16_dot());
   if (transport_.rank() != 0) return;
   if (!settings_.report.empty())
     check_writable(settings_.report);  // before hours of work, not after
@@ -65,7 +88,8 @@ void JobRun::plan() {
                           .settings = settings_,
                           .layer_begin = layer_begin_,
                           .layer_end = layer_end_,
-                          .shape = shape_},
+                          .shape = shape_,
+                          .packing = packing_},
                          control_);
   shape_ = plan_.shape;
   if (transport_.rank() == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
@@ -95,8 +119,10 @@ void JobRun::load() {
                               ? plan_.stages.windows[resumed].begin
                               : plan_.stages.layer_end();
   source_.emplace(*store_, plan_.staging, options, timeline_);
-  runner_.emplace(spec(), *backend_, *source_, timeline_,
-                  StageRunner::Limits{.max_rows = plan_.batch_rows, .head_rows = plan_.head_rows});
+  runner_.emplace(
+      spec(), *backend_, *source_, timeline_,
+      StageRunner::Limits{
+          .max_rows = plan_.batch_rows, .head_rows = plan_.head_rows, .packing = packing_});
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
 }
@@ -107,9 +133,10 @@ RankStatus JobRun::status() const {
   status.command = kind_.command;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
-  status.plan_hash = xxh3(as_bytes(fmt::format(
-      "{:x} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire, settings_.kv,
-      settings_.micro_batch, settings_.rounds, settings_.windows, keeps_checkpoint())));
+  status.plan_hash = xxh3(
+      as_bytes(fmt::format("{:x} {} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire,
+                           settings_.kv, settings_.activations, settings_.micro_batch,
+                           settings_.rounds, settings_.windows, keeps_checkpoint())));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -164,6 +191,7 @@ RankUsage JobRun::usage() {
   return with_cached_limits(
       {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
        .isa = isa_,
+       .inputs = input_name(packing_),
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
        .kv_bytes = runner_->kv().bytes(),

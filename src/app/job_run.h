@@ -68,6 +68,7 @@ class JobRun {
   std::vector<std::string> descriptions_;
   std::unique_ptr<Backend> backend_;
   std::string isa_;
+  InputPacking packing_;
   Timeline timeline_;
   std::optional<LayerStager> source_;
   std::optional<StageRunner> runner_;

@@ -11,7 +11,6 @@
 #include "base/error.h"
 #include "engine/kv_cache.h"
 #include "engine/stage_runner.h"
-#include "engine/workspace.h"
 
 namespace stagecoach {
 namespace {
@@ -109,7 +108,7 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   const std::int64_t row = spec.hidden_size * kFloat;
   MemoryNeeds needs;
   needs.process = resident_bytes() + kReserve;
-  needs.workspace = Workspace::bytes_needed(spec, batch);
+  needs.workspace = Workspace::bytes_needed(spec, batch, request.packing);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
   const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;
   needs.kv = shape.sequences * pages * KvCache::page_bytes(spec) * kv_layers;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/workspace.h"
 #include "model/model_spec.h"
 #include "plan/job_shape.h"
 
@@ -30,6 +31,7 @@ struct NeedsRequest {
   std::int64_t largest_window = 0;
   bool head = false;  // this rank makes logits
   bool in_passes = false;
+  InputPacking packing = std::nullopt;
   int ranks = 1;
   bool frugal = false;  // as few logits at once as will do
 };

@@ -262,7 +262,7 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
       ->check(CLI::IsMember({"f32"}));
   command.add_option("--activations", s.activations, "Type of activations in matrix products")
       ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "f32"}));
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command
       .add_option("--report", s.report,
                   "Write report.html, layers.csv, run.json and trace.json there")

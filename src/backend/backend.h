@@ -64,6 +64,10 @@ class Backend {
   // ids are host memory and in range (the caller checked).
   virtual void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                            bool accumulate) = 0;
+  // Whether matmul takes rows of InputType::kBF16.
+  virtual bool has_bf16_dot() const = 0;
+  // Rows of x as matmul reads them; see PackInputArgs.
+  virtual void pack_input(const PackInputArgs& args) = 0;
   // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs.
   virtual void matmul(const MatmulArgs& args) = 0;
   virtual void norm(const NormArgs& args) = 0;

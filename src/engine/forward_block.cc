@@ -11,7 +11,10 @@ namespace {
 class RowOps {
  public:
   RowOps(const BlockContext& context, std::int64_t rows)
-      : spec_(context.spec), backend_(context.backend), rows_(rows) {}
+      : spec_(context.spec),
+        backend_(context.backend),
+        workspace_(context.workspace),
+        rows_(rows) {}
 
   void norm(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
     backend_.norm({.x = x.f32(),
@@ -35,10 +38,15 @@ class RowOps {
                    .kind = NormKind::kRmsNorm});
   }
 
-  void linear(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
+  // x (rows, width) as linear layers take it, until the next call.
+  InputRows input(const Buffer& x, std::int64_t width) {
+    return matmul_input(backend_, workspace_, x.f32(), rows_, width);
+  }
+  void linear(const InputRows& x, const TensorView& weight, const TensorView& bias,
+              const Buffer& y) {
     matmul(x, weight, bias, y, false);
   }
-  void add_linear(const Buffer& x, const TensorView& weight, const TensorView& bias,
+  void add_linear(const InputRows& x, const TensorView& weight, const TensorView& bias,
                   const Buffer& y) {
     matmul(x, weight, bias, y, true);
   }
@@ -90,10 +98,9 @@ class RowOps {
   }
 
  private:
-  void matmul(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y,
+  void matmul(const InputRows& x, const TensorView& weight, const TensorView& bias, const Buffer& y,
               bool accumulate) {
-    backend_.matmul({.x = x.f32(),
-                     .x_stride = weight.cols,
+    backend_.matmul({.x = x,
                      .weight = weight.data,
                      .weight_type = weight.type,
                      .bias = bias.f32(),
@@ -107,6 +114,7 @@ class RowOps {
 
   const ModelSpec& spec_;
   Backend& backend_;
+  const Workspace& workspace_;
   std::int64_t rows_;
 };
 
@@ -158,9 +166,10 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     ScopedSpan timed(c.timeline, template_span);
 
     if (norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
-    ops.linear(input, w[kQuery], w[kQueryBias], ws.query);
-    ops.linear(input, w[kKey], w[kKeyBias], ws.key);
-    ops.linear(input, w[kValue], w[kValueBias], ws.value);
+    const InputRows x = ops.input(input, spec.hidden_size);
+    ops.linear(x, w[kQuery], w[kQueryBias], ws.query);
+    ops.linear(x, w[kKey], w[kKeyBias], ws.key);
+    ops.linear(x, w[kValue], w[kValueBias], ws.value);
     if (spec.query_key_norm) {
       ops.norm_heads(ws.query, spec.num_attention_heads, w[kQueryNorm]);
       ops.norm_heads(ws.key, spec.num_key_value_heads, w[kKeyNorm]);
@@ -175,7 +184,8 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     // What a parallel block's MLP reads is normed before the attention changes x.
     if (spec.residual == ResidualForm::kParallelTwoNorms)
       ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
-    ops.add_linear(ws.attended, w[kAttentionOutput], w[kAttentionOutputBias], ws.hidden);
+    ops.add_linear(ops.input(ws.attended, spec.query_size()), w[kAttentionOutput],
+                   w[kAttentionOutputBias], ws.hidden);
     if (!norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.hidden);
   }
   {
@@ -190,10 +200,11 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     if (sequential && norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
     const bool gated = spec.mlp == MlpKind::kGated;
     const Buffer& inner = gated ? ws.gate : ws.up;
-    ops.linear(input, w[kUp], w[kUpBias], ws.up);
-    if (gated) ops.linear(input, w[kGate], w[kGateBias], ws.gate);
+    const InputRows x = ops.input(input, spec.hidden_size);
+    ops.linear(x, w[kUp], w[kUpBias], ws.up);
+    if (gated) ops.linear(x, w[kGate], w[kGateBias], ws.gate);
     ops.activation(inner, gated ? ws.up.f32() : nullptr, inner);
-    ops.add_linear(inner, w[kDown], w[kDownBias], ws.hidden);
+    ops.add_linear(ops.input(inner, spec.intermediate_size), w[kDown], w[kDownBias], ws.hidden);
     if (!norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.hidden);
   }
 }

@@ -14,7 +14,7 @@ StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& w
       weights_(weights),
       timeline_(timeline),
       limits_(limits),
-      workspace_(spec, backend, limits.max_rows),
+      workspace_(spec, backend, limits.max_rows, limits.packing),
       kv_(spec, backend) {}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
@@ -71,8 +71,7 @@ std::int64_t StageRunner::gather(TensorRole table, std::span<const TokenId> ids,
 
 void StageRunner::linear(const float* x, const TensorView& weight, const float* bias, float* y,
                          std::int64_t rows) {
-  backend_.matmul({.x = x,
-                   .x_stride = weight.cols,
+  backend_.matmul({.x = matmul_input(backend_, workspace_, x, rows, weight.cols),
                    .weight = weight.data,
                    .weight_type = weight.type,
                    .bias = bias,
@@ -148,6 +147,7 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
     x = workspace_.embedded.f32();
   }
   const float* const bias = head[TensorRole::kHeadBias].f32();
+  const InputRows input = matmul_input(backend_, workspace_, x, count, spec_.embedding_size);
   // The matrix may come from disk, a tile at a time.
   std::int64_t flops = head_flops(spec_, count), asked_ns = now_ns();
   weights_.head_matrix([&](std::int64_t first, const TensorView& tile) {
@@ -155,8 +155,7 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
     timed.span().bytes += tile.bytes();
     timed.span().flops += 2 * count * tile.rows * tile.cols;
     flops -= 2 * count * tile.rows * tile.cols;
-    backend_.matmul({.x = x,
-                     .x_stride = tile.cols,
+    backend_.matmul({.x = input,
                      .weight = tile.data,
                      .weight_type = tile.type,
                      .bias = bias != nullptr ? bias + first : nullptr,

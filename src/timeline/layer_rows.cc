@@ -159,10 +159,10 @@ double giga_per_s(std::int64_t amount, double ms) {
 // Of the nearer of the rank's two limits. More than 1 is reported as it is: caches hold weights,
 // and a probe may have been disturbed.
 std::optional<double> share_of_limit(const LayerRow& row, const RankUsage& usage) {
-  if (usage.memory_bytes_per_s <= 0 || usage.f32_flops_per_s <= 0 || row.compute_ms <= 0)
+  if (usage.memory_bytes_per_s <= 0 || usage.flops_per_s <= 0 || row.compute_ms <= 0)
     return std::nullopt;
   return std::max(row.gb_per_s() * 1e9 / usage.memory_bytes_per_s,
-                  row.gflop_per_s() * 1e9 / usage.f32_flops_per_s);
+                  row.gflop_per_s() * 1e9 / usage.flops_per_s);
 }
 
 }  // namespace

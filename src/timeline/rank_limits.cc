@@ -9,7 +9,10 @@ void add_limits(RankUsage& usage, const std::optional<MachineLimits>& limits,
                 const std::filesystem::path& store) {
   if (!limits) return;
   usage.memory_bytes_per_s = limits->memory.of(usage.threads);
-  usage.f32_flops_per_s = limits->f32.rate.of(usage.threads);
+  const DotLimit& dot = usage.inputs == "int8"   ? limits->int8
+                        : usage.inputs == "bf16" ? limits->bf16
+                                                 : limits->f32;
+  usage.flops_per_s = dot.rate.of(usage.threads);
   usage.disk_bytes_per_s = limits->disk_rate(store).value_or(0);
 }
 

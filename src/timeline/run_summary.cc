@@ -34,6 +34,7 @@ OrderedJson rank_json(const RankSummary& rank) {
           {"layers", rank.usage.layers},
           {"threads", rank.usage.threads},
           {"isa", rank.usage.isa},
+          {"inputs", rank.usage.inputs},
           {"weights_bytes", rank.usage.weights_bytes},
           {"kv_bytes", rank.usage.kv_bytes},
           {"peak_bytes", rank.usage.peak_bytes},
@@ -137,12 +138,14 @@ PhaseResult parse_phase_result(const JsonObject& object) {
 }
 
 RankSummary parse_rank(const JsonObject& object) {
-  object.only({"rank", "host", "layers", "threads", "isa", "weights_bytes", "kv_bytes",
+  object.only({"rank", "host", "layers", "threads", "isa", "inputs", "weights_bytes", "kv_bytes",
                "peak_bytes", "sent_bytes", "received_bytes", "read_bytes"});
   return {.rank = static_cast<int>(object.integer_in("rank", 0, 1 << 20)),
           .host = object.string("host"),
           .usage = {.layers = object.string("layers"),
                     .isa = object.string("isa"),
+                    // Until there was a choice, all products were of float32.
+                    .inputs = object.has("inputs") ? object.string("inputs") : "f32",
                     .threads = count(object, "threads"),
                     .weights_bytes = count(object, "weights_bytes"),
                     .kv_bytes = count(object, "kv_bytes"),

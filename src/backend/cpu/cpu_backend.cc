@@ -42,6 +42,12 @@ class CpuBackend final : public Backend {
 
   void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                    bool accumulate) override;
+  bool has_bf16_dot() const override { return kernels_.matmul_bf16 != nullptr; }
+  void pack_input(const PackInputArgs& args) override {
+    pool_.parallel_for(
+        args.rows, rows_per_chunk(args.rows, args.cols),
+        [&](std::int64_t begin, std::int64_t end) { kernels_.pack_input(args, begin, end); });
+  }
   void matmul(const MatmulArgs& args) override;
 
   void norm(const NormArgs& args) override {
@@ -114,7 +120,7 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   // Groups of panels as large as the kernel's blocking likes. Where there are too few of them for
   // the threads, rows are split too; they are independent.
   constexpr std::int64_t kGroup = 8;
-  constexpr std::int64_t kRowBlock = 96;
+  constexpr std::int64_t kRowBlock = 192;
   if (args.rows == 0) return;
   const std::int64_t panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
@@ -127,7 +133,7 @@ void CpuBackend::matmul(const MatmulArgs& args) {
       const std::int64_t first = i / groups * rows;
       if (first >= args.rows) continue;
       MatmulArgs part = args;
-      part.x += first * args.x_stride;
+      part.x.data += first * args.x.stride;
       part.y += first * args.y_stride;
       part.rows = std::min(rows, args.rows - first);
       const std::int64_t panel = i % groups * kGroup;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -47,7 +48,9 @@ class KernelTest : public ::testing::TestWithParam<const KernelTable*> {
 };
 
 inline std::string table_name(const ::testing::TestParamInfo<const KernelTable*>& info) {
-  return info.param->isa;
+  std::string name = info.param->isa;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 #define STAGECOACH_EVERY_ISA(Fixture)                                                            \

@@ -31,7 +31,9 @@ TEST(Probe, EveryTypeHasAPeak) {
 
 TEST(Probe, EveryInstructionSetHasAnF32Peak) {
   const IsaList isas = supported_isas();
-  for (int i = 0; i < isas.count; ++i) EXPECT_GT(probe_f32(isas.names[i], kBrief), 0);
+  for (int i = 0; i < isas.count; ++i)
+    for (const DotType type : {DotType::kF32, DotType::kBF16, DotType::kInt8})
+      EXPECT_GT(probe_dot_of(isas.names[i], type, kBrief).ops_per_second, 0);
 }
 
 TEST(Probe, MemoryIsReadOnAnyNumberOfThreads) {

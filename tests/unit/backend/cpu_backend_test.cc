@@ -123,8 +123,7 @@ PassResult run_pass(const std::string& isa, int threads) {
   const std::vector<std::byte> weight =
       packed(Layout::kPanels16, DType::kF16, random_floats(kOut * kIn, 6), kOut, kIn);
   PassResult r;
-  MatmulArgs matmul = {.x = x.data(),
-                       .x_stride = kIn,
+  MatmulArgs matmul = {.x = f32_rows(x.data(), kIn),
                        .weight = weight.data(),
                        .weight_type = DType::kF16,
                        .bias = bias.data(),

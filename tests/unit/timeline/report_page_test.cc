@@ -162,6 +162,7 @@ TEST(RunJson, ReadsBackWhatItWrote) {
   ranks[0].host = "pc-a";
   ranks[0].usage = {.layers = "0:1",
                     .isa = "avx2",
+                    .inputs = "f32",
                     .threads = 4,
                     .weights_bytes = 1000,
                     .kv_bytes = 200,

@@ -1,0 +1,183 @@
+// Products by bf16 dot instructions, two columns at a time. Weights are brought into pairs a block
+// at a time: bf16 as they are, quantised ones as their quants, which bf16 holds exactly, with the
+// scale applied to the sum of a group.
+#pragma once
+
+#include "kernels/cpu/multiply.h"
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+constexpr std::int64_t kPairBytes = 4 * kPanel;  // two columns of a panel
+
+// Low halves from the upper half of `a`, high halves from that of `b`.
+inline IntVec pair_halves(IntVec a, IntVec b) {
+  return (a >> 16 & 0xffff) | (b & static_cast<std::int32_t>(0xffff0000u));
+}
+
+// Two columns of a panel of bf16, `second` null where the width is odd.
+inline void store_pair(const std::uint16_t* first, const std::uint16_t* second, std::byte* pair) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanelVecs; ++v) {
+    const IntVec low = (IntVec)load_bf16(first + v * kLanes);
+    const IntVec high = second != nullptr ? (IntVec)load_bf16(second + v * kLanes) : IntVec{};
+    const IntVec both = pair_halves(low, high);
+    __builtin_memcpy(pair + v * kLanes * 4, &both, sizeof both);
+  }
+}
+
+// Quants of one group of a panel as pairs.
+template <Grouped Type>
+inline void store_group_pairs(const Group<Type, 1>& group, const std::byte* b, std::byte* pairs) {
+  Group<Type, 1> words = group;
+  for (int i = 0; i < kGroupCols / Type::kWordCols; ++i) {
+    words.load_words(b, 0, i);
+#pragma GCC unroll 4
+    for (int j = 0; j < Type::kWordCols; j += 2, pairs += kPairBytes)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVecs; ++v) {
+        const IntVec both = pair_halves((IntVec)Type::quants(words.words[v], j),
+                                        (IntVec)Type::quants(words.words[v], j + 1));
+        __builtin_memcpy(pairs + v * kLanes * 4, &both, sizeof both);
+      }
+  }
+}
+
+// c (R, P · 16) [+]= x (R, pairs) · b (pairs, P · 16), all in pairs of columns.
+struct Bf16Tile {
+  const std::byte* x;
+  std::int64_t x_stride;
+  const std::byte* b;
+  std::int64_t b_panel;  // bytes between panels
+  std::int64_t pairs;
+  const float* scales;  // (groups, P · 16) of quantised weights
+  PartialSums c;
+};
+
+template <int R, int P>
+inline void add_pairs(const Bf16Tile& t, std::int64_t begin, std::int64_t end,
+                      Vec (&sum)[R][P * kPanelVecs]) {
+  constexpr int V = P * kPanelVecs;
+  const std::byte* x = t.x + begin * 4;
+  const std::byte* b = t.b + begin * kPairBytes;
+  for (std::int64_t i = begin; i < end; ++i, x += 4, b += kPairBytes) {
+    IntVec weight[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      weight[v] = load_words(b + v / kPanelVecs * t.b_panel + v % kPanelVecs * kLanes * 4);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const IntVec pair = broadcast_word(x + r * t.x_stride);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[r][v] = dot_bf16(sum[r][v], pair, weight[v]);
+    }
+  }
+}
+
+template <typename Type, int R, int P>
+inline void run_bf16_tile(const Bf16Tile& t) {
+  constexpr int V = P * kPanelVecs;
+  Vec sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = t.c.continued ? load(t.c.data + r * t.c.stride + v * kLanes) : Vec{};
+  if constexpr (Grouped<Type>) {
+    constexpr std::int64_t kGroupPairs = kGroupCols / 2;
+    const float* scale = t.scales;
+    for (std::int64_t i = 0; i < t.pairs; i += kGroupPairs, scale += P * kPanel) {
+      Vec dot[R][V] = {};
+      add_pairs<R, P>(t, i, smaller(i + kGroupPairs, t.pairs), dot);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v)
+          sum[r][v] = multiply_add(dot[r][v], load(scale + v * kLanes), sum[r][v]);
+    }
+  } else {
+    add_pairs<R, P>(t, 0, t.pairs, sum);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(t.c.data + r * t.c.stride + v * kLanes, sum[r][v]);
+}
+
+template <typename Type>
+class Bf16Product {
+ public:
+  using Weights = Type;
+  // A group's sums need registers of their own beside the running ones.
+  static constexpr int kRows = Grouped<Type> ? kTileRows / 2 : kTileRows, kPanels = kTilePanels;
+  static constexpr std::int64_t kBlockK = 256;  // 16 KiB of pairs
+  static constexpr std::int64_t kChunkRows = 192;
+  static_assert(kBlockK % kGroupCols == 0);
+
+  template <int R, int P>
+  static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    Bf16Product product(args, 0, R);
+    for (std::int64_t k = 0; k < args.in; k += kBlockK) {
+      product.enter_block(k, smaller(kBlockK, args.in - k));
+      product.template enter_panels<P>(panel);
+      product.template run<R, P>(0, {sums, P * kPanel, k > 0});
+    }
+  }
+
+  Bf16Product(const MatmulArgs& args, std::int64_t row, std::int64_t)
+      : args_(args), x_(args.x.data + row * args.x.stride) {}
+
+  void enter_block(std::int64_t k, std::int64_t count) {
+    k_ = k;
+    count_ = count;
+  }
+
+  template <int P>
+  void enter_panels(std::int64_t panel) {
+    for (int p = 0; p < P; ++p) {
+      std::byte* pairs = pairs_ + p * kPanelStride;
+      if constexpr (Grouped<Type>) {
+        const std::byte* b =
+            panel_groups<Type>(args_, panel + p) + k_ / kGroupCols * kGroupBytes<Type>;
+        for (std::int64_t k = 0; k < count_;
+             k += kGroupCols, b += kGroupBytes<Type>, pairs += kGroupCols / 2 * kPairBytes) {
+          Group<Type, 1> group;
+          group.load_scales(b, 0);
+          for (int v = 0; v < kPanelVecs; ++v)
+            store(scales_ + (k / kGroupCols * P + p) * kPanel + v * kLanes, group.scale[v]);
+          store_group_pairs<Type>(group, b, pairs);
+        }
+      } else {
+        const std::uint16_t* b = panel_weights<Type>(args_, panel + p) + k_ * kPanel;
+        for (std::int64_t k = 0; k < count_; k += 2, b += 2 * kPanel, pairs += kPairBytes)
+          store_pair(b, k + 1 < count_ ? b + kPanel : nullptr, pairs);
+      }
+    }
+  }
+
+  template <int R, int P>
+  void run(std::int64_t row, const PartialSums& sums) const {
+    run_bf16_tile<Type, R, P>({x_ + row * args_.x.stride + k_ * 2, args_.x.stride, pairs_,
+                               kPanelStride, (count_ + 1) / 2, scales_, sums});
+  }
+
+ private:
+  static constexpr std::int64_t kMaxPanels = 4;  // of `stream`
+  static constexpr std::int64_t kPanelStride = kBlockK / 2 * kPairBytes;
+
+  const MatmulArgs& args_;
+  const std::byte* const x_;
+  std::int64_t k_ = 0, count_ = 0;
+  alignas(64) std::byte pairs_[kMaxPanels * kPanelStride];
+  alignas(64) float scales_[Grouped<Type> ? kMaxPanels * kBlockK / kGroupCols * kPanel : 1];
+};
+
+inline void multiply_bf16(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
+  if (args.weight_type == DType::kBF16) return multiply<Bf16Product<AsBF16>>(args, begin, end);
+  if (args.weight_type == DType::kQ8) return multiply<Bf16Product<AsQ8>>(args, begin, end);
+  if (args.weight_type == DType::kQ4) return multiply<Bf16Product<AsQ4>>(args, begin, end);
+  __builtin_trap();
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA

@@ -1,0 +1,107 @@
+// Products with float32 x: a weight of any type becomes float32, exactly, before it meets x.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cpu/multiply.h"
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+template <typename Type>
+class F32Product {
+ public:
+  using Weights = Type;
+  static constexpr int kRows = kTileRows, kPanels = kTilePanels;
+  // A block of weights (16 KiB) stays in L1 while the rows pass; x of the chunk's block (96 KiB)
+  // stays in L2 while the panels pass.
+  static constexpr std::int64_t kBlockK = 256 / kPanels;
+  static constexpr std::int64_t kChunkRows = 192;
+  static_assert(kBlockK % kGroupCols == 0);
+
+  template <int R, int P>
+  static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    const auto* x = reinterpret_cast<const float*>(args.x.data);
+    const std::int64_t x_stride = args.x.stride / static_cast<std::int64_t>(sizeof(float));
+    if constexpr (Grouped<Type>) {
+      const std::byte* const groups = panel_groups<Type>(args, panel);
+      run_group_tile<Type, R, P>({x, x_stride, groups, panel_groups<Type>(args, panel + 1) - groups,
+                                  args.in, sums, P * kPanel});
+    } else {
+      run_tile<Type, R, P>({x, x_stride, panel_weights<Type>(args, panel), kPanel, kPanel * args.in,
+                            args.in, sums, P * kPanel, false});
+    }
+  }
+
+  F32Product(const MatmulArgs& args, std::int64_t row, std::int64_t rows)
+      : args_(args), row_(row), rows_(rows) {}
+
+  // Columns [k, k + count) of x, copied to rows a fixed distance apart, and not one where those of
+  // a tile push each other out of the cache.
+  void enter_block(std::int64_t k, std::int64_t count) {
+    k_ = k;
+    count_ = count;
+    for (std::int64_t r = 0; r < rows_; ++r)
+      __builtin_memcpy(
+          x_ + r * kXStride,
+          args_.x.data + (row_ + r) * args_.x.stride + k * static_cast<std::int64_t>(sizeof(float)),
+          static_cast<std::size_t>(count) * sizeof(float));
+  }
+
+  // Weights of P panels as float32: where they are, or converted.
+  template <int P>
+  void enter_panels(std::int64_t panel) {
+    weights_ = buffer_;
+    panel_stride_ = kBlockK * kPanel;
+    if constexpr (std::is_same_v<Type, AsF32>) {
+      weights_ = panel_weights<Type>(args_, panel) + k_ * kPanel;
+      panel_stride_ = kPanel * args_.in;
+    } else if constexpr (Grouped<Type>) {
+      for (int p = 0; p < P; ++p)
+        expand_groups<Type>(
+            panel_groups<Type>(args_, panel + p) + k_ / kGroupCols * kGroupBytes<Type>, count_,
+            buffer_ + p * panel_stride_);
+    } else {
+      for (int p = 0; p < P; ++p) {
+        const typename Type::Element* source = panel_weights<Type>(args_, panel + p) + k_ * kPanel;
+        for (std::int64_t i = 0; i < count_ * kPanel; i += kLanes)
+          store(buffer_ + p * panel_stride_ + i, Type::load_vec(source + i));
+      }
+    }
+  }
+
+  template <int R, int P>
+  void run(std::int64_t row, const PartialSums& sums) const {
+    run_tile<AsF32, R, P, kXStride>({x_ + row * kXStride, kXStride, weights_, kPanel, panel_stride_,
+                                     count_, sums.data, sums.stride, sums.continued});
+  }
+
+ private:
+  static constexpr std::int64_t kXStride = kBlockK + kPanel;
+
+  const MatmulArgs& args_;
+  const std::int64_t row_, rows_;
+  std::int64_t k_ = 0, count_ = 0;
+  const float* weights_ = nullptr;
+  std::int64_t panel_stride_ = 0;
+  alignas(64) float x_[kChunkRows * kXStride];
+  alignas(64) float buffer_[kPanels * kBlockK * kPanel];
+};
+
+inline void multiply_f32(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
+  switch (args.weight_type) {
+    case DType::kF32:
+      return multiply<F32Product<AsF32>>(args, begin, end);
+    case DType::kF16:
+      return multiply<F32Product<AsF16>>(args, begin, end);
+    case DType::kBF16:
+      return multiply<F32Product<AsBF16>>(args, begin, end);
+    case DType::kQ8:
+      return multiply<F32Product<AsQ8>>(args, begin, end);
+    case DType::kQ4:
+      return multiply<F32Product<AsQ4>>(args, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA

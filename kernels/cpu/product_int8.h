@@ -1,0 +1,164 @@
+// Products of quantised x and quantised weights: the products of a group add up exactly in
+// integers, which then meet both scales. Weights are read where they lie, for few rows and for
+// many: what they need before a dot product is less than a load and a store.
+#pragma once
+
+#include "kernels/cpu/multiply.h"
+
+namespace stagecoach::STAGECOACH_ISA {
+namespace {
+
+inline float load_float(const std::byte* p) {
+  float value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// How the words of a weight type become operands of a dot product: `kQuads` of four columns each.
+template <typename Type>
+struct Quads;
+template <>
+struct Quads<AsQ8> {
+  using Dot = ByteDot;
+  static constexpr int kQuads = 1;
+  static IntVec quad(IntVec words, int) { return words; }
+};
+template <>
+struct Quads<AsQ4> {
+  using Dot = NibbleDot;
+  static constexpr int kQuads = 2;
+  static IntVec quad(IntVec words, int i) { return (i == 0 ? words : words >> 4) & 0x0f0f0f0f; }
+};
+
+// c (R, P · 16) [+]= x (R, groups) · b (groups, P · 16)
+struct Int8Tile {
+  const std::byte* x;  // InputGroups
+  std::int64_t x_stride;
+  const std::byte* b;
+  std::int64_t b_panel;  // bytes between panels
+  std::int64_t groups;
+  PartialSums c;
+};
+
+template <typename Type, int R, int P>
+inline void run_int8_tile(const Int8Tile& t) {
+  using Dot = typename Quads<Type>::Dot;
+  constexpr int V = P * kPanelVecs;
+  constexpr int kWords = kGroupCols / Type::kWordCols;
+  Vec sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = t.c.continued ? load(t.c.data + r * t.c.stride + v * kLanes) : Vec{};
+
+  const std::byte* x = t.x;
+  const std::byte* b = t.b;
+  Group<Type, P> group;
+  for (std::int64_t g = 0; g < t.groups; ++g, x += sizeof(InputGroup), b += kGroupBytes<Type>) {
+    typename Dot::Sum dot[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const IntVec minus_8_sum =
+          broadcast_word(x + r * t.x_stride + offsetof(InputGroup, minus_8_sum));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) dot[r][v] = Dot::start(minus_8_sum);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kWords; ++i) {
+      group.load_words(b, t.b_panel, i);
+#pragma GCC unroll 2
+      for (int q = 0; q < Quads<Type>::kQuads; ++q) {
+        IntVec weight[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) weight[v] = Quads<Type>::quad(group.words[v], q);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const IntVec quad = broadcast_word(x + r * t.x_stride + offsetof(InputGroup, quant) +
+                                             i * Type::kWordCols + q * 4);
+#pragma GCC unroll 16
+          for (int v = 0; v < V; ++v) dot[r][v] = Dot::add(dot[r][v], weight[v], quad);
+        }
+      }
+    }
+    group.load_scales(b, t.b_panel);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const std::byte* const row = x + r * t.x_stride;
+      const Vec scale = broadcast(load_float(row + offsetof(InputGroup, scale)));
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        const IntVec total =
+            Dot::total(dot[r][v], broadcast_word(row + offsetof(InputGroup, minus_8_sum)));
+        sum[r][v] =
+            multiply_add(__builtin_convertvector(total, Vec) * group.scale[v], scale, sum[r][v]);
+      }
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(t.c.data + r * t.c.stride + v * kLanes, sum[r][v]);
+}
+
+template <Grouped Type>
+class Int8Product {
+ public:
+  using Weights = Type;
+  static constexpr int kRows = Quads<Type>::Dot::kRows, kPanels = Quads<Type>::Dot::kPanels;
+  static constexpr std::int64_t kBlockK = 512;
+  static constexpr std::int64_t kChunkRows = 192;
+  static_assert(kBlockK % kGroupCols == 0);
+
+  template <int R, int P>
+  static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    const std::byte* const groups = panel_groups<Type>(args, panel);
+    run_int8_tile<Type, R, P>({args.x.data,
+                               args.x.stride,
+                               groups,
+                               panel_groups<Type>(args, panel + 1) - groups,
+                               num_groups(args.in),
+                               {sums, P * kPanel, false}});
+  }
+
+  Int8Product(const MatmulArgs& args, std::int64_t row, std::int64_t)
+      : args_(args),
+        x_(args.x.data + row * args.x.stride),
+        panel_bytes_(panel_groups<Type>(args, 1) - panel_groups<Type>(args, 0)) {}
+
+  void enter_block(std::int64_t k, std::int64_t count) {
+    group_ = k / kGroupCols;
+    groups_ = num_groups(count);
+  }
+
+  template <int P>
+  void enter_panels(std::int64_t panel) {
+    weights_ = panel_groups<Type>(args_, panel) + group_ * kGroupBytes<Type>;
+  }
+
+  template <int R, int P>
+  void run(std::int64_t row, const PartialSums& sums) const {
+    run_int8_tile<Type, R, P>(
+        {x_ + row * args_.x.stride + group_ * static_cast<std::int64_t>(sizeof(InputGroup)),
+         args_.x.stride, weights_, panel_bytes_, groups_, sums});
+  }
+
+ private:
+  static std::int64_t num_groups(std::int64_t cols) { return (cols + kGroupCols - 1) / kGroupCols; }
+
+  const MatmulArgs& args_;
+  const std::byte* const x_;
+  const std::int64_t panel_bytes_;
+  const std::byte* weights_ = nullptr;
+  std::int64_t group_ = 0, groups_ = 0;
+};
+
+inline void multiply_int8(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
+  if (args.weight_type == DType::kQ8) return multiply<Int8Product<AsQ8>>(args, begin, end);
+  if (args.weight_type == DType::kQ4) return multiply<Int8Product<AsQ4>>(args, begin, end);
+  __builtin_trap();
+}
+
+}  // namespace
+}  // namespace stagecoach::STAGECOACH_ISA
