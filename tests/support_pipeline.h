@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/sampler.h"
+#include "kernels/include/kv_page.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
@@ -25,6 +26,7 @@ struct PipelineShape {
   int attention_slots = 1, mlp_slots = 1;
   std::int64_t pass_tokens = 0;  // streamed: rows of a pass; 0: all that there are
   std::int64_t head_rows = 16;
+  KvType kv = KvType::kF32;  // the reference arithmetic
 
   std::string name() const;
 };

@@ -102,7 +102,7 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
       *store_,
       all_in_memory({.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
       {}, timeline);
-  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64});
+  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64, .kv_type = KvType::kF32});
   runner.kv().add_layers(0, spec.num_hidden_layers);
   const std::vector<TokenRun> runs{
       {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
