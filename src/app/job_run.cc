@@ -96,7 +96,9 @@ void JobRun::load() {
                               : plan_.stages.layer_end();
   source_.emplace(*store_, plan_.staging, options, timeline_);
   runner_.emplace(spec(), *backend_, *source_, timeline_,
-                  StageRunner::Limits{.max_rows = plan_.batch_rows, .head_rows = plan_.head_rows});
+                  StageRunner::Limits{.max_rows = plan_.batch_rows,
+                                      .head_rows = plan_.head_rows,
+                                      .kv_type = settings_.kv_type()});
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
 }
@@ -216,6 +218,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   return {{"model", fmt::format("{} {}", store_->manifest().name,
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},
+          {"KV type", settings_.kv},
           {"plan", hash_to_hex(own.plan_hash)},
           {"instruction set", isas}};
 }
