@@ -13,6 +13,8 @@ SOURCE = pathlib.Path(__file__).resolve().parent.parent
 BINARY = os.environ["STAGECOACH_BINARY"]
 MPIRUN = shutil.which("mpirun")
 DEMO = SOURCE / "tests/data/demo-gptj"
+# The arithmetic of tests that compare with what transformers computes.
+REFERENCE = ("--kv", "f32", "--activations", "f32")
 TIMEOUT = 120  # seconds; nothing here takes a tenth of it on an idle machine
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("STAGECOACH_")}

@@ -54,7 +54,8 @@ class PipelineRun {
       StageRunner runner(spec, *backend, source, timeline,
                          {.max_rows = shape_.micro_batch,
                           .head_rows = shape_.head_rows,
-                          .packing = shape_.packing});
+                          .packing = shape_.packing,
+                          .kv_type = shape_.kv});
       RankContext context{.spec = spec,
                           .plan = plan_,
                           .runner = runner,
@@ -139,8 +140,9 @@ class PipelineRun {
 }  // namespace
 
 std::string PipelineShape::name() const {
-  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once {}{}{}", ranks,
-                     threads, rounds, micro_batch, max_active, isa, windows,
+  const char* const kv_name = kv == KvType::kF32 ? "f32" : kv == KvType::kF16 ? "f16" : "q8";
+  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once, kv {} {}{}{}",
+                     ranks, threads, rounds, micro_batch, max_active, kv_name, isa, windows,
                      streamed_layers == 0
                          ? ""
                          : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",

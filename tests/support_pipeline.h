@@ -10,6 +10,7 @@
 
 #include "engine/sampler.h"
 #include "engine/workspace.h"
+#include "kernels/include/kv_page.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
@@ -27,6 +28,7 @@ struct PipelineShape {
   std::int64_t pass_tokens = 0;  // streamed: rows of a pass; 0: all that there are
   std::int64_t head_rows = 16;
   InputPacking packing = std::nullopt;  // of activations that are multiplied
+  KvType kv = KvType::kF32;  // the reference arithmetic
 
   std::string name() const;
 };

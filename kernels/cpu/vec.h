@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace stagecoach::STAGECOACH_ISA {
 namespace {
@@ -50,21 +51,25 @@ inline Vec max(Vec a, Vec b) {
   return a > b ? a : b;
 }
 
-// A fixed tree: lane i meets lane i + n/2, then i + n/4 …
-inline float sum_lanes(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+// Lane i gets lane (i + By) % kLanes.
+template <int By, std::size_t... Lane>
+inline Vec rotated(Vec v, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(v, v, static_cast<int>((Lane + By) % kLanes)...);
 }
 
+// A fixed tree: lane i meets lane i + n/2, then i + n/4 …
+template <int Half = kLanes / 2>
+inline float sum_lanes(Vec v) {
+  v += rotated<Half>(v, std::make_index_sequence<kLanes>());
+  if constexpr (Half > 1) return sum_lanes<Half / 2>(v);
+  return v[0];
+}
+
+template <int Half = kLanes / 2>
 inline float max_lanes(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  float best = lanes[0];
-  for (int i = 1; i < kLanes; ++i) best = lanes[i] > best ? lanes[i] : best;
-  return best;
+  v = max(rotated<Half>(v, std::make_index_sequence<kLanes>()), v);
+  if constexpr (Half > 1) return max_lanes<Half / 2>(v);
+  return v[0];
 }
 
 }  // namespace

@@ -27,11 +27,26 @@ inline Vec load_f16(const std::uint16_t* p) {
                                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
+inline void store_f16(std::uint16_t* p, Vec v) {
+  const __m256i half = _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+}
+
 inline Vec load_bf16(const std::uint16_t* p) {
   using Narrow = std::uint16_t __attribute__((vector_size(32)));
   Narrow half;
   __builtin_memcpy(&half, p, sizeof half);
   return (Vec)(__builtin_convertvector(half, IntVec) << 16);
+}
+
+inline Vec load_i8(const std::int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return __builtin_convertvector((IntVec)_mm512_maskz_cvtepi8_epi32(0xffff, bytes), Vec);
+}
+
+// Lanes within int8's range.
+inline void store_i8(std::int8_t* p, IntVec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
 }
 
 // The low four bits of each lane, 0 … 15, less 8: a look-up, since a permutation ignores the other

@@ -37,8 +37,36 @@ inline Vec load_f16(const std::uint16_t* p) {
   return (Vec)(bits | ((half & 0x8000) << 16));
 }
 
+// As f32_to_f16 (dtype.h), for values that do not overflow.
+inline void store_f16(std::uint16_t* p, Vec v) {
+  using Narrow = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+  const IntVec sign = ((IntVec)v >> 16) & 0x8000;
+  const IntVec magnitude = (IntVec)v & 0x7fffffff;
+  const IntVec normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
+  const IntVec subnormal = (IntVec)((Vec)magnitude + 0.5f) - 0x3f000000;
+  IntVec half = magnitude < 0x38800000 ? subnormal : normal;
+  half = magnitude >= 0x7f800000 ? IntVec{} + 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? IntVec{} + 0x7e00 : half;
+  const Narrow narrow = __builtin_convertvector(half | sign, Narrow);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+
 inline Vec load_bf16(const std::uint16_t* p) {
   return (Vec)(load_u16(p) << 16);
+}
+
+inline Vec load_i8(const std::int8_t* p) {
+  using Narrow = std::int8_t __attribute__((vector_size(kLanes)));
+  Narrow bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+}
+
+// Lanes within int8's range.
+inline void store_i8(std::int8_t* p, IntVec v) {
+  using Narrow = std::int8_t __attribute__((vector_size(kLanes)));
+  const Narrow bytes = __builtin_convertvector(v, Narrow);
+  __builtin_memcpy(p, &bytes, sizeof bytes);
 }
 
 // The low four bits of each lane, 0 … 15, less 8.

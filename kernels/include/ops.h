@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "kernels/include/dtype.h"
+#include "kernels/include/kv_page.h"
 #include "kernels/include/matmul_input.h"
 #include "kernels/include/pack.h"
 
@@ -70,33 +71,32 @@ struct RotaryArgs {
   std::int64_t rows, heads, head_dim, rotary_dim;
 };
 
-// Keys and values of one layer live in pages of kKvPageTokens positions, anchored at position 0:
-//   key page    (kv_heads, head_dim, kKvPageTokens): transposed, so scores vectorise over keys
-//   value page  (kv_heads, kKvPageTokens, head_dim)
-inline constexpr std::int64_t kKvPageTokens = 64;
-
 // A run of consecutive positions of one sequence inside a batch of rows.
 struct KvSpan {
-  std::int64_t row;         // first row in the batch
-  std::int64_t rows;        // number of rows
-  std::int64_t position;    // position of the first row in its sequence
-  float* const* key_pages;  // page p holds positions [64p, 64p + 64)
-  float* const* value_pages;
+  std::int64_t row;             // first row in the batch
+  std::int64_t rows;            // number of rows
+  std::int64_t position;        // position of the first row in its sequence
+  std::byte* const* key_pages;  // page p holds positions [64p, 64p + 64), laid out as in kv_page.h
+  std::byte* const* value_pages;
 };
 
-// Writes rows of k and v, both (rows, kv_heads · head_dim), into the pages of their spans.
+// Writes rows of k and v, both (rows, kv_heads · head_dim), into the pages of their spans,
+// converted to `kv_type` as kv_page.h says.
 struct AppendKvArgs {
   const float* k;
   const float* v;
   std::int64_t stride;  // elements between rows, of k and of v
   const KvSpan* spans;
   std::int64_t num_spans;
+  KvType kv_type;
   std::int64_t kv_heads, head_dim;
 };
 
 // Causal attention with grouped-query heads: query head h reads kv head h / (heads / kv_heads).
 // Online softmax (Milakov & Gimelshein 2018) over key blocks of one page, anchored at position 0:
-// the order of every sum depends on the position alone. out: (rows, heads · head_dim).
+// the order of every sum depends on the position alone. Keys and values count as the float32 that
+// kv_page.h says they are; slots that a row does not see may hold anything.
+// out: (rows, heads · head_dim).
 //
 // A score is scale · q·k, and with slopes (ALiBi, Press et al. 2022) less slope · distance: the
 // distance to the query and not, as Hugging Face has it, the key's index, which differs by what
@@ -108,6 +108,7 @@ struct AttentionArgs {
   std::int64_t out_stride;
   const KvSpan* spans;
   std::int64_t num_spans;
+  KvType kv_type;
   std::int64_t heads, kv_heads, head_dim;
   float scale;
   const float* slopes = nullptr;  // (heads) or null

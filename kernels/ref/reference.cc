@@ -2,6 +2,7 @@
 // purpose.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "kernels/include/ops.h"
@@ -119,19 +120,94 @@ void rotary(const RotaryArgs& args, std::int64_t begin, std::int64_t end) {
       }
 }
 
+std::uint16_t f16_saturated(float x) {
+  constexpr float kLargest = 65504.0f;
+  return f32_to_f16(std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x);
+}
+
+// Where an element of a kv head's page stands, as kv_page.h has it: keys are (dims, slots), values
+// (slots, dims), of the whole head or of each group.
+struct KvElement {
+  KvType type;
+  bool is_key;
+  std::int64_t head_dim, d, slot;
+
+  std::int64_t group() const { return d / kKvGroupDims; }
+  std::int64_t index() const {
+    const bool grouped = type == KvType::kQ8;
+    const std::int64_t dim = grouped ? d % kKvGroupDims : d;
+    const std::int64_t dims =
+        grouped ? std::min(kKvGroupDims, head_dim - group() * kKvGroupDims) : head_dim;
+    return is_key ? dim * kKvPageTokens + slot : slot * dims + dim;
+  }
+  std::int64_t scale_byte() const { return group() * kKvGroupBytes + 2 * slot; }
+  std::int64_t quant_byte() const { return group() * kKvGroupBytes + kKvScalesBytes + index(); }
+};
+
+template <typename T>
+T load(const std::byte* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+float read_kv(const std::byte* head, const KvElement& at) {
+  switch (at.type) {
+    case KvType::kF32:
+      return load<float>(head + 4 * at.index());
+    case KvType::kF16:
+      return f16_to_f32(load<std::uint16_t>(head + 2 * at.index()));
+    case KvType::kQ8:
+      return static_cast<float>(load<std::int8_t>(head + at.quant_byte())) *
+             bf16_to_f32(load<std::uint16_t>(head + at.scale_byte()));
+  }
+  __builtin_unreachable();
+}
+
+// The scale of the group that x[0 … dims) is.
+std::uint16_t kv_scale(const float* x, std::int64_t dims) {
+  float largest = 0.0f;
+  for (std::int64_t i = 0; i < dims; ++i) {
+    if (!std::isfinite(x[i])) return f32_to_bf16(NAN);
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  return largest < kKvSmallestGroup ? 0 : f32_to_bf16(largest / 127.0f);
+}
+
+// x: of the whole head at that position.
+void write_kv(std::byte* head, const KvElement& at, const float* x) {
+  if (at.type == KvType::kF32) {
+    std::memcpy(head + 4 * at.index(), x + at.d, sizeof(float));
+  } else if (at.type == KvType::kF16) {
+    const std::uint16_t half = f16_saturated(x[at.d]);
+    std::memcpy(head + 2 * at.index(), &half, sizeof half);
+  } else {
+    const std::int64_t begin = at.group() * kKvGroupDims;
+    const std::uint16_t stored = kv_scale(x + begin, std::min(kKvGroupDims, at.head_dim - begin));
+    const float scale = bf16_to_f32(stored);
+    const float quant = scale > 0.0f ? std::nearbyint(x[at.d] / scale) : 0.0f;
+    const auto narrow = static_cast<std::int8_t>(quant);
+    std::memcpy(head + at.scale_byte(), &stored, sizeof stored);
+    std::memcpy(head + at.quant_byte(), &narrow, sizeof narrow);
+  }
+}
+
 void append_kv(const AppendKvArgs& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t head_bytes = kv_head_bytes(args.kv_type, args.head_dim);
   for (std::int64_t s = 0; s < args.num_spans; ++s)
     for (std::int64_t r = 0; r < args.spans[s].rows; ++r) {
       const KvSpan& span = args.spans[s];
       const std::int64_t page = (span.position + r) / kKvPageTokens;
       const std::int64_t slot = (span.position + r) % kKvPageTokens;
-      for (std::int64_t head = begin; head < end; ++head)
+      for (std::int64_t head = begin; head < end; ++head) {
+        const std::int64_t source = (span.row + r) * args.stride + head * args.head_dim;
         for (std::int64_t d = 0; d < args.head_dim; ++d) {
-          const std::int64_t source = (span.row + r) * args.stride + head * args.head_dim + d;
-          span.key_pages[page][(head * args.head_dim + d) * kKvPageTokens + slot] = args.k[source];
-          span.value_pages[page][(head * kKvPageTokens + slot) * args.head_dim + d] =
-              args.v[source];
+          write_kv(span.key_pages[page] + head * head_bytes,
+                   {args.kv_type, true, args.head_dim, d, slot}, args.k + source);
+          write_kv(span.value_pages[page] + head * head_bytes,
+                   {args.kv_type, false, args.head_dim, d, slot}, args.v + source);
         }
+      }
     }
 }
 
@@ -141,14 +217,18 @@ void attend_row(const AttentionArgs& args, const KvSpan& span, std::int64_t r, s
   const std::int64_t first = args.window > 0 ? std::max<std::int64_t>(keys - args.window, 0) : 0;
   const double slope = args.slopes != nullptr ? static_cast<double>(args.slopes[head]) : 0.0;
   const float* q = args.q + (span.row + r) * args.q_stride + head * args.head_dim;
+  const std::int64_t head_at = kv_head * kv_head_bytes(args.kv_type, args.head_dim);
+  const auto element = [&](bool is_key, std::int64_t key, std::int64_t d) {
+    std::byte* const* pages = is_key ? span.key_pages : span.value_pages;
+    return static_cast<double>(
+        read_kv(pages[key / kKvPageTokens] + head_at,
+                {args.kv_type, is_key, args.head_dim, d, key % kKvPageTokens}));
+  };
   std::vector<double> weights(static_cast<std::size_t>(keys), -INFINITY);
   for (std::int64_t key = first; key < keys; ++key) {
-    const float* page =
-        span.key_pages[key / kKvPageTokens] + kv_head * args.head_dim * kKvPageTokens;
     double score = 0.0;
     for (std::int64_t d = 0; d < args.head_dim; ++d)
-      score += static_cast<double>(q[d]) *
-               static_cast<double>(page[d * kKvPageTokens + key % kKvPageTokens]);
+      score += static_cast<double>(q[d]) * element(true, key, d);
     weights[static_cast<std::size_t>(key)] =
         score * static_cast<double>(args.scale) - slope * static_cast<double>(keys - 1 - key);
   }
@@ -157,12 +237,8 @@ void attend_row(const AttentionArgs& args, const KvSpan& span, std::int64_t r, s
   for (double& weight : weights) sum += weight = std::exp(weight - max);
   for (std::int64_t d = 0; d < args.head_dim; ++d) {
     double value = 0.0;
-    for (std::int64_t key = first; key < keys; ++key) {
-      const float* page =
-          span.value_pages[key / kKvPageTokens] + kv_head * kKvPageTokens * args.head_dim;
-      value += weights[static_cast<std::size_t>(key)] *
-               static_cast<double>(page[key % kKvPageTokens * args.head_dim + d]);
-    }
+    for (std::int64_t key = first; key < keys; ++key)
+      value += weights[static_cast<std::size_t>(key)] * element(false, key, d);
     args.out[(span.row + r) * args.out_stride + head * args.head_dim + d] =
         static_cast<float>(value / sum);
   }

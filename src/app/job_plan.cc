@@ -218,6 +218,7 @@ class Planner {
   NeedsRequest needs_request(const StagePlan& plan, bool in_passes) const {
     return {.spec = spec_,
             .shape = shape_,
+            .kv_type = request_.settings.kv_type(),
             .micro_batch = request_.settings.micro_batch,
             .layers = layers_here(plan),
             .largest_window = plan.largest_window(),

@@ -119,10 +119,11 @@ void JobRun::load() {
                               ? plan_.stages.windows[resumed].begin
                               : plan_.stages.layer_end();
   source_.emplace(*store_, plan_.staging, options, timeline_);
-  runner_.emplace(
-      spec(), *backend_, *source_, timeline_,
-      StageRunner::Limits{
-          .max_rows = plan_.batch_rows, .head_rows = plan_.head_rows, .packing = packing_});
+  runner_.emplace(spec(), *backend_, *source_, timeline_,
+                  StageRunner::Limits{.max_rows = plan_.batch_rows,
+                                      .head_rows = plan_.head_rows,
+                                      .packing = packing_,
+                                      .kv_type = settings_.kv_type()});
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
 }
@@ -244,6 +245,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   return {{"model", fmt::format("{} {}", store_->manifest().name,
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},
+          {"KV type", settings_.kv},
           {"plan", hash_to_hex(own.plan_hash)},
           {"instruction set", isas}};
 }

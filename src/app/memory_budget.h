@@ -6,6 +6,7 @@
 #include <string>
 
 #include "engine/workspace.h"
+#include "kernels/include/kv_page.h"
 #include "model/model_spec.h"
 #include "plan/job_shape.h"
 
@@ -26,6 +27,7 @@ struct MemoryNeeds {
 struct NeedsRequest {
   const ModelSpec& spec;
   const JobShape& shape;
+  KvType kv_type = KvType::kF32;
   std::int64_t micro_batch = 0;  // rows, at most
   std::int64_t layers = 0;       // of this rank
   std::int64_t largest_window = 0;

@@ -179,6 +179,10 @@ VerifyMode RunSettings::verify_mode() const {
                               : VerifyMode::kFirst;
 }
 
+KvType RunSettings::kv_type() const {
+  return kv == "q8" ? KvType::kQ8 : kv == "f32" ? KvType::kF32 : KvType::kF16;
+}
+
 std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
                                             const std::string& key) {
   const toml::table job = parse_job(file);
@@ -259,7 +263,7 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
       ->check(CLI::IsMember({"f32", "bf16"}));
   command.add_option("--kv", s.kv, "Type of the KV cache")
       ->capture_default_str()
-      ->check(CLI::IsMember({"f32"}));
+      ->check(CLI::IsMember({"f32", "f16", "q8"}));
   command.add_option("--activations", s.activations, "Type of activations in matrix products")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/include/kv_page.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
@@ -27,7 +28,7 @@ struct RunSettings {
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";
-  std::string kv = "f32";
+  std::string kv = "f16";
   std::string activations = "auto";
   std::string report;        // directory
   double peer_timeout = 6;   // seconds of silence
@@ -35,6 +36,7 @@ struct RunSettings {
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;
+  KvType kv_type() const;
   std::optional<int> rounds_per_rank() const;  // nullopt: auto
 };
 

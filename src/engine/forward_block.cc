@@ -62,17 +62,18 @@ class RowOps {
                      .rotary_dim = spec_.rotary_dim});
   }
 
-  void append_kv(const Buffer& k, const Buffer& v, std::span<const KvSpan> spans) {
+  void append_kv(const Buffer& k, const Buffer& v, std::span<const KvSpan> spans, KvType type) {
     backend_.append_kv({.k = k.f32(),
                         .v = v.f32(),
                         .stride = spec_.key_value_size(),
                         .spans = spans.data(),
                         .num_spans = static_cast<std::int64_t>(spans.size()),
+                        .kv_type = type,
                         .kv_heads = spec_.num_key_value_heads,
                         .head_dim = spec_.head_dim});
   }
 
-  void attention(const Buffer& q, std::span<const KvSpan> spans, const Buffer& slopes,
+  void attention(const Buffer& q, std::span<const KvSpan> spans, KvType type, const Buffer& slopes,
                  const Buffer& out) {
     backend_.attention({.q = q.f32(),
                         .q_stride = spec_.query_size(),
@@ -80,6 +81,7 @@ class RowOps {
                         .out_stride = spec_.query_size(),
                         .spans = spans.data(),
                         .num_spans = static_cast<std::int64_t>(spans.size()),
+                        .kv_type = type,
                         .heads = spec_.num_attention_heads,
                         .kv_heads = spec_.num_key_value_heads,
                         .head_dim = spec_.head_dim,
@@ -179,8 +181,8 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
       ops.rotary(ws.key, spec.num_key_value_heads, ws);
     }
     const std::vector<KvSpan> spans = c.kv.view(layer, runs);
-    ops.append_kv(ws.key, ws.value, spans);
-    ops.attention(ws.query, spans, ws.slopes, ws.attended);
+    ops.append_kv(ws.key, ws.value, spans, c.kv.type());
+    ops.attention(ws.query, spans, c.kv.type(), ws.slopes, ws.attended);
     // What a parallel block's MLP reads is normed before the attention changes x.
     if (spec.residual == ResidualForm::kParallelTwoNorms)
       ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);

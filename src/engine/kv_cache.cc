@@ -13,8 +13,8 @@ std::int64_t pages_for(std::int64_t positions) {
 
 }  // namespace
 
-KvCache::KvCache(const ModelSpec& spec, Backend& backend)
-    : backend_(backend), page_floats_(spec.key_value_size() * kKvPageTokens) {}
+KvCache::KvCache(const ModelSpec& spec, KvType type, Backend& backend)
+    : backend_(backend), type_(type), page_bytes_(page_bytes(spec, type)) {}
 
 void KvCache::add_layers(std::int64_t begin, std::int64_t end) {
   STAGECOACH_CHECK(sequences_.empty());
@@ -26,14 +26,14 @@ void KvCache::grow(Pages& pages, std::int64_t count) {
   while (static_cast<std::int64_t>(pages.buffers.size()) < count) {
     Buffer page;
     if (free_pages_.empty()) {
-      page = backend_.allocate(2 * page_floats_ * static_cast<std::int64_t>(sizeof(float)));
+      page = backend_.allocate(page_bytes_);
       allocated_bytes_ += page.bytes();
     } else {
       page = std::move(free_pages_.back());
       free_pages_.pop_back();
     }
-    pages.keys.push_back(page.f32());
-    pages.values.push_back(page.f32() + page_floats_);
+    pages.keys.push_back(page.data());
+    pages.values.push_back(page.data() + page_bytes_ / 2);
     pages.buffers.push_back(std::move(page));
   }
 }
@@ -94,10 +94,10 @@ void KvCache::drop_layer(std::int64_t layer) {
   for (auto& [id, pages] : sequences_) shrink(pages[slot], 0);
 }
 
-std::span<float> KvCache::page(std::int64_t layer, SequenceId id, std::int64_t number) {
+std::span<std::byte> KvCache::page(std::int64_t layer, SequenceId id, std::int64_t number) {
   Pages& pages = sequence(id)[slot_of_layer_.at(layer)];
   grow(pages, number + 1);
-  return {pages.keys[static_cast<std::size_t>(number)], static_cast<std::size_t>(2 * page_floats_)};
+  return {pages.keys[static_cast<std::size_t>(number)], static_cast<std::size_t>(page_bytes_)};
 }
 
 }  // namespace stagecoach

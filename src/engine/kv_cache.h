@@ -17,7 +17,7 @@ namespace stagecoach {
 
 class KvCache {
  public:
-  KvCache(const ModelSpec& spec, Backend& backend);
+  KvCache(const ModelSpec& spec, KvType type, Backend& backend);
   // Declares the layers that it holds, before any sequence comes.
   void add_layers(std::int64_t begin, std::int64_t end);
 
@@ -34,21 +34,23 @@ class KvCache {
   // Forgets what every sequence has in `layer`.
   void drop_layer(std::int64_t layer);
 
-  // Keys, then values, of one page: each key_value_size · kKvPageTokens float32. For whoever keeps
-  // them on disk; pages that are not there are made.
-  std::span<float> page(std::int64_t layer, SequenceId sequence, std::int64_t number);
+  KvType type() const { return type_; }
+
+  // Keys, then values, of one page (kernels/include/kv_page.h), half of page_bytes() each. For
+  // whoever keeps them on disk; pages that are not there are made.
+  std::span<std::byte> page(std::int64_t layer, SequenceId sequence, std::int64_t number);
 
   std::int64_t bytes() const { return allocated_bytes_; }
   // Of one page in one layer.
-  static std::int64_t page_bytes(const ModelSpec& spec) {
-    return 2 * spec.key_value_size() * kKvPageTokens * static_cast<std::int64_t>(sizeof(float));
+  static std::int64_t page_bytes(const ModelSpec& spec, KvType type) {
+    return 2 * spec.num_key_value_heads * kv_head_bytes(type, spec.head_dim);
   }
 
  private:
   // One layer of one sequence.
   struct Pages {
-    std::vector<Buffer> buffers;       // each: keys, then values
-    std::vector<float*> keys, values;  // into them, in the form the kernels take
+    std::vector<Buffer> buffers;           // each: keys, then values
+    std::vector<std::byte*> keys, values;  // into them, in the form the kernels take
   };
   using Sequence = std::vector<Pages>;  // by slot of layer
   void grow(Pages& pages, std::int64_t count);
@@ -56,7 +58,8 @@ class KvCache {
   Sequence& sequence(SequenceId id);
 
   Backend& backend_;
-  std::int64_t page_floats_;  // of keys alone
+  KvType type_;
+  std::int64_t page_bytes_;  // keys and values
   std::map<std::int64_t, std::size_t> slot_of_layer_;
   std::map<SequenceId, Sequence> sequences_;
   std::vector<Buffer> free_pages_;

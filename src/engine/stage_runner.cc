@@ -15,7 +15,7 @@ StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& w
       timeline_(timeline),
       limits_(limits),
       workspace_(spec, backend, limits.max_rows, limits.packing),
-      kv_(spec, backend) {}
+      kv_(spec, limits.kv_type, backend) {}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
   std::vector<TokenId> ids, positions;

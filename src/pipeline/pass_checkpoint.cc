@@ -170,7 +170,7 @@ void PassCheckpoint::keep_hidden(std::int64_t window, const MicroBatch& batch,
 void PassCheckpoint::keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
   for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
-    append(key, batch, std::as_bytes(kv.page(layer, sequence, page)));
+    append(key, batch, kv.page(layer, sequence, page));
   });
   finish(key, batch);
 }
@@ -238,7 +238,7 @@ void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch
 void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
   for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
-    take(key, batch, std::as_writable_bytes(kv.page(layer, sequence, page)));
+    take(key, batch, kv.page(layer, sequence, page));
   });
   end_restore(key, batch);
 }

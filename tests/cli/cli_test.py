@@ -8,7 +8,7 @@ import struct
 import subprocess
 import unittest
 
-from support import BINARY, DEMO, ENVIRONMENT, SOURCE, StoreTest, json_lines, run
+from support import BINARY, DEMO, ENVIRONMENT, REFERENCE, SOURCE, StoreTest, json_lines, run
 
 GOLDEN = json.loads((DEMO / "golden.json").read_text())
 
@@ -210,7 +210,7 @@ class Text(StoreTest):
     def test_greedy_text_is_byte_exact(self):
         for case in GOLDEN["greedy"]:
             process = self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
-                                        "--max-new-tokens", len(case["ids"])))
+                                        "--max-new-tokens", len(case["ids"]), *REFERENCE))
             self.assertEqual(process.stdout, case["text"] + "\n")
             self.assertIn(f"to generate {len(case['ids'])} tokens", process.stderr)
 
@@ -218,12 +218,33 @@ class Text(StoreTest):
         for case in [GOLDEN["score"]] if isinstance(GOLDEN["score"], dict) else GOLDEN["score"]:
             path = self.folder / "text"
             path.write_bytes(case["text"].encode())
-            (result,) = json_lines(self.succeeds(run("score", "--store", self.store, "--text", path, "--json")))
+            (result,) = json_lines(self.succeeds(run("score", "--store", self.store, "--text", path, "--json", *REFERENCE)))
             self.assertEqual(result["ids"], case["ids"])
             self.assertIsNone(result["logprobs"][0])
             worst = max(abs(a - b) for a, b in zip(result["logprobs"][1:], case["logprobs"][1:], strict=True))
             self.assertLess(worst, 1e-4)
             self.assertAlmostEqual(result["perplexity"] / case["perplexity"], 1, places=5)
+
+    def test_kv_types(self):
+        case = GOLDEN["score"][0]
+        path = self.folder / "text"
+        path.write_bytes(case["text"].encode())
+
+        def scored(*flags, **environment):
+            return json_lines(self.succeeds(run("score", "--store", self.store, "--text", path, "--json", *flags, environment=environment)))[0]
+        default = scored()
+        self.assertEqual(default["logprobs"], scored("--kv", "f16")["logprobs"])
+        worst = {}
+        for kv in ("f32", "f16", "q8"):
+            result = scored("--kv", kv)
+            self.assertEqual(result["logprobs"], scored(STAGECOACH_KV=kv, STAGECOACH_MICRO_BATCH="7")["logprobs"])
+            worst[kv] = max(abs(a - b) for a, b in zip(result["logprobs"][1:], case["logprobs"][1:], strict=True))
+        self.assertLess(worst["f32"], worst["f16"])
+        self.assertLess(worst["f16"], worst["q8"])
+        # Five standard deviations √2 e s of a logit, as tests/golden/models/quantized_test.cc has it: s about 3, e 2.8e-4 and 4.5e-3.
+        self.assertLess(worst["f16"], 0.006)
+        self.assertLess(worst["q8"], 0.1)
+        self.fails(run("score", "--store", self.store, "--text", path, "--kv", "q4"), 2, "--kv", "q8")
 
     def test_generate_as_json(self):
         prompts = self.folder / "prompts"
@@ -244,7 +265,7 @@ class Text(StoreTest):
         whole = case["text"]
         stop = whole[10:14]
         (result,) = json_lines(self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
-                                                 "--stop", stop, "--stop", "never to be seen", "--json")))
+                                                 "--stop", stop, "--stop", "never to be seen", "--json", *REFERENCE)))
         self.assertEqual(result["text"], whole[:whole.index(stop)])
         self.assertEqual(result["finish_reason"], "stop")
 

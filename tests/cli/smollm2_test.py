@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import unittest
 
-from support import BINARY, SOURCE, json_lines, run
+from support import BINARY, REFERENCE, SOURCE, json_lines, run
 
 MODELS = pathlib.Path(BINARY).resolve().parent.parent / "models"
 STORE = MODELS / "smollm2-135m-instruct"
@@ -57,9 +57,9 @@ class Smollm2Reference(unittest.TestCase):
             text.write_text(golden["text"])
             # f32 holds what the blocks decode to; f16, the default for quantised files, rounds it.
             self.assertEqual(run("import", STORE.with_suffix(".gguf"), store, "--weights", "f32", "--quiet").returncode, 0)
-            score = json_lines(run("score", "--store", store, "--text", text, "--json"))[0]
+            score = json_lines(run("score", "--store", store, "--text", text, "--json", *REFERENCE))[0]
             ours = json_lines(run("generate", "--store", store, "--prompt", golden["prompt"], "--greedy",
-                                  "--max-new-tokens", len(golden["greedy"]), "--json"))[0]
+                                  "--max-new-tokens", len(golden["greedy"]), "--json", *REFERENCE))[0]
         self.assertEqual(score["ids"], golden["ids"])
         self.assertEqual(ours["prompt_ids"], golden["prompt_ids"])
         self.assertEqual(ours["ids"], golden["greedy"])

@@ -250,12 +250,13 @@ class PassCheckpoints(Staging):
         return len(json.loads(log.read_text())["tokens"][0]) if log.exists() else 0
 
     def test_keys_and_values_come_back(self):
-        flags = ("--memory", "170MB", "--max-new-tokens", 4, "--greedy", "--micro-batch", 2)
-        expected = json_lines(self.succeeds(run(*self.generate(*flags))))[0]["ids"]
-        folder = self.folder / "cut"
-        command = self.generate(*flags, "--checkpoint", folder)
-        self.interrupt([BINARY, *command], folder, 4, signal.SIGKILL)
-        self.assertEqual(json_lines(self.succeeds(run(*command)))[0]["ids"], expected)
+        for kv in ("f32", "f16", "q8"):
+            flags = ("--memory", "170MB", "--max-new-tokens", 4, "--greedy", "--micro-batch", 2, "--kv", kv)
+            expected = json_lines(self.succeeds(run(*self.generate(*flags))))[0]["ids"]
+            folder = self.folder / f"cut-{kv}"
+            command = self.generate(*flags, "--checkpoint", folder)
+            self.interrupt([BINARY, *command], folder, 4, signal.SIGKILL)
+            self.assertEqual(json_lines(self.succeeds(run(*command)))[0]["ids"], expected)
 
     def test_another_jobs_checkpoint_is_refused_by_name(self):
         folder = self.folder / "checkpoint"
@@ -265,6 +266,8 @@ class PassCheckpoints(Staging):
         other_text = ("score", "--store", self.store, "--ids", self.folder / "other", "--memory", "170MB", "--checkpoint", folder)
         self.fails(run(*other_text), 3, "belongs to another text")
         self.fails(run(*self.score("--memory", "170MB", "--windows", "0:10,10:20", "--checkpoint", folder)), 3, "belongs to another plan")
+        self.fails(run(*self.score("--memory", "170MB", "--kv", "q8", "--checkpoint", folder)), 3,
+                   "belongs to another KV type: expected q8, found f16")
         other = self.folder / "model"
         self.succeeds(run("create", self.shared / "config.json", other, "--weights", "f16", "--quiet"))
         self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder, store=other)), 3, "belongs to another model")

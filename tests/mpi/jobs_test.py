@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import unittest
 
-from support import BINARY, DEMO, ENVIRONMENT, StoreTest, json_lines, mpirun, run
+from support import BINARY, DEMO, ENVIRONMENT, REFERENCE, StoreTest, json_lines, mpirun, run
 
 GOLDEN = json.loads((DEMO / "golden.json").read_text())
 
@@ -16,7 +16,7 @@ class Jobs(StoreTest):
         case = GOLDEN["greedy"][0]
         for ranks in (1, 2, 3, 4):
             process = self.succeeds(run("generate", "--store", self.store, "--prompt", case["prompt"], "--greedy",
-                                        "--max-new-tokens", len(case["ids"]), ranks=ranks))
+                                        "--max-new-tokens", len(case["ids"]), *REFERENCE, ranks=ranks))
             self.assertEqual(process.stdout, case["text"] + "\n")
 
     def test_scores_have_the_same_bits(self):
@@ -26,6 +26,15 @@ class Jobs(StoreTest):
                    for ranks, flags in ((0, ()), (2, ("--rounds", 2)), (3, ("--threads", 2, "--micro-batch", 5)), (4, ("--windows", "0:1,1:2,2:5,5:7")))]
         for result in results[1:]:
             self.assertEqual(result["logprobs"], results[0]["logprobs"])
+
+    def test_every_kv_type_gives_the_same_bits_on_one_to_four_ranks(self):
+        text = self.folder / "text"
+        text.write_text(GOLDEN["greedy"][0]["prompt"] + GOLDEN["greedy"][0]["text"])
+        for kv in ("f16", "q8"):
+            scores = [json_lines(self.succeeds(run("score", "--store", self.store, "--text", text, "--json", "--kv", kv, *flags, ranks=ranks)))[0]
+                      for ranks, flags in ((0, ()), (2, ("--micro-batch", 5)), (4, ("--threads", 2)))]
+            for score in scores[1:]:
+                self.assertEqual(score["logprobs"], scores[0]["logprobs"], kv)
 
     def test_a_q4_store_gives_the_same_text_on_one_to_four_ranks(self):
         store = self.folder / "q4"
@@ -113,6 +122,10 @@ class Jobs(StoreTest):
     def test_ranks_with_different_flags(self):
         script = f'exec "$0" generate --store {self.store} --prompt a --windows 0:$((3 + OMPI_COMM_WORLD_RANK)),$((3 + OMPI_COMM_WORLD_RANK)):7'
         self.fails(run_shell(script, ranks=2), 3, "rank 1", "plan")
+
+    def test_ranks_with_different_kv_types(self):
+        script = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && export STAGECOACH_KV=q8; exec "$0" generate --store {self.store} --prompt a'
+        self.fails(run_shell(script, ranks=2), 3, "rank 1", "flags differ")
 
     def test_ranks_with_different_commands(self):
         text = self.folder / "text"

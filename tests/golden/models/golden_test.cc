@@ -102,7 +102,7 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
       *store_,
       all_in_memory({.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
       {}, timeline);
-  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64});
+  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64, .kv_type = KvType::kF32});
   runner.kv().add_layers(0, spec.num_hidden_layers);
   const std::vector<TokenRun> runs{
       {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
@@ -163,6 +163,27 @@ TEST_P(Golden, EverySplitGivesTheSameBits) {
   }
 }
 
+constexpr KvType kStoredTypes[] = {KvType::kF16, KvType::kQ8};
+
+// Within a KV type, whatever its rounding: one position is written alike by prefill and decode.
+TEST_P(Golden, EveryKvTypeGivesTheSameBitsForEverySplit) {
+  const auto all = requests(8, true);
+  const auto f32 = run_pipeline(*store_, {}, all);
+  for (const KvType kv : kStoredTypes) {
+    const auto reference = run_pipeline(*store_, {.kv = kv}, all);
+    EXPECT_NE(reference.back().log_probs, f32.back().log_probs);
+    for (const PipelineShape& shape : std::vector<PipelineShape>{
+             {.ranks = 2, .kv = kv},
+             {.ranks = 4, .micro_batch = 32, .kv = kv},
+             {.threads = 2, .micro_batch = 7, .kv = kv},
+             {.ranks = 4, .micro_batch = 1, .max_active = 2, .kv = kv},
+             {.ranks = 2, .rounds = 2, .micro_batch = 40, .streamed_layers = 99, .kv = kv}}) {
+      SCOPED_TRACE(shape.name());
+      expect_same_bits(reference, run_pipeline(*store_, shape, all));
+    }
+  }
+}
+
 // Streamed through as little memory as there may be, or a little more; all layers or some; in one
 // pass or in many; with the ends of the model on disk.
 TEST_P(Golden, StreamedFromDiskGivesTheSameBits) {
@@ -209,12 +230,17 @@ TEST_P(Golden, AloneAndAmongBatchMatesGiveTheSameBits) {
 
 TEST_P(Golden, PrefillAndDecodeGiveTheSameBits) {
   const auto& prompt = prompts_[1];
-  const auto decoded = run_pipeline(*store_, {}, {{prompt, false, 70, greedy_sampling()}}).front();
-  std::vector<std::int32_t> whole = prompt;
-  whole.insert(whole.end(), decoded.drawn.begin(), decoded.drawn.end());
-  const auto prefilled = run_pipeline(*store_, {.ranks = 2}, {{whole, true, 0, {}}}).front();
-  for (const auto& [position, logits] : decoded.logits)
-    ASSERT_TRUE(same_bits(logits, prefilled.logits.at(position))) << "position " << position;
+  for (const KvType kv : {KvType::kF32, KvType::kF16, KvType::kQ8}) {
+    const auto decoded =
+        run_pipeline(*store_, {.kv = kv}, {{prompt, false, 70, greedy_sampling()}}).front();
+    std::vector<std::int32_t> whole = prompt;
+    whole.insert(whole.end(), decoded.drawn.begin(), decoded.drawn.end());
+    const PipelineShape two{.ranks = 2, .kv = kv};
+    SCOPED_TRACE(two.name());
+    const auto prefilled = run_pipeline(*store_, two, {{whole, true, 0, {}}}).front();
+    for (const auto& [position, logits] : decoded.logits)
+      ASSERT_TRUE(same_bits(logits, prefilled.logits.at(position))) << "position " << position;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::ValuesIn(fixtures()), [](const auto& test) {

@@ -167,15 +167,22 @@ PassResult run_pass(const std::string& isa, int threads) {
                    .rotary_dim = kHeadDim});
 
   std::vector<Floats> pages(8, Floats(kKvPageTokens * kIn));
-  float* const keys[] = {pages[0].data(), pages[1].data(), pages[2].data(), pages[3].data()};
-  float* const values[] = {pages[4].data(), pages[5].data(), pages[6].data(), pages[7].data()};
-  const KvSpan span = {
-      .row = 0, .rows = kRows, .position = 0, .key_pages = keys, .value_pages = values};
+  std::vector<std::byte*> keys, values;
+  for (std::size_t page = 0; page < 4; ++page) {
+    keys.push_back(reinterpret_cast<std::byte*>(pages[page].data()));
+    values.push_back(reinterpret_cast<std::byte*>(pages[page + 4].data()));
+  }
+  const KvSpan span = {.row = 0,
+                       .rows = kRows,
+                       .position = 0,
+                       .key_pages = keys.data(),
+                       .value_pages = values.data()};
   backend->append_kv({.k = x.data(),
                       .v = r.normed.data(),
                       .stride = kIn,
                       .spans = &span,
                       .num_spans = 1,
+                      .kv_type = KvType::kF32,
                       .kv_heads = kHeads,
                       .head_dim = kHeadDim});
   r.attended.resize(x.size());
@@ -185,6 +192,7 @@ PassResult run_pass(const std::string& isa, int threads) {
                       .out_stride = kIn,
                       .spans = &span,
                       .num_spans = 1,
+                      .kv_type = KvType::kF32,
                       .heads = kHeads,
                       .kv_heads = kHeads,
                       .head_dim = kHeadDim,

@@ -11,13 +11,13 @@
 namespace stagecoach {
 namespace {
 
-class KvCacheTest : public testing::Test {
+class KvCacheTest : public testing::TestWithParam<KvType> {
  protected:
   KvCacheTest() {
     spec_.num_attention_heads = 4;
     spec_.num_key_value_heads = 2;
     spec_.head_dim = 8;
-    cache_.emplace(spec_, *backend_);
+    cache_.emplace(spec_, GetParam(), *backend_);
     cache_->add_layers(3, 5);
     cache_->add_layers(9, 10);  // a second window
   }
@@ -34,15 +34,21 @@ class KvCacheTest : public testing::Test {
     cache_->reserve(9, 10, runs);
   }
   // Page pointers of one sequence in one layer, keys then values.
-  std::vector<float*> pages(std::int64_t layer, SequenceId id, std::int64_t count) const {
+  std::vector<std::byte*> pages(std::int64_t layer, SequenceId id, std::int64_t count) const {
     const std::vector<TokenRun> runs{run(id, 0, 1)};
     const KvSpan span = cache_->view(layer, runs).at(0);
-    std::vector<float*> all(span.key_pages, span.key_pages + count);
+    std::vector<std::byte*> all(span.key_pages, span.key_pages + count);
     all.insert(all.end(), span.value_pages, span.value_pages + count);
     return all;
   }
-  std::int64_t bytes_of_pages(std::int64_t pages) const {
-    return pages * 3 * 2 * spec_.key_value_size() * kKvPageTokens * 4;
+  std::int64_t bytes_of_pages(std::int64_t pages) const { return pages * 3 * 2 * half_page(); }
+
+  // Keys alone, or values alone: two heads of 8 dimensions, of q8 each in one group.
+  std::int64_t half_page() const {
+    return 2 * kKvPageTokens *
+           (GetParam() == KvType::kF32   ? 4 * 8
+            : GetParam() == KvType::kF16 ? 2 * 8
+                                         : 2 + 8);
   }
 
   std::unique_ptr<Backend> backend_ = make_cpu_backend({.threads = 1, .isa = {}});
@@ -50,7 +56,7 @@ class KvCacheTest : public testing::Test {
   std::optional<KvCache> cache_;
 };
 
-TEST_F(KvCacheTest, ReservesWholePagesForEveryLayer) {
+TEST_P(KvCacheTest, ReservesWholePagesForEveryLayer) {
   EXPECT_EQ(cache_->bytes(), 0);
   reserve({run(0, 0, 1)});
   EXPECT_EQ(cache_->bytes(), bytes_of_pages(1));
@@ -62,33 +68,32 @@ TEST_F(KvCacheTest, ReservesWholePagesForEveryLayer) {
   EXPECT_EQ(cache_->bytes(), bytes_of_pages(6));
 }
 
-TEST_F(KvCacheTest, NoTwoPagesOverlap) {
+TEST_P(KvCacheTest, NoTwoPagesOverlap) {
   reserve({run(0, 0, 3 * kKvPageTokens), run(1, 0, 2 * kKvPageTokens)});
-  std::vector<float*> all;
+  std::vector<std::byte*> all;
   for (std::int64_t layer : {3, 4, 9})
     for (const auto& [id, count] : {std::pair<SequenceId, std::int64_t>{0, 3}, {1, 2}})
-      for (float* page : pages(layer, id, count)) all.push_back(page);
+      for (std::byte* page : pages(layer, id, count)) all.push_back(page);
   EXPECT_EQ(all.size(), 30U);
   std::sort(all.begin(), all.end());
-  for (std::size_t i = 1; i < all.size(); ++i)
-    EXPECT_GE(all[i] - all[i - 1], 2 * 8 * kKvPageTokens);
-  for (float* page : all) {
-    page[0] = 1;  // both ends are ours (address sanitizer)
-    page[2 * 8 * kKvPageTokens - 1] = 1;
+  for (std::size_t i = 1; i < all.size(); ++i) EXPECT_GE(all[i] - all[i - 1], half_page());
+  for (std::byte* page : all) {
+    page[0] = std::byte{1};  // both ends are ours (address sanitizer)
+    page[half_page() - 1] = std::byte{1};
   }
 }
 
-TEST_F(KvCacheTest, PagesStayWhereTheyAreWhileASequenceGrows) {
+TEST_P(KvCacheTest, PagesStayWhereTheyAreWhileASequenceGrows) {
   reserve({run(0, 0, kKvPageTokens)});
   const auto before = pages(4, 0, 1);
-  before[0][5] = 42;
+  before[0][5] = std::byte{42};
   for (std::int64_t p = 1; p < 40; ++p) reserve({run(0, p * kKvPageTokens, 1), run(1, p, 1)});
   const auto after = pages(4, 0, 1);
   EXPECT_EQ(after, before);
-  EXPECT_EQ(after[0][5], 42);
+  EXPECT_EQ(after[0][5], std::byte{42});
 }
 
-TEST_F(KvCacheTest, ViewTellsRowsAndPositionsOfEachRun) {
+TEST_P(KvCacheTest, ViewTellsRowsAndPositionsOfEachRun) {
   const std::vector<TokenRun> runs{run(7, 0, 5), run(3, 60, 10), run(5, 2, 1)};
   cache_->reserve(9, 10, runs);
   const auto spans = cache_->view(9, runs);
@@ -103,7 +108,7 @@ TEST_F(KvCacheTest, ViewTellsRowsAndPositionsOfEachRun) {
   EXPECT_THROW(cache_->view(5, runs), std::exception) << "not a layer of this rank";
 }
 
-TEST_F(KvCacheTest, DroppedAndTruncatedPagesServeAgain) {
+TEST_P(KvCacheTest, DroppedAndTruncatedPagesServeAgain) {
   reserve({run(0, 0, 4 * kKvPageTokens)});
   const auto all = pages(3, 0, 4);
   cache_->truncate(0, kKvPageTokens + 1);
@@ -123,20 +128,23 @@ TEST_F(KvCacheTest, DroppedAndTruncatedPagesServeAgain) {
   EXPECT_EQ(cache_->bytes(), bytes_of_pages(5));
 }
 
-TEST_F(KvCacheTest, OneLayersPagesServeTheNext) {
+TEST_P(KvCacheTest, OneLayersPagesServeTheNext) {
   cache_->reserve(3, 4, std::vector{run(0, 0, 2 * kKvPageTokens), run(1, 0, 1)});
-  EXPECT_EQ(cache_->bytes(), 3 * KvCache::page_bytes(spec_));
+  EXPECT_EQ(cache_->bytes(), 3 * KvCache::page_bytes(spec_, GetParam()));
   cache_->drop_layer(3);
   cache_->reserve(4, 5, std::vector{run(0, 0, 2 * kKvPageTokens), run(1, 0, 1)});
-  EXPECT_EQ(cache_->bytes(), 3 * KvCache::page_bytes(spec_));
+  EXPECT_EQ(cache_->bytes(), 3 * KvCache::page_bytes(spec_, GetParam()));
 }
 
-TEST_F(KvCacheTest, APageIsKeysThenValues) {
-  const std::span<float> page = cache_->page(9, 4, 1);
-  EXPECT_EQ(page.size_bytes(), static_cast<std::size_t>(KvCache::page_bytes(spec_)));
+TEST_P(KvCacheTest, APageIsKeysThenValues) {
+  const std::span<std::byte> page = cache_->page(9, 4, 1);
+  EXPECT_EQ(page.size_bytes(), static_cast<std::size_t>(KvCache::page_bytes(spec_, GetParam())));
   EXPECT_EQ(page.data(), pages(9, 4, 2)[1]);
   EXPECT_EQ(page.data() + page.size() / 2, pages(9, 4, 2)[3]);
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, KvCacheTest,
+                         testing::Values(KvType::kF32, KvType::kF16, KvType::kQ8));
 
 }  // namespace
 }  // namespace stagecoach

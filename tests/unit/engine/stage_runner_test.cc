@@ -76,7 +76,8 @@ class RunHead : public testing::Test {
     spec_.norm_epsilon = 0;
     spec_.norm_bias = false;
     spec_.attention_scale = 1;
-    runner_.emplace(spec_, *backend_, head_, timeline_, StageRunner::Limits{.max_rows = 64});
+    runner_.emplace(spec_, *backend_, head_, timeline_,
+                    StageRunner::Limits{.max_rows = 64, .kv_type = KvType::kF32});
     std::vector<float> hidden(static_cast<std::size_t>(64 * kHidden));
     for (std::int64_t row = 0; row < 64; ++row)
       hidden[static_cast<std::size_t>(row * kHidden + row % kHidden)] = 1;

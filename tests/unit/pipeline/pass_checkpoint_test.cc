@@ -133,31 +133,38 @@ TEST_F(PassCheckpointTest, HostileFilesAreNoCheckpoints) {
   }
 }
 
+class PassCheckpointKvTest : public PassCheckpointTest,
+                             public testing::WithParamInterface<KvType> {};
+
 // A page that two micro-batches write to comes back as the second one left it.
-TEST_F(PassCheckpointTest, KeysAndValuesComeBack) {
+TEST_P(PassCheckpointKvTest, KeysAndValuesComeBack) {
+  const KvType type = GetParam();
   ModelSpec spec;
   spec.num_attention_heads = spec.num_key_value_heads = 1;
   spec.head_dim = 4;
   const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
-  KvCache kv(spec, *backend);
+  KvCache kv(spec, type, *backend);
   kv.add_layers(2, 3);
   const MicroBatch first = batch(0, 70, 100), second = batch(70, 30, 100);
   PassCheckpoint checkpoint = open();
-  kv.page(2, 0, 0)[1] = 5;
-  kv.page(2, 0, 1)[2] = 6;
+  kv.page(2, 0, 0)[1] = std::byte{5};
+  kv.page(2, 0, 1)[2] = std::byte{6};
   checkpoint.keep_kv(2, first, kv);
-  kv.page(2, 0, 1)[3] = 7;
+  kv.page(2, 0, 1)[3] = std::byte{7};
   checkpoint.keep_kv(2, second, kv);
   ASSERT_TRUE(checkpoint.has_kv(2));
   kv.drop(0);
-  kv.page(2, 0, 0)[1] = kv.page(2, 0, 1)[2] = kv.page(2, 0, 1)[3] = 0;
+  kv.page(2, 0, 0)[1] = kv.page(2, 0, 1)[2] = kv.page(2, 0, 1)[3] = std::byte{0};
   PassCheckpoint later = open();
   later.restore_kv(2, first, kv);
   later.restore_kv(2, second, kv);
-  EXPECT_EQ(kv.page(2, 0, 0)[1], 5);
-  EXPECT_EQ(kv.page(2, 0, 1)[2], 6);
-  EXPECT_EQ(kv.page(2, 0, 1)[3], 7);
+  EXPECT_EQ(kv.page(2, 0, 0)[1], std::byte{5});
+  EXPECT_EQ(kv.page(2, 0, 1)[2], std::byte{6});
+  EXPECT_EQ(kv.page(2, 0, 1)[3], std::byte{7});
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, PassCheckpointKvTest,
+                         testing::Values(KvType::kF32, KvType::kF16, KvType::kQ8));
 
 }  // namespace
 }  // namespace stagecoach

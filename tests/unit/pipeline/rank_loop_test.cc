@@ -93,7 +93,7 @@ Outcome run(const Run& job) {
     const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
     TinyWeights weights(spec, job.broken_layer);
     Timeline timeline;
-    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8});
+    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8, .kv_type = KvType::kF32});
     std::atomic<bool> interrupted{false};
     const RankContext context{.spec = spec,
                               .plan = plan,
@@ -189,7 +189,7 @@ void expect_refused_by_rank_one(const MicroBatch& batch) {
     const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
     TinyWeights weights(spec);
     Timeline timeline;
-    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8});
+    StageRunner runner(spec, *backend, weights, timeline, {.max_rows = 8, .kv_type = KvType::kF32});
     run_other_rank({.spec = spec,
                     .plan = plan,
                     .runner = runner,
