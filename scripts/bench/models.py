@@ -10,7 +10,7 @@ import sys
 
 import gguf_random
 from rival_engines import (ALL_TYPES, WEIGHT_BYTES, LlamaCpp, OtherPrograms, Stagecoach, choices, markdown_table, need_room, remove, rival_arguments,
-                           threads_of)
+                           threads_of, wait_for_quiet)
 from support import ROOT, BenchError, cpu_model, main, positive, table
 
 PRESETS = ROOT / "configs/presets.json"
@@ -127,6 +127,7 @@ class Comparison:
             own = (self.stagecoach.name, lambda phase: self.stagecoach.passes(files.store, phase, self.flags.tokens))
             turns = [own, *turns, own]
         for engine, run in turns:
+            wait_for_quiet(self.bench)
             others = OtherPrograms()
             prefill, decode = run("prefill"), run("decode")
             others = others.share()
@@ -159,8 +160,8 @@ def measure(bench):
     add_ratios(comparison.rows, limits)
     notes = {model.name: model.note for model in flags.models}
     version = comparison.llama.version if comparison.llama else "without llama.cpp"
-    said = (f"{cpu_model()}, {threads_of(flags)} threads, {datetime.date.today()}, {version}. A prompt of {flags.tokens} tokens, then tokens one "
-            f"by one; medians of {flags.repeat} passes. Probed: memory {limits['memory_gb_per_s']:.1f} GB/s, f32 "
+    said = (f"{cpu_model()}, {threads_of(flags)} threads, {datetime.date.today()}, {version}. A prompt of {flags.tokens} tokens, then tokens "
+            f"one by one; medians of {flags.repeat} passes. Probed: memory {limits['memory_gb_per_s']:.1f} GB/s, f32 "
             f"{limits['f32_gflop_per_s']:.0f} GFLOP/s. In llama.cpp: {'; '.join(f'{name}: {note}' for name, note in notes.items())}. Other "
             f"programs took up to {100 * max(row['other_programs'] for row in comparison.rows):.0f} % of the machine.")
     headings = ["model", "weights", "engine", "first token, ms", "tokens/s", "of memory", "prefill x", "decode x"]

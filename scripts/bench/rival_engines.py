@@ -32,6 +32,8 @@ def rival_arguments(description, **defaults):
                         help="folder where llama.cpp is built and PyTorch installed, if they are not there yet")
     parser.add_argument("--llama-cpp-python", metavar="VERSION", help="release of llama-cpp-python that brings llama.cpp (default: the newest)")
     parser.add_argument("--repeat", type=positive, default=5, help="passes, of which the median counts")
+    parser.add_argument("--quiet-wait", type=positive, metavar="S", help="before each engine's turn, wait up to so many seconds for other "
+                                                                         "programs to leave the machine alone")
     parser.add_argument("--activations", help="passed on to stagecoach")
     parser.add_argument("--micro-batch", type=positive, help="passed on to stagecoach")
     parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write a Markdown table to FILE, too")
@@ -94,6 +96,16 @@ class OtherPrograms:
         return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
+def wait_for_quiet(bench, seconds=2, quiet=0.05):
+    """Until other programs leave the machine alone, or --quiet-wait is over."""
+    deadline = time.monotonic() + (bench.flags.quiet_wait or 0)
+    while time.monotonic() < deadline:
+        others = OtherPrograms()
+        time.sleep(seconds)
+        if others.share() < quiet:
+            return
+
+
 class Stagecoach:
     name = "Stagecoach"
 
@@ -145,7 +157,7 @@ class LlamaCpp:
     def build(self):
         for tool in ("cmake", "c++"):
             if not shutil.which(tool):
-                raise BenchError(f"building llama.cpp needs {tool}; install it, or leave llama.cpp out (--rivals pytorch)", 4)
+                raise BenchError(f"building llama.cpp needs {tool}; install it, or leave llama.cpp out", 4)
         source, release = self.source()
         changes = (source / "CHANGELOG.md").read_text() if (source / "CHANGELOG.md").exists() else ""
         commit = re.search(r"llama\.cpp@([0-9a-f]{7,})", changes.partition(f"## [{release}]")[2].partition("\n## [")[0])

@@ -12,14 +12,14 @@ import pathlib
 import sys
 
 import gguf_random
-from rival_engines import (ALL_TYPES, TORCH_TYPES, WEIGHT_BYTES, LlamaCpp, OtherPrograms, PyTorch, Stagecoach, choices, markdown_table, need_room, remove,
-                           rival_arguments, threads_of)
+from rival_engines import (ALL_TYPES, TORCH_TYPES, WEIGHT_BYTES, LlamaCpp, OtherPrograms, PyTorch, Stagecoach, choices, markdown_table,
+                           need_room, remove, rival_arguments, threads_of, wait_for_quiet)
 from support import BenchError, cpu_model, main, positive, table
 
 VOCABULARY = 256  # of bytes: head and embedding are 0.2 % of a layer's weights and less
 RIVALS = ("llama.cpp", "pytorch")
 PHASES = ("prefill", "decode", "batch")
-HEAD = 128  # width of a head, as in all of GPT-3 from 2.7B on but the 760M and 1.3B ones
+HEAD = 128  # width of a head, as in GPT-3 175B
 QUICK = {"hidden_size": 4096, "tokens": 128, "context": 32}
 FULL = {"hidden_size": 12288, "tokens": 2048, "context": 128}
 
@@ -122,7 +122,7 @@ class Comparison:
         self.llama = LlamaCpp(bench) if "llama.cpp" in self.flags.rivals else None
         self.torch = PyTorch(bench, self.flags.python) if "pytorch" in self.flags.rivals else None
         self.works = [Work(kind, self.flags) for kind in self.flags.phases]
-        self.rows = []
+        self.rows, self.probes = [], []
 
     def check_room(self):
         files = (not self.flags.without_stagecoach) + ("llama.cpp" in self.flags.rivals)
@@ -134,14 +134,18 @@ class Comparison:
         need_room(self.bench, 1.05 * disk + 2e9, memory + 40 * rows * self.shape.width + 1e9, "layers of this width and these types")
 
     def measure(self):
-        before = self.stagecoach.probe()
+        self.probes.append(self.stagecoach.probe())
         for weights in self.flags.weights:
             layer = Layer(self.bench, self.stagecoach, self.shape, weights, self.llama)
             for work in self.works:
                 self.measure_work(layer, work)
             if not self.flags.keep:
                 layer.remove()
-        return before, self.stagecoach.probe()
+        self.probes.append(self.stagecoach.probe())
+
+    def limits(self):
+        """A probe can be held up, but cannot find too much."""
+        return {key: max(probe[key] for probe in self.probes) if isinstance(value, float) else value for key, value in self.probes[0].items()}
 
     def measure_work(self, layer, work):
         arguments = (work.phase, work.tokens, work.batch)
@@ -154,6 +158,7 @@ class Comparison:
             own = (self.stagecoach.name, lambda: self.stagecoach.passes(layer.store, *arguments))
             turns = [own, *turns, own]
         for engine, run in turns:
+            wait_for_quiet(self.bench)
             others = OtherPrograms()
             passes = run()
             others = others.share()
@@ -241,21 +246,29 @@ def conditions(comparison, limits):
             "machine.")
 
 
-def measure(bench):
-    comparison = Comparison(bench)
-    before, after = comparison.measure()
-    # A probe can be held up, but cannot find too much.
-    limits = {key: max(before[key], after[key]) if isinstance(before[key], float) else before[key] for key in before}
+def report(comparison):
+    flags, limits = comparison.flags, comparison.limits()
     add_rates(comparison.rows, comparison.shape, limits)
     add_ratios(comparison.rows)
-    figures = {"conditions": conditions(comparison, limits), "width": comparison.shape.width, "threads": threads_of(bench.flags),
-               "activations": bench.flags.activations, "rivals": [r.version for r in (comparison.llama, comparison.torch) if r],
-               "probe_before": before, "probe_after": after, "rows": comparison.rows}
+    figures = {"conditions": conditions(comparison, limits), "width": comparison.shape.width, "threads": threads_of(flags),
+               "activations": flags.activations, "rivals": [r.version for r in (comparison.llama, comparison.torch) if r],
+               "probes": comparison.probes, "rows": comparison.rows}
     print(figures["conditions"])
     print_rows(comparison.rows)
-    if bench.flags.markdown:
-        bench.flags.markdown.write_text(markdown(figures))
+    if flags.markdown:
+        flags.markdown.write_text(markdown(figures))
     return figures
+
+
+def measure(bench):
+    comparison = Comparison(bench)
+    try:
+        comparison.measure()
+    except BenchError:
+        if comparison.rows:  # may be hours of measuring
+            report(comparison)
+        raise
+    return report(comparison)
 
 
 if __name__ == "__main__":
