@@ -192,12 +192,14 @@ class LlamaCpp:
         command = [self.home / "build/bin" / tool, "--threads", threads_of(self.flags), *arguments]
         return [json.loads(line) for line in self.bench.run(command)[0].splitlines() if line.startswith("{")]
 
-    def passes(self, model, phase, tokens, batch=1):
-        """A pass over a prompt, or a step after a context of `tokens` tokens."""
+    def passes(self, model, phase, tokens, batch=1, all_rows=False):
+        """A pass over a prompt, or a step after a context of `tokens` tokens. In the last layer llama.cpp leaves out the
+        MLP of rows whose logits nobody wants, of a prompt all but one; with `all_rows` it computes them all."""
         if batch > 1:
             return self.batched_steps(model, tokens, batch)
         work = ["-p", tokens, "-n", 0] if phase == "prefill" else ["-p", 0, "-n", LLAMA_STEPS, "-d", tokens]
-        row, = self.bench_rows("llama-bench", "-m", model, *work, "-r", self.flags.repeat, "-o", "jsonl")
+        row, = self.bench_rows("llama-bench", "-m", model, *work, "-r", self.flags.repeat, "-embd", int(all_rows),
+                               "-o", "jsonl")
         steps = 1 if phase == "prefill" else LLAMA_STEPS
         return Passes.of([ns / 1e6 / steps for ns in row["samples_ns"]])
 

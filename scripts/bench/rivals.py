@@ -151,7 +151,7 @@ class Comparison:
         arguments = (work.phase, work.tokens, work.batch)
         turns = []
         if self.llama:
-            turns.append((self.llama.name, lambda: self.llama.passes(layer.gguf, *arguments)))
+            turns.append((self.llama.name, lambda: self.llama.passes(layer.gguf, *arguments, all_rows=work.prefill)))
         if self.torch and layer.weights in TORCH_TYPES:
             turns.append((self.torch.name, lambda: self.torch.layer_passes(self.shape, layer.weights, *arguments)))
         if not self.flags.without_stagecoach:
