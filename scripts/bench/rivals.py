@@ -20,6 +20,7 @@ VOCABULARY = 256  # of bytes: head and embedding are 0.2 % of a layer's weights 
 RIVALS = ("llama.cpp", "pytorch")
 PHASES = ("prefill", "decode", "batch")
 HEAD = 128  # width of a head, as in GPT-3 175B
+BUSY = 0.1  # share of the machine that other programs take, above which a figure is suspect
 QUICK = {"hidden_size": 4096, "tokens": 128, "context": 32}
 FULL = {"hidden_size": 12288, "tokens": 2048, "context": 128}
 
@@ -195,6 +196,11 @@ def number(value):
     return "-" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
+def marked(row):
+    """Milliseconds, with a star where another program may have held the engine up."""
+    return number(row["ms"]) + ("\\*" if row["other_programs"] > BUSY else "")
+
+
 def print_rows(rows):
     table(["weights", "work", "engine", "ms", "quartiles", "GFLOP/s", "GB/s", "of memory", "of f32", "of type", "Stagecoach is x", "others"],
           [[r["weights"], r["work"], r["engine"], number(r["ms"]), f"{number(r['ms_q1'])}-{number(r['ms_q3'])}", number(r["gflop_per_s"]),
@@ -212,10 +218,10 @@ def markdown(figures):
         line = [*key]
         if own:
             shares = [max(r["share_of_memory"] or 0, r["share_of_type"]) for r in own]
-            line += [", ".join(number(r["ms"]) for r in own), percent(sum(shares) / len(shares))]
+            line += [", ".join(map(marked, own)), percent(sum(shares) / len(shares))]
         for name in engines:
             rival = next((r for r in here if r["engine"] == name), None)
-            line.append("-" if rival is None else number(rival["ms"]))
+            line.append("-" if rival is None else marked(rival))
             if rival is not None:
                 line.append(percent(max(rival["share_of_memory"] or 0, rival["share_of_type"])))
             else:
@@ -231,7 +237,8 @@ def markdown(figures):
     else:
         for name in engines:
             headings += [f"{name}, ms", "of limit"]
-    return f"{figures['conditions']}\n\n{markdown_table(headings, lines)}"
+    note = f"\n\\* Other programs took more than {percent(BUSY)} of the machine.\n" if any(r["other_programs"] > BUSY for r in rows) else ""
+    return f"{figures['conditions']}\n\n{markdown_table(headings, lines)}{note}"
 
 
 def conditions(comparison, limits):
