@@ -1,5 +1,5 @@
-"""What the benchmarks of streaming share: stores of random weights that are not in the page cache, runs of
-the binary alone and on a small LAN, what their reports say, and a table with a line of JSON at the end."""
+"""What the benchmarks share: stores of random weights that are not in the page cache, runs of the binary alone and
+on a small LAN, what their reports say, and a table with a line of JSON at the end."""
 
 import argparse
 import contextlib
@@ -53,7 +53,7 @@ def positive(text):
     return value
 
 
-def arguments(description, **defaults):
+def run_arguments(description, **defaults):
     """A parser with the flags of every benchmark; `defaults` are their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "build/release/bin/stagecoach", help="the binary to measure")
@@ -63,10 +63,17 @@ def arguments(description, **defaults):
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures to FILE, too")
     parser.add_argument("--time-limit", type=positive, metavar="S", help="give up, and clean up, after so many seconds")
     parser.add_argument("--threads", type=positive, metavar="N", help="compute threads of each rank (stagecoach's default if not given)")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def arguments(description, **defaults):
+    """The flags of benchmarks that make a model of their own."""
+    parser = run_arguments(description, **defaults)
     parser.add_argument("--layers", type=positive, metavar="N", help="layers of the model (by default as the sizes demand)")
     parser.add_argument("--hidden-size", type=positive, help="width of the model")
     parser.add_argument("--intermediate-size", type=positive, help="width of its MLP")
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**defaults)  # again: those of the flags just added
     return parser
 
 
