@@ -28,7 +28,7 @@ struct PipelineShape {
   std::int64_t pass_tokens = 0;  // streamed: rows of a pass; 0: all that there are
   std::int64_t head_rows = 16;
   InputPacking packing = std::nullopt;  // of activations that are multiplied
-  KvType kv = KvType::kF32;  // the reference arithmetic
+  KvType kv = KvType::kF32;             // the reference arithmetic
 
   std::string name() const;
 };

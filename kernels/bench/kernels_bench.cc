@@ -263,7 +263,8 @@ class Bench {
                               std::to_string(heads) + " x 128";
     const double kv_bytes = 2.0 * static_cast<double>(num_pages * page_bytes);
     if (rows == context)
-      report("append kv " + shape, {0, 8.0 * static_cast<double>(context * width) + kv_bytes, limits_.f32}, 0,
+      report("append kv " + shape,
+             {0, 8.0 * static_cast<double>(context * width) + kv_bytes, limits_.f32}, 0,
              [&] { kernels_.append_kv(append, 0, heads); });
     double keys = 0;
     for (std::int64_t r = 0; r < rows; ++r) keys += static_cast<double>(span.position + r + 1);

@@ -23,7 +23,7 @@ class StageRunner {
     // Rows whose logits are in memory at once: the head's weights pass once for them all.
     std::int64_t head_rows = kHeadRows;
     InputPacking packing = std::nullopt;  // of rows before they are multiplied
-    KvType kv_type = KvType::kF32;  // the reference arithmetic
+    KvType kv_type = KvType::kF32;        // the reference arithmetic
   };
   // Enough to reuse the head's weights where they are in memory, few enough that the logits of a
   // 250,000-token vocabulary stay at 16 MB, on the device and on the host.
