@@ -1,10 +1,13 @@
 // kernels_bench [ISA [TEXT]]: every kernel of one instruction set (default: the best here) whose
-// line contains TEXT (default: all), on one core: checked against the oracle on fresh random data,
-// then timed, with its share of this core's measured limits.
+// name line contains TEXT (default: all), on one core: checked against the oracle on fresh random
+// data, then timed, with its share of this core's measured limits.
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 
 #include "kernels/bench/median_seconds.h"
@@ -23,6 +26,25 @@ struct Limits {
 
 constexpr const char* kTypeNames[] = {"f32", "f16", "bf16", "q8", "q4"};
 constexpr const char* kInputNames[] = {"f32", "bf16", "int8"};
+
+// In large pages where the system has them, as the backend holds weights.
+class LargeBuffer {
+ public:
+  explicit LargeBuffer(std::size_t bytes) : bytes_(bytes) {
+    void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    ::madvise(data, bytes, MADV_HUGEPAGE);
+    data_ = static_cast<std::byte*>(data);
+  }
+  LargeBuffer(const LargeBuffer&) = delete;
+  LargeBuffer& operator=(const LargeBuffer&) = delete;
+  ~LargeBuffer() { ::munmap(data_, bytes_); }
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_;
+  std::size_t bytes_;
+};
 
 class Bench {
  public:
@@ -44,21 +66,28 @@ class Bench {
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
       for (const InputType input : {InputType::kF32, InputType::kBF16, InputType::kInt8}) {
         if (!multiplies(input, type)) continue;
-        for (const std::int64_t rows : {1, 2, 4, 8, 16, 32}) matmul(type, input, rows, 4096, 8192);
+        for (const std::int64_t rows : {1, 2, 4, 8, 16, 32})
+          matmul(type, input, rows, 4096, outputs_of(type));
         matmul(type, input, 512, 2048, 2048);
       }
     }
-    norm(NormKind::kLayerNorm);
-    norm(NormKind::kRmsNorm);
-    rotary();
+    // Each of these groups costs seconds of oracle: all of a group or none.
+    if (wanted("layer norm, rms norm")) {
+      norm(NormKind::kLayerNorm);
+      norm(NormKind::kRmsNorm);
+    }
+    if (wanted("rotary")) rotary();
     for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8}) {
+      if (!wanted("append kv, attention")) break;
       attention(type, 512, 512, 16);
       attention(type, 2048, 2048, 4);
       attention(type, 1, 2048, 64);
     }
-    activation("gelu tanh", Activation::kGeluTanh);
-    activation("gelu erf", Activation::kGeluErf);
-    activation("silu", Activation::kSilu);
+    if (wanted("gelu tanh, gelu erf, silu")) {
+      activation("gelu tanh", Activation::kGeluTanh);
+      activation("gelu erf", Activation::kGeluErf);
+      activation("silu", Activation::kSilu);
+    }
   }
 
   bool all_agreed() const { return agreed_; }
@@ -78,6 +107,12 @@ class Bench {
     return input == InputType::kF32    ? limits_.f32
            : input == InputType::kBF16 ? limits_.bf16
                                        : limits_.int8;
+  }
+
+  // Outputs of 4,096 inputs that take 128 MB, more than a cache holds.
+  static std::int64_t outputs_of(DType type) {
+    return (std::int64_t{128} << 20) / layout_row_bytes(matrix_layout(type), type, 4096) /
+           kPanelRows * kPanelRows;
   }
 
   bool wanted(const std::string& name) const { return name.find(only_) != std::string::npos; }
@@ -105,6 +140,8 @@ class Bench {
 
   template <typename Run>
   void report(const std::string& name, Work work, double max_error, Run&& run) {
+    // What memory gives changes from minute to minute where other machines share it.
+    limits_.read = probe_memory_read(std::size_t{256} << 20, {.windows = 10});
     const double seconds = median_seconds(7, run);
     const double flops = work.flops / seconds, rate = work.bytes / seconds;
     std::printf("%-34s %10.3f %9.1f %6.0f%% %8.1f %6.0f%% %10.1e\n", name.c_str(), seconds * 1e3,
@@ -134,7 +171,7 @@ class Bench {
     const std::int64_t panels = out / kPanelRows;
     const Layout layout = matrix_layout(type);
     const std::int64_t panel_bytes = layout_bytes(layout, type, kPanelRows, in);
-    std::vector<std::byte> weight(static_cast<std::size_t>(panels * panel_bytes));
+    LargeBuffer weight(static_cast<std::size_t>(panels * panel_bytes));
     for (std::int64_t p = 0; p < panels; ++p)
       pack_rows(layout, type, block.data(), kPanelRows, in, weight.data() + p * panel_bytes);
     MatmulArgs args = {.x = input == InputType::kF32

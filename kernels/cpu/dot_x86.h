@@ -88,7 +88,7 @@ inline IntVec with_signs(IntVec x, IntVec signs) {
 #endif
 
 struct NibbleDot {
-  static constexpr int kRows = 6, kPanels = kTilePanels;
+  static constexpr int kRows = kLanes == 8 ? 4 : 6, kPanels = kTilePanels;
   using Sum = Sum16;
   static Sum start(IntVec) { return Sum{}; }
   static Sum add(Sum sum, IntVec weights, IntVec x) { return sum + products_of_pairs(weights, x); }

@@ -12,6 +12,9 @@ namespace {
 
 // The partial sums of a chunk wait in L2 beside its block of x.
 constexpr std::int64_t kChunkPanels = 8;
+// Up to so many rows, weights come from memory for little work each: one tile's panels at a time
+// then, in the order in which they lie there.
+constexpr std::int64_t kFewRows = 48;
 
 template <typename Type>
 inline const typename Type::Element* panel_weights(const MatmulArgs& args, std::int64_t panel) {
@@ -41,7 +44,7 @@ inline void finish(const MatmulArgs& args, const float* sums, std::int64_t sums_
   }
 }
 
-// P panels of up to kRows rows, all of k at once.
+// P panels of R rows, all of k at once.
 template <typename Product, int P, int R>
 inline void stream_panels(const MatmulArgs& args, std::int64_t panel) {
   float sums[R * P * kPanel];
@@ -74,62 +77,87 @@ inline void run_rows(const Product& product, std::int64_t row, std::int64_t rows
   if constexpr (Max > 1) run_rows<Product, P, Max - 1>(product, row, rows, sums);
 }
 
-// P panels against all rows of the chunk, over the product's block of k.
-template <typename Product, int P>
-inline void run_panels(Product& product, std::int64_t panel, std::int64_t rows,
-                       const PartialSums& sums) {
-  product.template enter_panels<P>(panel);
-  for_each_tile(rows, Product::kRows, [&](std::int64_t row, std::int64_t count) {
-    run_rows<Product, P, Product::kRows>(product, row, count, sums.at_row(row));
-  });
-}
-
-// Asks for columns [k, k + count) of a panel, wanted when others have met all rows of the chunk:
-// runs of some kilobytes are too short for the processor to see them coming.
-template <typename Type>
-inline void prefetch_panel(const MatmulArgs& args, std::int64_t panel, std::int64_t k,
-                           std::int64_t count) {
+// Weights that lie together in memory: a block of k of one panel.
+struct Extent {
   const std::byte* begin;
   std::int64_t bytes;
-  if constexpr (Grouped<Type>) {
-    begin = panel_groups<Type>(args, panel) + k / kGroupCols * kGroupBytes<Type>;
-    bytes = (count + kGroupCols - 1) / kGroupCols * kGroupBytes<Type>;
-  } else {
-    begin = reinterpret_cast<const std::byte*>(panel_weights<Type>(args, panel) + k * kPanel);
-    bytes = count * kPanel * static_cast<std::int64_t>(sizeof(typename Type::Element));
-  }
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(begin + i, 0, 2);
+};
+
+template <typename Type>
+inline Extent panel_extent(const MatmulArgs& args, std::int64_t panel, std::int64_t k,
+                           std::int64_t count) {
+  if constexpr (Grouped<Type>)
+    return {panel_groups<Type>(args, panel) + k / kGroupCols * kGroupBytes<Type>,
+            (count + kGroupCols - 1) / kGroupCols * kGroupBytes<Type>};
+  else
+    return {reinterpret_cast<const std::byte*>(panel_weights<Type>(args, panel) + k * kPanel),
+            count * kPanel * static_cast<std::int64_t>(sizeof(typename Type::Element))};
 }
 
+// Rows [row, row + rows) against panels [panel, panel + panels).
 template <typename Product>
-inline void multiply_chunk(const MatmulArgs& args, std::int64_t row, std::int64_t rows,
-                           std::int64_t panel, std::int64_t panels) {
-  alignas(64) float memory[Product::kChunkRows * kChunkPanels * kPanel];
-  Product product(args, row, rows);
-  for (std::int64_t k = 0; k < args.in; k += Product::kBlockK) {
-    product.enter_block(k, smaller(Product::kBlockK, args.in - k));
-    PartialSums sums = {memory, kChunkPanels * kPanel, k > 0};
-    std::int64_t p = 0;
-    for (; p + Product::kPanels <= panels;
-         p += Product::kPanels, sums.data += Product::kPanels * kPanel) {
-      for (std::int64_t next = p + Product::kPanels;
-           next < smaller(p + 2 * Product::kPanels, panels); ++next)
-        prefetch_panel<typename Product::Weights>(args, panel + next, k,
-                                                  smaller(Product::kBlockK, args.in - k));
-      run_panels<Product, Product::kPanels>(product, panel + p, rows, sums);
+class Chunk {
+ public:
+  Chunk(const MatmulArgs& args, std::int64_t row, std::int64_t rows, std::int64_t panel,
+        std::int64_t panels)
+      : args_(args), rows_(rows), panel_(panel), panels_(panels), product_(args, row, rows) {}
+
+  // sums: (rows, kChunkPanels · 16)
+  void run(float* sums) {
+    for (std::int64_t k = 0; k < args_.in; k += Product::kBlockK) {
+      product_.enter_block(k, smaller(Product::kBlockK, args_.in - k));
+      std::int64_t p = 0;
+      for (; p + kStep <= panels_; p += kStep) run_panels<Product::kPanels>(k, p, sums);
+      for (; p < panels_; ++p) run_panels<1>(k, p, sums);
     }
-    for (; p < panels; ++p, sums.data += kPanel)
-      run_panels<Product, 1>(product, panel + p, rows, sums);
   }
-  finish(args, memory, kChunkPanels * kPanel, row, rows, panel, panels);
-}
+
+ private:
+  static constexpr std::int64_t kStep = Product::kPanels;
+
+  // P panels against all rows, over one block of k. Meanwhile the weights that come next are asked
+  // for, a part with each tile of rows: they lie in runs of some kilobytes, too short for the
+  // processor to see them coming.
+  template <int P>
+  void run_panels(std::int64_t k, std::int64_t p, float* memory) {
+    product_.template enter_panels<P>(panel_ + p);
+    Extent next[kStep] = {};
+    const bool last = p + P >= panels_;
+    const std::int64_t next_k = last ? k + Product::kBlockK : k;
+    for (std::int64_t i = 0, q = last ? 0 : p + P; i < kStep && q < panels_ && next_k < args_.in;
+         ++i, ++q)
+      next[i] = panel_extent<typename Product::Weights>(
+          args_, panel_ + q, next_k, smaller(Product::kBlockK, args_.in - next_k));
+    const PartialSums sums = {memory + p * kPanel, kChunkPanels * kPanel, k > 0};
+    for_each_tile(rows_, Product::kRows, [&](std::int64_t row, std::int64_t count) {
+      for (const Extent& extent : next) {
+        const std::int64_t end = extent.bytes * (row + count) / rows_;
+        for (std::int64_t i = extent.bytes * row / rows_ / kLine * kLine; i < end; i += kLine)
+          __builtin_prefetch(extent.begin + i);
+      }
+      run_rows<Product, P, Product::kRows>(product_, row, count, sums.at_row(row));
+    });
+  }
+
+  static constexpr std::int64_t kLine = 64;
+
+  const MatmulArgs& args_;
+  const std::int64_t rows_, panel_, panels_;
+  Product product_;
+};
 
 template <typename Product>
 inline void multiply(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  if (args.rows <= Product::kRows) return stream_matrix<Product, Product::kRows>(args, begin, end);
+  if (args.rows <= Product::kStreamRows)
+    return stream_matrix<Product, Product::kStreamRows>(args, begin, end);
+  const std::int64_t step = args.rows <= kFewRows ? Product::kPanels : kChunkPanels;
   for_each_tile(args.rows, Product::kChunkRows, [&](std::int64_t row, std::int64_t rows) {
-    for (std::int64_t panel = begin; panel < end; panel += kChunkPanels)
-      multiply_chunk<Product>(args, row, rows, panel, smaller(kChunkPanels, end - panel));
+    alignas(64) float sums[Product::kChunkRows * kChunkPanels * kPanel];
+    for (std::int64_t panel = begin; panel < end; panel += step) {
+      const std::int64_t panels = smaller(step, end - panel);
+      Chunk<Product>(args, row, rows, panel, panels).run(sums);
+      finish(args, sums, kChunkPanels * kPanel, row, rows, panel, panels);
+    }
   });
 }
 

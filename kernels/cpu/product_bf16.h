@@ -75,7 +75,7 @@ inline void add_pairs(const Bf16Tile& t, std::int64_t begin, std::int64_t end,
 }
 
 template <typename Type, int R, int P>
-inline void run_bf16_tile(const Bf16Tile& t) {
+STAGECOACH_TILE run_bf16_tile(const Bf16Tile& t) {
   constexpr int V = P * kPanelVecs;
   Vec sum[R][V];
 #pragma GCC unroll 16
@@ -110,12 +110,14 @@ class Bf16Product {
   using Weights = Type;
   // A group's sums need registers of their own beside the running ones.
   static constexpr int kRows = Grouped<Type> ? kTileRows / 2 : kTileRows, kPanels = kTilePanels;
+  static constexpr int kStreamRows = kRows;
   static constexpr std::int64_t kBlockK = 256;  // 16 KiB of pairs
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);
 
   template <int R, int P>
   static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    if constexpr (!Grouped<Type>) return stream_pairs<R, P>(args, panel, sums);
     Bf16Product product(args, 0, R);
     for (std::int64_t k = 0; k < args.in; k += kBlockK) {
       product.enter_block(k, smaller(kBlockK, args.in - k));
@@ -162,6 +164,39 @@ class Bf16Product {
   }
 
  private:
+  // Weights paired in registers.
+  template <int R, int P>
+  static void stream_pairs(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    constexpr int V = P * kPanelVecs;
+    Vec sum[R][V] = {};
+    const std::uint16_t* b = panel_weights<Type>(args, panel);
+    const std::byte* x = args.x.data;
+    for (std::int64_t k = 0; k < args.in; k += 2, b += 2 * kPanel, x += 4) {
+      const bool whole = k + 1 < args.in;
+      if constexpr (R >= kBusyRows)
+        for (int p = 0; p < P; ++p)
+          prefetch(b + p * kPanel * args.in + kBytesAhead / 2, kPairBytes);
+      IntVec weight[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        const std::uint16_t* const column =
+            b + v / kPanelVecs * kPanel * args.in + v % kPanelVecs * kLanes;
+        weight[v] = pair_halves((IntVec)load_bf16(column),
+                                whole ? (IntVec)load_bf16(column + kPanel) : IntVec{});
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const IntVec pair = broadcast_word(x + r * args.x.stride);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sum[r][v] = dot_bf16(sum[r][v], pair, weight[v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) store(sums + r * P * kPanel + v * kLanes, sum[r][v]);
+  }
+
   static constexpr std::int64_t kMaxPanels = 4;  // of `stream`
   static constexpr std::int64_t kPanelStride = kBlockK / 2 * kPairBytes;
 

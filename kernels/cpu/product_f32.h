@@ -12,7 +12,7 @@ template <typename Type>
 class F32Product {
  public:
   using Weights = Type;
-  static constexpr int kRows = kTileRows, kPanels = kTilePanels;
+  static constexpr int kRows = kTileRows, kPanels = kTilePanels, kStreamRows = kRows;
   // A block of weights (16 KiB) stays in L1 while the rows pass; x of the chunk's block (96 KiB)
   // stays in L2 while the panels pass.
   static constexpr std::int64_t kBlockK = 256 / kPanels;
@@ -21,6 +21,7 @@ class F32Product {
 
   template <int R, int P>
   static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    if constexpr (R >= kCopiedRows && !Grouped<Type>) return stream_copied<R, P>(args, panel, sums);
     const auto* x = reinterpret_cast<const float*>(args.x.data);
     const std::int64_t x_stride = args.x.stride / static_cast<std::int64_t>(sizeof(float));
     if constexpr (Grouped<Type>) {
@@ -78,6 +79,19 @@ class F32Product {
 
  private:
   static constexpr std::int64_t kXStride = kBlockK + kPanel;
+  // From so many rows on, copying x as enter_block does costs less than reading it where it lies.
+  static constexpr int kCopiedRows = 4;
+
+  template <int R, int P>
+  static void stream_copied(const MatmulArgs& args, std::int64_t panel, float* sums) {
+    F32Product product(args, 0, R);
+    for (std::int64_t k = 0; k < args.in; k += kBlockK) {
+      product.enter_block(k, smaller(kBlockK, args.in - k));
+      run_tile<Type, R, P, kXStride, true>(
+          {product.x_, kXStride, panel_weights<Type>(args, panel) + k * kPanel, kPanel,
+           kPanel * args.in, product.count_, sums, P * kPanel, k > 0});
+    }
+  }
 
   const MatmulArgs& args_;
   const std::int64_t row_, rows_;

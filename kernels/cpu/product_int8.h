@@ -14,6 +14,8 @@ inline float load_float(const std::byte* p) {
   return value;
 }
 
+constexpr std::int64_t kGroupsAhead = 8;
+
 // How the words of a weight type become operands of a dot product: `kQuads` of four columns each.
 template <typename Type>
 struct Quads;
@@ -40,11 +42,13 @@ struct Int8Tile {
   PartialSums c;
 };
 
-template <typename Type, int R, int P>
-inline void run_int8_tile(const Int8Tile& t) {
+// FromMemory: weights are asked for some groups ahead.
+template <typename Type, int R, int P, bool FromMemory>
+STAGECOACH_TILE run_int8_tile(const Int8Tile& t) {
   using Dot = typename Quads<Type>::Dot;
   constexpr int V = P * kPanelVecs;
   constexpr int kWords = kGroupCols / Type::kWordCols;
+  constexpr int kQuads = Quads<Type>::kQuads;
   Vec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -54,8 +58,10 @@ inline void run_int8_tile(const Int8Tile& t) {
 
   const std::byte* x = t.x;
   const std::byte* b = t.b;
-  Group<Type, P> group;
   for (std::int64_t g = 0; g < t.groups; ++g, x += sizeof(InputGroup), b += kGroupBytes<Type>) {
+    if constexpr (FromMemory && R >= kBusyRows)
+      for (int p = 0; p < P; ++p)
+        prefetch(b + p * t.b_panel + kGroupsAhead * kGroupBytes<Type>, kGroupBytes<Type>);
     typename Dot::Sum dot[R][V];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -65,33 +71,37 @@ inline void run_int8_tile(const Int8Tile& t) {
       for (int v = 0; v < V; ++v) dot[r][v] = Dot::start(minus_8_sum);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kWords; ++i) {
-      group.load_words(b, t.b_panel, i);
-#pragma GCC unroll 2
-      for (int q = 0; q < Quads<Type>::kQuads; ++q) {
-        IntVec weight[V];
+    for (int i = 0; i < kWords * kQuads; ++i) {
+      IntVec weight[V];
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) weight[v] = Quads<Type>::quad(group.words[v], q);
+      for (int v = 0; v < V; ++v)
+        weight[v] =
+            Quads<Type>::quad(load_words(b + kScaleBytes + v / kPanelVecs * t.b_panel +
+                                         i / kQuads * kWordBytes + v % kPanelVecs * kLanes * 4),
+                              i % kQuads);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const IntVec quad = broadcast_word(x + r * t.x_stride + offsetof(InputGroup, quant) +
-                                             i * Type::kWordCols + q * 4);
+      for (int r = 0; r < R; ++r) {
+        const IntVec quad =
+            broadcast_word(x + r * t.x_stride + offsetof(InputGroup, quant) + i * 4);
 #pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) dot[r][v] = Dot::add(dot[r][v], weight[v], quad);
-        }
+        for (int v = 0; v < V; ++v) dot[r][v] = Dot::add(dot[r][v], weight[v], quad);
       }
     }
-    group.load_scales(b, t.b_panel);
+    Vec scale[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      scale[v] = load_f16(reinterpret_cast<const std::uint16_t*>(b + v / kPanelVecs * t.b_panel) +
+                          v % kPanelVecs * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const std::byte* const row = x + r * t.x_stride;
-      const Vec scale = broadcast(load_float(row + offsetof(InputGroup, scale)));
+      const Vec x_scale = broadcast(load_float(row + offsetof(InputGroup, scale)));
+      const IntVec minus_8_sum = broadcast_word(row + offsetof(InputGroup, minus_8_sum));
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
-        const IntVec total =
-            Dot::total(dot[r][v], broadcast_word(row + offsetof(InputGroup, minus_8_sum)));
+        const IntVec total = Dot::total(dot[r][v], minus_8_sum);
         sum[r][v] =
-            multiply_add(__builtin_convertvector(total, Vec) * group.scale[v], scale, sum[r][v]);
+            multiply_add(__builtin_convertvector(total, Vec) * scale[v], x_scale, sum[r][v]);
       }
     }
   }
@@ -107,6 +117,7 @@ class Int8Product {
  public:
   using Weights = Type;
   static constexpr int kRows = Quads<Type>::Dot::kRows, kPanels = Quads<Type>::Dot::kPanels;
+  static constexpr int kStreamRows = kRows * kPanels;
   static constexpr std::int64_t kBlockK = 512;
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);
@@ -114,12 +125,12 @@ class Int8Product {
   template <int R, int P>
   static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
     const std::byte* const groups = panel_groups<Type>(args, panel);
-    run_int8_tile<Type, R, P>({args.x.data,
-                               args.x.stride,
-                               groups,
-                               panel_groups<Type>(args, panel + 1) - groups,
-                               num_groups(args.in),
-                               {sums, P * kPanel, false}});
+    run_int8_tile<Type, R, P, true>({args.x.data,
+                                     args.x.stride,
+                                     groups,
+                                     panel_groups<Type>(args, panel + 1) - groups,
+                                     num_groups(args.in),
+                                     {sums, P * kPanel, false}});
   }
 
   Int8Product(const MatmulArgs& args, std::int64_t row, std::int64_t)
@@ -139,7 +150,7 @@ class Int8Product {
 
   template <int R, int P>
   void run(std::int64_t row, const PartialSums& sums) const {
-    run_int8_tile<Type, R, P>(
+    run_int8_tile<Type, R, P, false>(
         {x_ + row * args_.x.stride + group_ * static_cast<std::int64_t>(sizeof(InputGroup)),
          args_.x.stride, weights_, panel_bytes_, groups_, sums});
   }

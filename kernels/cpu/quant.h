@@ -99,7 +99,7 @@ inline void multiply_column(const float* a, std::int64_t a_stride, const Vec (&w
 }
 
 template <typename Type, int R, int P>
-inline void run_group_tile(const GroupTile<Type>& t) {
+STAGECOACH_TILE run_group_tile(const GroupTile<Type>& t) {
   constexpr int V = P * kPanelVecs;
   Vec sum[R][V] = {};
   Group<Type, P> group;

@@ -7,6 +7,8 @@
 // so neither blocking nor batch changes a result.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/cpu/vec.h"
 
 namespace stagecoach::STAGECOACH_ISA {
@@ -42,10 +44,24 @@ struct Tile {
   bool load_c;            // continue a sum; else start from zero
 };
 
+// From so many rows on, a step's work hides the next ones' loads from the processor's own
+// look-ahead: tiles that read weights from memory then ask for them, into L2, this far ahead.
+constexpr int kBusyRows = 4;
+constexpr std::int64_t kBytesAhead = 2048;
+
+inline void prefetch(const void* p, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64)
+    __builtin_prefetch(static_cast<const std::byte*>(p) + i, 0, 2);
+}
+
+// A tile is a function of its own: inlined, it would share its registers with what is around it,
+// and a sum that waits in memory makes its whole loop wait.
+#define STAGECOACH_TILE __attribute__((noinline)) void
+
 // AStride, where it is known: one pointer then serves all rows, which otherwise take a register
 // each and more than there are.
-template <typename Type, int R, int P, std::int64_t AStride = 0>
-inline void run_tile(const Tile<Type>& t) {
+template <typename Type, int R, int P, std::int64_t AStride = 0, bool FromMemory = false>
+STAGECOACH_TILE run_tile(const Tile<Type>& t) {
   const std::int64_t a_stride = AStride != 0 ? AStride : t.a_stride;
   Vec sum[R][P * kPanelVecs];
 #pragma GCC unroll 16
@@ -57,6 +73,9 @@ inline void run_tile(const Tile<Type>& t) {
   const float* a = t.a;
   const typename Type::Element* b = t.b;
   for (std::int64_t i = 0; i < t.k; ++i, ++a, b += t.b_step) {
+    if constexpr (FromMemory && R >= kBusyRows)
+      for (int p = 0; p < P; ++p)
+        prefetch(b + p * t.b_panel + kBytesAhead / sizeof(*b), kPanel * sizeof(*b));
     Vec weight[P * kPanelVecs];
 #pragma GCC unroll 16
     for (int v = 0; v < P * kPanelVecs; ++v)
