@@ -19,7 +19,7 @@ struct PageRows {
 template <typename Type>
 struct Encoded {
   typename Type::Element elements[kStripDims];
-  std::uint16_t scale;
+  std::uint16_t scale = 0;
 };
 
 // Finite values beyond float16's range become its ends.
@@ -66,7 +66,7 @@ inline void encode(const float* x, std::int64_t n, Encoded<AsKvQ8>& to) {
 template <typename Type>
 inline void append_strip(const PageRows& page, std::int64_t head_dim, std::int64_t d) {
   using Element = typename Type::Element;
-  const std::int64_t dims = at_most(kStripDims, head_dim - d);
+  const std::int64_t dims = smaller(kStripDims, head_dim - d);
   const std::int64_t key_at = key_offset<Type>(d), value_at = value_offset<Type>(d);
   const auto place_scale = [&](std::byte* head, std::int64_t offset, std::int64_t r,
                                std::uint16_t scale) {
@@ -100,7 +100,7 @@ inline void append_typed(const AppendKvArgs& args, std::int64_t begin, std::int6
     for (std::int64_t r = 0; r < span.rows;) {
       const std::int64_t position = span.position + r;
       const std::int64_t slot = position % kKeys;
-      const std::int64_t rows = at_most(span.rows - r, kKeys - slot);
+      const std::int64_t rows = smaller(span.rows - r, kKeys - slot);
       std::byte* const keys = span.key_pages[position / kKeys];
       std::byte* const values = span.value_pages[position / kKeys];
       for (std::int64_t head = begin; head < end; ++head) {

@@ -44,7 +44,7 @@ inline std::int64_t position_of(const QueryTile& t, std::int64_t r) {
 
 // Keys of the page, from its first on, that are not beyond row r of the tile.
 inline std::int64_t visible_keys(const QueryTile& t, std::int64_t r, std::int64_t page) {
-  return at_most(kKeys, position_of(t, r) + 1 - page * kKeys);
+  return smaller(kKeys, position_of(t, r) + 1 - page * kKeys);
 }
 
 // Those among them that lie before the row's window; not positive where it begins earlier.
@@ -92,7 +92,7 @@ inline void score_page(const QueryTile& t, std::int64_t first, const std::byte* 
       return score_row(t.q + first * t.q_stride, t.head_dim, keys, scores + first * kKeys);
   alignas(64) float strip[kStripDims * kKeys];
   for (std::int64_t d = 0; d < t.head_dim; d += kStripDims) {
-    const std::int64_t dims = at_most(kStripDims, t.head_dim - d);
+    const std::int64_t dims = smaller(kStripDims, t.head_dim - d);
     expand_keys<Type>(keys, d, dims, strip);
     add_scores<AsF32>(t, first, d, dims, strip, scores);
   }
@@ -241,7 +241,7 @@ inline void add_page(const QueryTile& t, std::int64_t first, std::int64_t page,
                          t.out + first * t.out_stride);
   alignas(64) float strip[kKeys * kStripDims];
   for (; d < t.head_dim; d += kStripDims) {
-    const std::int64_t dims = at_most(kStripDims, t.head_dim - d);
+    const std::int64_t dims = smaller(kStripDims, t.head_dim - d);
     expand_values<Type>(values, t.head_dim, d, dims, keys, strip);
     Tile<AsF32> tile = {weights, kKeys,     strip,        kStripDims, kPanel,
                         0,       t.out + d, t.out_stride, page > 0};
@@ -303,7 +303,7 @@ inline void attend_span(const AttentionArgs& args, const KvSpan& span, std::int6
     const float* slopes = args.slopes != nullptr ? args.slopes + head : nullptr;
     if (span.rows == 1) {
       const std::int64_t heads =
-          at_most(kQueryRows, at_most(end, (head / group + 1) * group) - head);
+          smaller(kQueryRows, smaller(end, (head / group + 1) * group) - head);
       attend<Type>({q, args.head_dim, out, args.head_dim, heads, span.position, 0, args.head_dim,
                     args.scale, slopes, args.window},
                    span, page_offset);
@@ -312,7 +312,7 @@ inline void attend_span(const AttentionArgs& args, const KvSpan& span, std::int6
     }
     for (std::int64_t r = 0; r < span.rows; r += kQueryRows)
       attend<Type>({q + r * args.q_stride, args.q_stride, out + r * args.out_stride,
-                    args.out_stride, at_most(kQueryRows, span.rows - r), span.position + r, 1,
+                    args.out_stride, smaller(kQueryRows, span.rows - r), span.position + r, 1,
                     args.head_dim, args.scale, slopes, args.window},
                    span, page_offset);
     ++head;

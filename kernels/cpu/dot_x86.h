@@ -6,8 +6,9 @@
 //   total(sum, minus_8_sum)     Σ weight value · x
 //
 // With VNNI one instruction multiplies unsigned by signed bytes into 32 bits. Without, sums of two
-// products go through 16 bits: 15 · 127 · 2 is small enough for all eight quads of a group, 127 ·
-// 127 · 2 for one. kRows × kPanels is the tile.
+// products go through 16 bits: 15 · 127 · 2 is small enough for all eight quads of a group; 127 ·
+// 127 · 2 for one, with which ByteDot multiplies few rows (many: product_planes.h). kRows × kPanels
+// is the tile.
 #pragma once
 
 #include <immintrin.h>
@@ -60,8 +61,8 @@ using Sum16 = std::int16_t __attribute__((vector_size(64)));
 inline Sum16 products_of_pairs(IntVec weights, IntVec x) {
   return (Sum16)_mm512_maddubs_epi16((Bits)weights, (Bits)x);
 }
-inline IntVec sums_of_pairs(Sum16 pairs) {
-  return (IntVec)_mm512_madd_epi16((Bits)pairs, _mm512_set1_epi16(1));
+inline IntVec sums_of_pairs(Sum16 pairs, std::int16_t factor) {
+  return (IntVec)_mm512_madd_epi16((Bits)pairs, _mm512_set1_epi16(factor));
 }
 inline IntVec magnitudes(IntVec bytes) {
   return (IntVec)_mm512_maskz_abs_epi8(~__mmask64{0}, (Bits)bytes);
@@ -76,8 +77,8 @@ using Sum16 = std::int16_t __attribute__((vector_size(32)));
 inline Sum16 products_of_pairs(IntVec weights, IntVec x) {
   return (Sum16)_mm256_maddubs_epi16((Bits)weights, (Bits)x);
 }
-inline IntVec sums_of_pairs(Sum16 pairs) {
-  return (IntVec)_mm256_madd_epi16((Bits)pairs, _mm256_set1_epi16(1));
+inline IntVec sums_of_pairs(Sum16 pairs, std::int16_t factor) {
+  return (IntVec)_mm256_madd_epi16((Bits)pairs, _mm256_set1_epi16(factor));
 }
 inline IntVec magnitudes(IntVec bytes) {
   return (IntVec)_mm256_abs_epi8((Bits)bytes);
@@ -92,7 +93,7 @@ struct NibbleDot {
   using Sum = Sum16;
   static Sum start(IntVec) { return Sum{}; }
   static Sum add(Sum sum, IntVec weights, IntVec x) { return sum + products_of_pairs(weights, x); }
-  static IntVec total(Sum sum, IntVec minus_8_sum) { return sums_of_pairs(sum) + minus_8_sum; }
+  static IntVec total(Sum sum, IntVec minus_8_sum) { return sums_of_pairs(sum, 1) + minus_8_sum; }
 };
 
 struct ByteDot {
@@ -100,7 +101,7 @@ struct ByteDot {
   using Sum = IntVec;
   static Sum start(IntVec) { return Sum{}; }
   static Sum add(Sum sum, IntVec weights, IntVec x) {
-    return sum + sums_of_pairs(products_of_pairs(magnitudes(weights), with_signs(x, weights)));
+    return sum + sums_of_pairs(products_of_pairs(magnitudes(weights), with_signs(x, weights)), 1);
   }
   static IntVec total(Sum sum, IntVec) { return sum; }
 };

@@ -3,10 +3,12 @@
 #include "kernels/cpu/vec_avx2.h"
 
 #include "kernels/cpu/isa_tables.h"
+#include "kernels/cpu/product_planes.h"
 #include "kernels/cpu/table.h"
 
 namespace stagecoach {
 
-constexpr KernelTable kAvx2Kernels = STAGECOACH_ISA::make_table("avx2");
+constexpr KernelTable kAvx2Kernels =
+    STAGECOACH_ISA::make_table<STAGECOACH_ISA::PlanesProduct>("avx2");
 
 }  // namespace stagecoach

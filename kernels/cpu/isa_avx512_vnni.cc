@@ -9,7 +9,8 @@
 namespace stagecoach {
 
 void matmul_int8_avx512_vnni(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  STAGECOACH_ISA::multiply_int8(args, begin, end);
+  STAGECOACH_ISA::multiply_int8<STAGECOACH_ISA::Int8Product<STAGECOACH_ISA::AsQ8>>(args, begin,
+                                                                                   end);
 }
 
 }  // namespace stagecoach

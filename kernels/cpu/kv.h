@@ -21,10 +21,6 @@ struct AsKvQ8 {
 template <typename Type>
 constexpr bool kHasScales = std::is_same_v<Type, AsKvQ8>;
 
-constexpr std::int64_t at_most(std::int64_t a, std::int64_t b) {
-  return a < b ? a : b;
-}
-
 // Where the elements of the strip at dimension `d` begin, in bytes from the kv head's first one.
 // Their scales end there.
 template <typename Type>
@@ -40,7 +36,7 @@ inline std::int64_t value_offset(std::int64_t d) {
 // Elements from one position's values to the next one's.
 template <typename Type>
 inline std::int64_t value_step(std::int64_t head_dim, std::int64_t d) {
-  return kHasScales<Type> ? at_most(kKvGroupDims, head_dim - d) : head_dim;
+  return kHasScales<Type> ? smaller(kKvGroupDims, head_dim - d) : head_dim;
 }
 
 template <typename Type>
@@ -111,7 +107,7 @@ inline void score_row(const float* q, std::int64_t head_dim, const std::byte* ke
     for (std::int64_t d = 0; d < head_dim; d += kStripDims) {
       const std::int64_t offset = key_offset<AsKvQ8>(d);
       const std::int8_t* source = elements<AsKvQ8>(keys, offset) + key;
-      const std::int64_t dims = at_most(kStripDims, head_dim - d);
+      const std::int64_t dims = smaller(kStripDims, head_dim - d);
       Vec scale[kVecs];
       for (int v = 0; v < kVecs; ++v) scale[v] = load_bf16(scales(keys, offset) + key + v * kLanes);
       for (std::int64_t i = 0; i < dims; ++i, source += kKeys)

@@ -56,7 +56,7 @@ inline void stream_panels(const MatmulArgs& args, std::int64_t panel) {
 // give memory several streams. P grows as R shrinks, within the registers.
 template <typename Product, int R>
 inline void stream_rows(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  constexpr int kFit = Product::kRows * Product::kPanels / R;
+  constexpr int kFit = Product::kSums / R;
   constexpr int P = kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
   std::int64_t panel = begin;
   for (; panel + P <= end; panel += P) stream_panels<Product, P, R>(args, panel);

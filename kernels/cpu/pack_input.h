@@ -66,7 +66,8 @@ inline void quantize_row(const float* x, std::int64_t cols, std::byte* packed) {
 // The upper halves are bfloat16, rounded to nearest even; the lower halves are zero.
 inline IntVec round_to_bf16(Vec v) {
   const IntVec bits = (IntVec)v;
-  const IntVec rounded = bits + 0x7fff + (bits >> 16 & 1);
+  using Unsigned = std::uint32_t __attribute__((vector_size(4 * kLanes)));  // NaN's bits may wrap
+  const IntVec rounded = (IntVec)((Unsigned)bits + 0x7fff + ((Unsigned)bits >> 16 & 1));
   return (v == v ? rounded : bits | 0x400000) & static_cast<std::int32_t>(0xffff0000u);
 }
 

@@ -110,7 +110,8 @@ class Bf16Product {
   using Weights = Type;
   // A group's sums need registers of their own beside the running ones.
   static constexpr int kRows = Grouped<Type> ? kTileRows / 2 : kTileRows, kPanels = kTilePanels;
-  static constexpr int kStreamRows = kRows;
+  static constexpr int kSums = kRows * kPanels;
+  static constexpr int kStreamRows = Grouped<Type> ? kRows : kSums;
   static constexpr std::int64_t kBlockK = 256;  // 16 KiB of pairs
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);
@@ -174,8 +175,7 @@ class Bf16Product {
     for (std::int64_t k = 0; k < args.in; k += 2, b += 2 * kPanel, x += 4) {
       const bool whole = k + 1 < args.in;
       if constexpr (R >= kBusyRows)
-        for (int p = 0; p < P; ++p)
-          prefetch(b + p * kPanel * args.in + kBytesAhead / 2, kPairBytes);
+        for (int p = 0; p < P; ++p) prefetch(b + p * kPanel * args.in, kBytesAhead, kPairBytes);
       IntVec weight[V];
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {

@@ -12,11 +12,13 @@ template <typename Type>
 class F32Product {
  public:
   using Weights = Type;
-  static constexpr int kRows = kTileRows, kPanels = kTilePanels, kStreamRows = kRows;
+  static constexpr int kRows = kTileRows, kPanels = kTilePanels;
+  static constexpr int kSums = kRows * kPanels;
+  static constexpr int kStreamRows = Grouped<Type> ? kRows : kSums;
   // A block of weights (16 KiB) stays in L1 while the rows pass; x of the chunk's block (96 KiB)
   // stays in L2 while the panels pass.
   static constexpr std::int64_t kBlockK = 256 / kPanels;
-  static constexpr std::int64_t kChunkRows = 192;
+  static constexpr std::int64_t kChunkRows = 96 * kPanels;
   static_assert(kBlockK % kGroupCols == 0);
 
   template <int R, int P>

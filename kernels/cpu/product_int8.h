@@ -61,7 +61,7 @@ STAGECOACH_TILE run_int8_tile(const Int8Tile& t) {
   for (std::int64_t g = 0; g < t.groups; ++g, x += sizeof(InputGroup), b += kGroupBytes<Type>) {
     if constexpr (FromMemory && R >= kBusyRows)
       for (int p = 0; p < P; ++p)
-        prefetch(b + p * t.b_panel + kGroupsAhead * kGroupBytes<Type>, kGroupBytes<Type>);
+        prefetch(b + p * t.b_panel, kGroupsAhead * kGroupBytes<Type>, kGroupBytes<Type>);
     typename Dot::Sum dot[R][V];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -117,7 +117,7 @@ class Int8Product {
  public:
   using Weights = Type;
   static constexpr int kRows = Quads<Type>::Dot::kRows, kPanels = Quads<Type>::Dot::kPanels;
-  static constexpr int kStreamRows = kRows * kPanels;
+  static constexpr int kSums = kRows * kPanels, kStreamRows = kSums;
   static constexpr std::int64_t kBlockK = 512;
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);
@@ -165,8 +165,10 @@ class Int8Product {
   std::int64_t group_ = 0, groups_ = 0;
 };
 
+// BytesProduct multiplies q8: Int8Product<AsQ8>, or PlanesProduct where that is faster.
+template <typename BytesProduct>
 inline void multiply_int8(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  if (args.weight_type == DType::kQ8) return multiply<Int8Product<AsQ8>>(args, begin, end);
+  if (args.weight_type == DType::kQ8) return multiply<BytesProduct>(args, begin, end);
   if (args.weight_type == DType::kQ4) return multiply<Int8Product<AsQ4>>(args, begin, end);
   __builtin_trap();
 }

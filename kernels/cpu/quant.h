@@ -50,6 +50,10 @@ inline IntVec broadcast_word(const std::byte* p) {
   return word - IntVec{};
 }
 
+inline void store_words(std::byte* p, IntVec words) {
+  __builtin_memcpy(p, &words, sizeof words);
+}
+
 // One group of P panels, b_panel bytes apart.
 template <Grouped Type, int P>
 struct Group {

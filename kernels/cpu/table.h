@@ -13,10 +13,12 @@
 namespace stagecoach::STAGECOACH_ISA {
 namespace {
 
+template <typename BytesProduct = Int8Product<AsQ8>>
 constexpr KernelTable make_table(const char* isa,
                                  decltype(KernelTable::matmul_bf16) multiply_bf16 = nullptr) {
-  return {isa,  pack_input, multiply_f32, multiply_int8, multiply_bf16,
-          norm, rotary,     append_kv,    attention,     activation};
+  return {isa,           pack_input, multiply_f32, multiply_int8<BytesProduct>,
+          multiply_bf16, norm,       rotary,       append_kv,
+          attention,     activation};
 }
 
 }  // namespace

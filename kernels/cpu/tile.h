@@ -49,9 +49,11 @@ struct Tile {
 constexpr int kBusyRows = 4;
 constexpr std::int64_t kBytesAhead = 2048;
 
-inline void prefetch(const void* p, std::int64_t bytes) {
-  for (std::int64_t i = 0; i < bytes; i += 64)
-    __builtin_prefetch(static_cast<const std::byte*>(p) + i, 0, 2);
+// `bytes` at p + ahead, which may lie beyond the end of what there is: asking for it does no harm.
+inline void prefetch(const void* p, std::int64_t ahead, std::int64_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(ahead);
+  for (std::uintptr_t i = 0; i < static_cast<std::uintptr_t>(bytes); i += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(begin + i), 0, 2);
 }
 
 // A tile is a function of its own: inlined, it would share its registers with what is around it,
@@ -74,8 +76,7 @@ STAGECOACH_TILE run_tile(const Tile<Type>& t) {
   const typename Type::Element* b = t.b;
   for (std::int64_t i = 0; i < t.k; ++i, ++a, b += t.b_step) {
     if constexpr (FromMemory && R >= kBusyRows)
-      for (int p = 0; p < P; ++p)
-        prefetch(b + p * t.b_panel + kBytesAhead / sizeof(*b), kPanel * sizeof(*b));
+      for (int p = 0; p < P; ++p) prefetch(b + p * t.b_panel, kBytesAhead, kPanel * sizeof(*b));
     Vec weight[P * kPanelVecs];
 #pragma GCC unroll 16
     for (int v = 0; v < P * kPanelVecs; ++v)

@@ -10,12 +10,12 @@
 
 namespace stagecoach {
 
-// kF32   float32; every weight type.
-// kBF16  bfloat16, rounded to nearest even, for bf16 dot products (KernelTable::matmul_bf16);
-// weights
-//        bf16, q8, q4. An odd width is filled up with one 0.
+// kF32   float32; weights of every type.
+// kBF16  bfloat16, rounded to nearest even, for bf16 dot products (KernelTable::matmul_bf16). An
+// odd
+//        width is filled up with one 0. Weights: bf16, q8, q4.
 // kInt8  quantised, one scale for each group of kGroupCols columns of a row: InputGroups, the last
-//        filled up with 0; weights q8 and q4.
+//        filled up with 0. Weights: q8, q4.
 enum class InputType : std::uint8_t { kF32, kBF16, kInt8 };
 
 // value = quant · scale, |quant| ≤ 127: nearest even multiple of the group's largest magnitude

@@ -128,7 +128,7 @@ struct ActivationArgs {
 
 // One table per instruction set. [begin, end) counts what the comment says.
 struct KernelTable {
-  const char* isa;  // "avx512", "avx2", "scalar"
+  const char* isa;  // as STAGECOACH_ISA names it: "avx512-vnni", "avx2"
   void (*pack_input)(const PackInputArgs&, std::int64_t begin, std::int64_t end);  // rows
   // Products by the type of x, over panels of 16 outputs; bf16 is null without instructions for it.
   void (*matmul_f32)(const MatmulArgs&, std::int64_t begin, std::int64_t end);

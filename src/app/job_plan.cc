@@ -225,6 +225,7 @@ class Planner {
             .head = has_head(plan),
             .in_passes = in_passes,
             .packing = request_.packing,
+            .threads = request_.threads,
             .ranks = control_.size()};
   }
   WeightSizes weight_sizes(const StagePlan& plan) const;

@@ -24,6 +24,7 @@ struct PlanRequest {
   std::int64_t layer_begin = 0, layer_end = 0;
   JobShape shape;  // rank 0's; the others hear it
   InputPacking packing = std::nullopt;
+  int threads = 1;  // of this rank, that compute
 };
 
 struct JobPlan {

@@ -35,8 +35,8 @@ BackendRegistry device_registry() {
   return registry;
 }
 
-// How --activations packs what meets `weights`: auto is the weights' own type where the processor
-// multiplies it faster than float32.
+// How --activations packs what meets `weights`. auto: int8 for quantised weights, which every
+// instruction set multiplies faster so; bf16 for bf16 where there are instructions for it.
 InputPacking input_packing(const std::string& activations, DType weights, bool bf16_dot) {
   const bool quantized = is_quantized(weights);
   if (activations == "int8" && !quantized)
@@ -70,9 +70,14 @@ void JobRun::open() {
   std::tie(layer_begin_, layer_end_) = kind_.layers.empty()
                                            ? std::pair<std::int64_t, std::int64_t>{0, layers}
                                            : parse_layer_range(kind_.layers, layers);
+  const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
+  const std::optional<int> rank_here = launched_local_rank();
   backend_ = device_registry().create(
       settings_.device == "auto" ? "cpu" : settings_.device,
-      {.threads = settings_.threads > 0 ? settings_.threads : default_threads(), .isa = {}});
+      {.threads = threads,
+       .isa = {},
+       .cpus =
+           rank_here ? own_cpus(threads, *rank_here, launched_local_size()) : std::vector<int>{}});
   isa_ = backend_->isa();
   packing_ =
       input_packing(settings_.activations, store_->manifest().weights, backend_->has_bf16_dot());
@@ -89,7 +94,8 @@ void JobRun::plan() {
                           .layer_begin = layer_begin_,
                           .layer_end = layer_end_,
                           .shape = shape_,
-                          .packing = packing_},
+                          .packing = packing_,
+                          .threads = backend_->threads()},
                          control_);
   shape_ = plan_.shape;
   if (transport_.rank() == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
@@ -209,6 +215,7 @@ RunInfo JobRun::run_info() const {
                .weights = std::string(dtype_name(manifest.weights)),
                .build = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")",
                .wire = settings_.wire,
+               .kv = settings_.kv,
                .layer_begin = plan_.stages.layer_begin(),
                .layer_end = plan_.stages.layer_end(),
                .model_layers = spec().num_hidden_layers,
@@ -246,6 +253,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},
           {"KV type", settings_.kv},
+          {"activation type", settings_.activations},
           {"plan", hash_to_hex(own.plan_hash)},
           {"instruction set", isas}};
 }

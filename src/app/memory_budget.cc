@@ -20,6 +20,8 @@ constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 // What comes after measuring: code that has not run yet, threads, MPI's buffers, and a full
 // timeline (21 MB).
 constexpr std::int64_t kReserve = 32 * kMiB;
+// What a chunk of a matrix product keeps on the stack of its thread (kernels/cpu/multiply.h).
+constexpr std::int64_t kThreadStack = 384 << 10;
 constexpr std::int64_t kLogitBytes = 64 * kMiB;
 
 // The first number in `file`; nullopt when there is none.
@@ -107,7 +109,7 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   const std::int64_t batch = largest_batch(request);
   const std::int64_t row = spec.hidden_size * kFloat;
   MemoryNeeds needs;
-  needs.process = resident_bytes() + kReserve;
+  needs.process = resident_bytes() + kReserve + request.threads * kThreadStack;
   needs.workspace = Workspace::bytes_needed(spec, batch, request.packing);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
   const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;

@@ -34,6 +34,7 @@ struct NeedsRequest {
   bool head = false;  // this rank makes logits
   bool in_passes = false;
   InputPacking packing = std::nullopt;
+  int threads = 1;  // that compute
   int ranks = 1;
   bool frugal = false;  // as few logits at once as will do
 };

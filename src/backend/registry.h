@@ -13,6 +13,8 @@ namespace stagecoach {
 struct BackendOptions {
   int threads = 1;
   std::string isa;  // force one ("avx2"); empty: the best that this processor runs
+  std::vector<int> cpus =
+      {};  // processors that threads keep to, one each; empty: as the system likes
 };
 
 class BackendRegistry {

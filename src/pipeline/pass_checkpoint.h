@@ -2,7 +2,7 @@
 // window that was finished. Everything is written by the rank that has it, into a folder of its own
 // host or one that ranks share: names say window and layer.
 //
-//   DIR/checkpoint.json     whose values these are: model, work, KV type, plan
+//   DIR/checkpoint.json     whose values these are: model, work, KV and activation type, plan
 //   DIR/window-007.hidden   (rows of the pass, hidden_size) after window 7, from the rank that
 //   received it DIR/layer-007.kv        keys and values of layer 7, where later passes read them
 //   (generate) DIR/tokens.json         what has been drawn (generate, rank 0)

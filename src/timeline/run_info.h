@@ -56,6 +56,7 @@ struct RunInfo {
   std::string model, model_version, weights;
   std::string build;  // of Stagecoach
   std::string wire;   // type of hidden states between ranks
+  std::string kv;     // type of keys and values
   std::int64_t layer_begin = 0, layer_end = 0, model_layers = 0;
   std::int64_t distinct_layers = 0;  // fewer than model_layers: layers share slabs
   std::int64_t micro_batch = 0;

@@ -11,7 +11,7 @@ namespace stagecoach {
 namespace {
 
 constexpr const char* kFormat = "stagecoach-run";
-constexpr std::int64_t kVersion = 2, kOldest = 1;
+constexpr std::int64_t kVersion = 3, kOldest = 1;
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max() / 2;
 
 using OrderedJson = nlohmann::ordered_json;
@@ -137,15 +137,18 @@ PhaseResult parse_phase_result(const JsonObject& object) {
           .head_ms = amount(object, "head_ms")};
 }
 
-RankSummary parse_rank(const JsonObject& object) {
-  object.only({"rank", "host", "layers", "threads", "isa", "inputs", "weights_bytes", "kv_bytes",
-               "peak_bytes", "sent_bytes", "received_bytes", "read_bytes"});
+RankSummary parse_rank(const JsonObject& object, std::int64_t version) {
+  std::vector<std::string_view> known{"rank",       "host",           "layers",    "threads",
+                                      "isa",        "weights_bytes",  "kv_bytes",  "peak_bytes",
+                                      "sent_bytes", "received_bytes", "read_bytes"};
+  if (version > 2) known.push_back("inputs");
+  object.only(known);
   return {.rank = static_cast<int>(object.integer_in("rank", 0, 1 << 20)),
           .host = object.string("host"),
           .usage = {.layers = object.string("layers"),
                     .isa = object.string("isa"),
-                    // Until there was a choice, all products were of float32.
-                    .inputs = object.has("inputs") ? object.string("inputs") : "f32",
+                    // Versions 1 and 2 knew no other products.
+                    .inputs = version > 2 ? object.string("inputs") : "f32",
                     .threads = count(object, "threads"),
                     .weights_bytes = count(object, "weights_bytes"),
                     .kv_bytes = count(object, "kv_bytes"),
@@ -185,7 +188,7 @@ PhaseSplit parse_split(const JsonObject& object) {
   return split;
 }
 
-RunInfo parse_info(const JsonObject& object) {
+RunInfo parse_info(const JsonObject& object, std::int64_t version) {
   RunInfo info{.command = word(object, "command"),
                .work = object.string("work"),
                .model = object.string("model"),
@@ -193,6 +196,8 @@ RunInfo parse_info(const JsonObject& object) {
                .weights = word(object, "weights"),
                .build = object.string("build"),
                .wire = object.string("wire"),
+               // Versions 1 and 2 knew no other keys and values.
+               .kv = version > 2 ? object.string("kv") : "f32",
                .layer_begin = count(object, "layer_begin"),
                .layer_end = count(object, "layer_end"),
                .model_layers = count(object, "model_layers"),
@@ -268,6 +273,7 @@ std::string run_json(const RunSummary& summary) {
       {"weights", info.weights},
       {"build", info.build},
       {"wire", info.wire},
+      {"kv", info.kv},
       {"layer_begin", info.layer_begin},
       {"layer_end", info.layer_end},
       {"model_layers", info.model_layers},
@@ -290,7 +296,7 @@ RunSummary parse_run_json(std::string_view text, const std::string& source) {
   const std::int64_t version = object.integer("version");
   if (version < kOldest || version > kVersion)
     throw data_error(
-        fmt::format("{}: expected version {} or {}, found {}", source, kOldest, kVersion, version),
+        fmt::format("{}: expected version {} to {}, found {}", source, kOldest, kVersion, version),
         "use the Stagecoach that wrote it, or run again with --report");
   std::vector<std::string_view> known{
       "format",        "version",      "command",         "work",        "model",
@@ -298,9 +304,11 @@ RunSummary parse_run_json(std::string_view text, const std::string& source) {
       "layer_end",     "model_layers", "distinct_layers", "micro_batch", "tokens_per_second",
       "phases",        "ranks"};
   if (version > 1) known.push_back("splits");
+  if (version > 2) known.push_back("kv");
   object.only(known);
-  RunSummary summary{.info = parse_info(object), .ranks = {}, .splits = {}};
-  for (const JsonObject& rank : objects(object, "ranks")) summary.ranks.push_back(parse_rank(rank));
+  RunSummary summary{.info = parse_info(object, version), .ranks = {}, .splits = {}};
+  for (const JsonObject& rank : objects(object, "ranks"))
+    summary.ranks.push_back(parse_rank(rank, version));
   if (summary.ranks.empty())
     throw data_error(fmt::format("{}: ranks: expected one at least, found none", source));
   summary.info.ranks = static_cast<int>(summary.ranks.size());

@@ -76,4 +76,9 @@ int launched_local_size() {
   return std::max(1, integer_variable("OMPI_COMM_WORLD_LOCAL_SIZE").value_or(size));
 }
 
+std::optional<int> launched_local_rank() {
+  if (launched_size() == 1) return 0;
+  return integer_variable("OMPI_COMM_WORLD_LOCAL_RANK");
+}
+
 }  // namespace stagecoach

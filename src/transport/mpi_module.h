@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "transport/transport.h"
 
@@ -21,5 +22,7 @@ bool launched_by_mpi();
 int launched_rank();
 int launched_size();
 int launched_local_size();  // ranks on this host; all of them where the launcher does not say
+// Which of them this process is, from 0; nullopt where the launcher does not say.
+std::optional<int> launched_local_rank();
 
 }  // namespace stagecoach

@@ -246,6 +246,32 @@ class Text(StoreTest):
         self.assertLess(worst["q8"], 0.1)
         self.fails(run("score", "--store", self.store, "--text", path, "--kv", "q4"), 2, "--kv", "q8")
 
+    def test_activation_types(self):
+        case = GOLDEN["score"][0]
+        path = self.folder / "text"
+        path.write_bytes(case["text"].encode())
+        quantized = self.folder / "q8"
+        self.succeeds(run("import", DEMO, quantized, "--weights", "q8", "--quiet"))
+
+        def scored(*flags, **environment):
+            return json_lines(self.succeeds(run("score", "--store", quantized, "--text", path, "--json", "--kv", "f32", *flags,
+                                                environment=environment)))[0]["logprobs"][1:]
+        reference = scored("--activations", "f32")
+        self.assertEqual(scored(), scored("--activations", "int8"))
+        worst = {}
+        for activations in ("bf16", "int8"):
+            result = scored("--activations", activations)
+            self.assertEqual(result, scored("--threads", "2", STAGECOACH_ACTIVATIONS=activations, STAGECOACH_MICRO_BATCH="7"))
+            worst[activations] = max(abs(a - b) for a, b in zip(result, reference, strict=True))
+        # A logit errs by √3 e s (tests/golden/models/quantized_test.cc), a difference of two by √2 of that; five standard deviations.
+        # s is about 3, e 1.6e-3 and 5.5e-3 (input_types_test.cc).
+        self.assertLess(0, worst["bf16"])
+        self.assertLess(worst["bf16"], worst["int8"])
+        self.assertLess(worst["bf16"], 0.06)
+        self.assertLess(worst["int8"], 0.2)
+        self.fails(run("score", "--store", self.store, "--text", path, "--activations", "int8"), 2, "--activations int8", "--weights q8")
+        self.fails(run("score", "--store", quantized, "--text", path, "--activations", "q8"), 2, "--activations", "int8")
+
     def test_generate_as_json(self):
         prompts = self.folder / "prompts"
         prompts.write_bytes(b"In the beginning\r\nAnd God said\nBlessed are the")

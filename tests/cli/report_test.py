@@ -69,7 +69,7 @@ class Reports(StoreTest):
             self.assertIn(words, page.text)
         self.assertEqual(page.tags.count("svg"), 3)
         summary = json.loads((self.folder / "r/run.json").read_text())
-        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 2, "time"))
+        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 3, "time"))
         self.assertEqual([p["phase"] for p in summary["phases"]], ["prefill", "decode"])
         self.assertGreater(summary["ranks"][0]["peak_bytes"], summary["ranks"][0]["weights_bytes"])
 
@@ -135,7 +135,9 @@ class Reports(StoreTest):
         self.assertIn("12 layers share 4 slabs", self.succeeds(run("report", folder, folder)).stdout)
         # A report of a version that knew no splits.
         saved["version"] = 1
-        del saved["splits"]
+        del saved["splits"], saved["kv"]
+        for rank in saved["ranks"]:
+            del rank["inputs"]
         (folder / "run.json").write_text(json.dumps(saved))
         self.succeeds(run("report", folder))
 
@@ -179,7 +181,7 @@ class Reports(StoreTest):
         broken("layers.csv", lambda t: t.replace("wait_ms", "waits"), "layers.csv:1:", "version")
         broken("layers.csv", lambda t: t[:-9], "layers.csv:8:", "cut off")
         broken("layers.csv", lambda t: t.replace(",prefill,", ",prefill,-", 1), "layers.csv:2:", "ms")
-        broken("run.json", lambda t: t.replace('"version": 2', '"version": 3'), "run.json", "version 1 or 2, found 3")
+        broken("run.json", lambda t: t.replace('"version": 3', '"version": 4'), "run.json", "version 1 to 3, found 4")
         broken("run.json", lambda t: t[:100], "run.json")
         (self.folder / "bad/layers.csv").unlink()
         self.fails(run("report", self.folder / "bad"), 3)

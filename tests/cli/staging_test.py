@@ -268,6 +268,8 @@ class PassCheckpoints(Staging):
         self.fails(run(*self.score("--memory", "170MB", "--windows", "0:10,10:20", "--checkpoint", folder)), 3, "belongs to another plan")
         self.fails(run(*self.score("--memory", "170MB", "--kv", "q8", "--checkpoint", folder)), 3,
                    "belongs to another KV type: expected q8, found f16")
+        self.fails(run(*self.score("--memory", "170MB", "--activations", "f32", "--checkpoint", folder)), 3,
+                   "belongs to another activation type: expected f32, found auto")
         other = self.folder / "model"
         self.succeeds(run("create", self.shared / "config.json", other, "--weights", "f16", "--quiet"))
         self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder, store=other)), 3, "belongs to another model")

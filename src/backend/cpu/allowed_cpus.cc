@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "backend/cpu/cpu_backend.h"
 
@@ -16,18 +17,21 @@ namespace {
 
 constexpr int kNoLimit = 1 << 20;
 
-int affinity_cpus() {
+// The processors of the affinity mask; empty where the system does not say.
+std::vector<int> affinity_cpus() {
   // Machines with more than 1024 processors need a larger mask than cpu_set_t: grow until it fits.
   for (int cpus = 1024; cpus <= kNoLimit; cpus *= 2) {
     cpu_set_t* mask = CPU_ALLOC(static_cast<std::size_t>(cpus));
     if (mask == nullptr) break;
     const std::size_t size = CPU_ALLOC_SIZE(static_cast<std::size_t>(cpus));
     const bool known = sched_getaffinity(0, size, mask) == 0;
-    const int count = known ? CPU_COUNT_S(size, mask) : 0;
+    std::vector<int> found;
+    for (int cpu = 0; known && cpu < cpus; ++cpu)
+      if (CPU_ISSET_S(static_cast<std::size_t>(cpu), size, mask)) found.push_back(cpu);
     CPU_FREE(mask);
-    if (known) return std::max(count, 1);
+    if (known) return found;
   }
-  return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
+  return {};
 }
 
 // Whole processors in a quota, rounded up: a quota of 1.5 keeps two threads busy most of the time.
@@ -80,7 +84,19 @@ int cgroup_cpus() {
 }  // namespace
 
 int allowed_cpus() {
-  return std::min(affinity_cpus(), cgroup_cpus());
+  const auto masked = static_cast<int>(affinity_cpus().size());
+  const int cpus =
+      masked > 0 ? masked : std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
+  return std::min(cpus, cgroup_cpus());
+}
+
+std::vector<int> own_cpus(int threads, int rank_here, int ranks_here) {
+  const std::vector<int> all = affinity_cpus();
+  const auto count = static_cast<int>(all.size());
+  const bool known = rank_here >= 0 && rank_here < ranks_here;
+  if (!known || count != threads * ranks_here || cgroup_cpus() < count) return {};
+  const auto first = all.begin() + rank_here * threads;
+  return {first, first + threads};
 }
 
 }  // namespace stagecoach

@@ -23,7 +23,8 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelTable& kernels, int threads) : kernels_(kernels), pool_(threads) {}
+  CpuBackend(const KernelTable& kernels, const BackendOptions& options)
+      : kernels_(kernels), pool_(options.threads, options.cpus) {}
 
   std::string name() const override { return "cpu"; }
   std::string isa() const override { return kernels_.isa; }
@@ -117,14 +118,14 @@ void CpuBackend::gather_rows(const TensorView& table, std::span<const std::int32
 }
 
 void CpuBackend::matmul(const MatmulArgs& args) {
-  // Groups of panels as large as the kernel's blocking likes. Where there are too few of them for
-  // the threads, rows are split too; they are independent.
-  constexpr std::int64_t kGroup = 8;
-  constexpr std::int64_t kRowBlock = 192;
+  // Groups of panels as large as the kernel's blocking likes, or half of that for a few rows. Where
+  // there are too few of them for the threads, rows are split too; they are independent.
+  constexpr std::int64_t kRowBlock = 48;
   if (args.rows == 0) return;
   const std::int64_t panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
-  const std::int64_t groups = divide_up(panels, kGroup);
+  const std::int64_t group = args.rows <= kRowBlock && panels < 8 * wanted ? 4 : 8;
+  const std::int64_t groups = divide_up(panels, group);
   const std::int64_t row_blocks =
       groups >= wanted ? 1 : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, groups));
   const std::int64_t rows = divide_up(divide_up(args.rows, row_blocks), kRowBlock) * kRowBlock;
@@ -136,14 +137,20 @@ void CpuBackend::matmul(const MatmulArgs& args) {
       part.x.data += first * args.x.stride;
       part.y += first * args.y_stride;
       part.rows = std::min(rows, args.rows - first);
-      const std::int64_t panel = i % groups * kGroup;
-      kernels_.matmul(part, panel, std::min(panel + kGroup, panels));
+      const std::int64_t panel = i % groups * group;
+      kernels_.matmul(part, panel, std::min(panel + group, panels));
     }
   });
 }
 
 void CpuBackend::attention(const AttentionArgs& args) {
-  pool_.parallel_for(args.heads, 1, [&](std::int64_t begin, std::int64_t end) {
+  // Heads that share keys stay together in decode, where they read them once, if that leaves
+  // enough for all threads.
+  const std::int64_t shared = args.heads / args.kv_heads;
+  const bool decode = std::all_of(args.spans, args.spans + args.num_spans,
+                                  [](const KvSpan& span) { return span.rows == 1; });
+  const std::int64_t chunk = decode && args.kv_heads >= threads() ? shared : 1;
+  pool_.parallel_for(args.heads, chunk, [&](std::int64_t begin, std::int64_t end) {
     kernels_.attention(args, begin, end);
   });
 }
@@ -172,7 +179,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   if (options.threads < 1)
     throw usage_error(fmt::format("a CPU backend needs at least 1 thread, not {}", options.threads),
                       fmt::format("this process may use {}", allowed_cpus()));
-  return std::make_unique<CpuBackend>(choose_kernels(options), options.threads);
+  return std::make_unique<CpuBackend>(choose_kernels(options), options);
 }
 
 }  // namespace stagecoach

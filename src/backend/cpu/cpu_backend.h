@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/registry.h"
@@ -13,5 +14,11 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
 // Processors that this process may use (affinity mask and cgroup quota), at least 1.
 int allowed_cpus();
+
+// Of those, one for each of `threads` compute threads of the rank `rank_here` of `ranks_here` on
+// this host, and no other rank's. Empty where the ranks together do not want exactly what this
+// process may use: the system then places threads better than a list that knows nothing of its
+// other work.
+std::vector<int> own_cpus(int threads, int rank_here, int ranks_here);
 
 }  // namespace stagecoach

@@ -1,5 +1,8 @@
 #include "backend/cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 
 #include "base/error.h"
@@ -9,6 +12,20 @@ namespace {
 
 // About 20 to 50 µs: the gap between two ops of a pass, well below what waking a thread costs.
 constexpr int kSpins = 1000;
+
+// Of this thread; a system that refuses leaves it free.
+void keep_to(int cpu) {
+#if defined(__linux__)
+  const auto cpus = static_cast<std::size_t>(cpu) + 1;
+  cpu_set_t* const mask = CPU_ALLOC(cpus);
+  if (mask == nullptr) return;
+  const std::size_t size = CPU_ALLOC_SIZE(cpus);
+  CPU_ZERO_S(size, mask);
+  CPU_SET_S(static_cast<std::size_t>(cpu), size, mask);
+  pthread_setaffinity_np(pthread_self(), size, mask);
+  CPU_FREE(mask);
+#endif
+}
 
 void pause_spin() {
 #if defined(__x86_64__)
@@ -20,9 +37,15 @@ void pause_spin() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, std::vector<int> cpus) {
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+    for (int i = 1; i < threads; ++i) {
+      const auto place = static_cast<std::size_t>(i);
+      workers_.emplace_back([this, cpu = place < cpus.size() ? cpus[place] : -1] {
+        if (cpu >= 0) keep_to(cpu);
+        worker_loop();
+      });
+    }
   } catch (const std::exception& error) {
     // Those that did start wait for jobs; no destructor will run to end them.
     stop();

@@ -18,8 +18,10 @@ namespace stagecoach {
 // chunks must not depend on each other.
 class ThreadPool {
  public:
-  // `threads` in all, the caller of parallel_for being one; 1 starts none.
-  explicit ThreadPool(int threads);
+  // `threads` in all, the caller of parallel_for being one; 1 starts none. cpus: processors, one
+  // for each thread, to which the workers keep where the system lets them; the caller stays free,
+  // since what it starts later would inherit its place.
+  explicit ThreadPool(int threads, std::vector<int> cpus = {});
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool();

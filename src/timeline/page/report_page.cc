@@ -305,9 +305,10 @@ std::string report_page(const RunSummary& summary, const std::vector<LayerRow>& 
       memory_section(summary.ranks) +
       fmt::format(
           "</main>\n<footer><p class=\"muted\">Stagecoach {}; hidden states between ranks "
-          "as {}; micro-batches of up to {} tokens. Times of all ranks are on rank 0's "
+          "as {}, keys and values as {}; micro-batches of up to {} tokens. Times of all ranks are "
+          "on rank 0's "
           "clock.</p></footer>\n",
-          html_escape(info.build), html_escape(info.wire), info.micro_batch);
+          html_escape(info.build), html_escape(info.wire), html_escape(info.kv), info.micro_batch);
   return html_page(fmt::format("{} on {} {} – Stagecoach", info.model, info.ranks,
                                info.ranks == 1 ? "rank" : "ranks"),
                    body);

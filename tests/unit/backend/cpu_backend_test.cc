@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -260,6 +261,23 @@ TEST(AllowedCpus, FollowsTheAffinityMask) {
   ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
   EXPECT_EQ(allowed_cpus(), 1);
   ASSERT_EQ(sched_setaffinity(0, sizeof old, &old), 0);
+}
+
+TEST(OwnCpus, AreDisjointAndOnlyWhereTheyAddUp) {
+  cpu_set_t old;
+  ASSERT_EQ(sched_getaffinity(0, sizeof old, &old), 0);
+  const int all = CPU_COUNT(&old);
+  if (allowed_cpus() < all) GTEST_SKIP() << "a quota leaves less than the mask";
+  EXPECT_EQ(own_cpus(all, 0, 1).size(), static_cast<std::size_t>(all));
+  EXPECT_TRUE(own_cpus(all + 1, 0, 1).empty());
+  EXPECT_TRUE(own_cpus(all, 0, 2).empty());
+  std::set<int> seen;
+  for (int rank = 0; rank < all; ++rank)
+    for (const int cpu : own_cpus(1, rank, all)) {
+      EXPECT_TRUE(CPU_ISSET(cpu, &old));
+      EXPECT_TRUE(seen.insert(cpu).second) << "processor " << cpu << " twice";
+    }
+  EXPECT_EQ(seen.size(), static_cast<std::size_t>(all));
 }
 
 TEST(BackendRegistry, UnknownDeviceListsWhatIsBuiltIn) {

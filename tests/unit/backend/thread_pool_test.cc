@@ -1,6 +1,7 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -25,6 +26,31 @@ TEST(ThreadPool, VisitsEveryIndexOnceWhateverTheChunk) {
         for (const std::atomic<int>& visit : visits) ASSERT_EQ(visit, 1);
       }
   }
+}
+
+TEST(ThreadPool, WorkersKeepToTheirProcessors) {
+  cpu_set_t mask;
+  ASSERT_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
+  int last = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &mask)) last = cpu;
+  ThreadPool pool(2, {0, last});
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<bool> seen = false;
+  // Until the worker has taken part.
+  for (int job = 0; job < 1000 && !seen; ++job)
+    pool.parallel_for(2, 1, [&](std::int64_t, std::int64_t) {
+      if (std::this_thread::get_id() == caller) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return;
+      }
+      cpu_set_t own;
+      EXPECT_EQ(sched_getaffinity(0, sizeof own, &own), 0);
+      EXPECT_EQ(CPU_COUNT(&own), 1);
+      EXPECT_TRUE(CPU_ISSET(last, &own));
+      seen = true;
+    });
+  EXPECT_TRUE(seen);
 }
 
 TEST(ThreadPool, ManySmallJobsInARow) {
