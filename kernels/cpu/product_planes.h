@@ -52,6 +52,9 @@ STAGECOACH_TILE run_planes_tile(const PlanesTile& t) {
               planes + v / kPanelVecs * t.planes_panel + v % kPanelVecs * kLanes * 4;
           high[r][v] += products_of_pairs(load_words(word), quad);
           low[r][v] += products_of_pairs(load_words(word + kWordBytes), quad);
+          // Here and now: GCC else keeps all eight products of a sum, and has no registers for
+          // them.
+          asm("" : "+v"(high[r][v]), "+v"(low[r][v]));
         }
       }
 #pragma GCC unroll 16
