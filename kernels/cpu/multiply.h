@@ -88,7 +88,7 @@ inline Extent panel_extent(const MatmulArgs& args, std::int64_t panel, std::int6
                            std::int64_t count) {
   if constexpr (Grouped<Type>)
     return {panel_groups<Type>(args, panel) + k / kGroupCols * kGroupBytes<Type>,
-            (count + kGroupCols - 1) / kGroupCols * kGroupBytes<Type>};
+            num_groups(count) * kGroupBytes<Type>};
   else
     return {reinterpret_cast<const std::byte*>(panel_weights<Type>(args, panel) + k * kPanel),
             count * kPanel * static_cast<std::int64_t>(sizeof(typename Type::Element))};

@@ -15,31 +15,25 @@ inline IntVec pair_halves(IntVec a, IntVec b) {
   return (a >> 16 & 0xffff) | (b & static_cast<std::int32_t>(0xffff0000u));
 }
 
-// Two columns of a panel of bf16, `second` null where the width is odd.
-inline void store_pair(const std::uint16_t* first, const std::uint16_t* second, std::byte* pair) {
-#pragma GCC unroll 4
-  for (int v = 0; v < kPanelVecs; ++v) {
-    const IntVec low = (IntVec)load_bf16(first + v * kLanes);
-    const IntVec high = second != nullptr ? (IntVec)load_bf16(second + v * kLanes) : IntVec{};
-    const IntVec both = pair_halves(low, high);
-    __builtin_memcpy(pair + v * kLanes * 4, &both, sizeof both);
-  }
+// One vector of a column of bf16 and, but where an odd width ends, of the next.
+inline IntVec load_pair(const std::uint16_t* column, bool whole) {
+  return pair_halves((IntVec)load_bf16(column),
+                     whole ? (IntVec)load_bf16(column + kPanel) : IntVec{});
 }
 
 // Quants of one group of a panel as pairs.
 template <Grouped Type>
-inline void store_group_pairs(const Group<Type, 1>& group, const std::byte* b, std::byte* pairs) {
-  Group<Type, 1> words = group;
+inline void store_group_pairs(const std::byte* b, std::byte* pairs) {
+  Group<Type, 1> group;
   for (int i = 0; i < kGroupCols / Type::kWordCols; ++i) {
-    words.load_words(b, 0, i);
+    group.load_words(b, 0, i);
 #pragma GCC unroll 4
     for (int j = 0; j < Type::kWordCols; j += 2, pairs += kPairBytes)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanelVecs; ++v) {
-        const IntVec both = pair_halves((IntVec)Type::quants(words.words[v], j),
-                                        (IntVec)Type::quants(words.words[v], j + 1));
-        __builtin_memcpy(pairs + v * kLanes * 4, &both, sizeof both);
-      }
+      for (int v = 0; v < kPanelVecs; ++v)
+        store_words(pairs + v * kLanes * 4,
+                    pair_halves((IntVec)Type::quants(group.words[v], j),
+                                (IntVec)Type::quants(group.words[v], j + 1)));
   }
 }
 
@@ -78,11 +72,7 @@ template <typename Type, int R, int P>
 STAGECOACH_TILE run_bf16_tile(const Bf16Tile& t) {
   constexpr int V = P * kPanelVecs;
   Vec sum[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v)
-      sum[r][v] = t.c.continued ? load(t.c.data + r * t.c.stride + v * kLanes) : Vec{};
+  load_sums(t.c, sum);
   if constexpr (Grouped<Type>) {
     constexpr std::int64_t kGroupPairs = kGroupCols / 2;
     const float* scale = t.scales;
@@ -98,10 +88,7 @@ STAGECOACH_TILE run_bf16_tile(const Bf16Tile& t) {
   } else {
     add_pairs<R, P>(t, 0, t.pairs, sum);
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(t.c.data + r * t.c.stride + v * kLanes, sum[r][v]);
+  store_sums(sum, t.c);
 }
 
 template <typename Type>
@@ -148,12 +135,13 @@ class Bf16Product {
           group.load_scales(b, 0);
           for (int v = 0; v < kPanelVecs; ++v)
             store(scales_ + (k / kGroupCols * P + p) * kPanel + v * kLanes, group.scale[v]);
-          store_group_pairs<Type>(group, b, pairs);
+          store_group_pairs<Type>(b, pairs);
         }
       } else {
         const std::uint16_t* b = panel_weights<Type>(args_, panel + p) + k_ * kPanel;
         for (std::int64_t k = 0; k < count_; k += 2, b += 2 * kPanel, pairs += kPairBytes)
-          store_pair(b, k + 1 < count_ ? b + kPanel : nullptr, pairs);
+          for (int v = 0; v < kPanelVecs; ++v)
+            store_words(pairs + v * kLanes * 4, load_pair(b + v * kLanes, k + 1 < count_));
       }
     }
   }
@@ -179,10 +167,8 @@ class Bf16Product {
       IntVec weight[V];
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
-        const std::uint16_t* const column =
-            b + v / kPanelVecs * kPanel * args.in + v % kPanelVecs * kLanes;
-        weight[v] = pair_halves((IntVec)load_bf16(column),
-                                whole ? (IntVec)load_bf16(column + kPanel) : IntVec{});
+        weight[v] =
+            load_pair(b + v / kPanelVecs * kPanel * args.in + v % kPanelVecs * kLanes, whole);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {

@@ -50,11 +50,7 @@ STAGECOACH_TILE run_int8_tile(const Int8Tile& t) {
   constexpr int kWords = kGroupCols / Type::kWordCols;
   constexpr int kQuads = Quads<Type>::kQuads;
   Vec sum[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v)
-      sum[r][v] = t.c.continued ? load(t.c.data + r * t.c.stride + v * kLanes) : Vec{};
+  load_sums(t.c, sum);
 
   const std::byte* x = t.x;
   const std::byte* b = t.b;
@@ -106,10 +102,7 @@ STAGECOACH_TILE run_int8_tile(const Int8Tile& t) {
     }
   }
 
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(t.c.data + r * t.c.stride + v * kLanes, sum[r][v]);
+  store_sums(sum, t.c);
 }
 
 template <Grouped Type>
@@ -151,12 +144,14 @@ class Int8Product {
   template <int R, int P>
   void run(std::int64_t row, const PartialSums& sums) const {
     run_int8_tile<Type, R, P, false>(
-        {x_ + row * args_.x.stride + group_ * static_cast<std::int64_t>(sizeof(InputGroup)),
-         args_.x.stride, weights_, panel_bytes_, groups_, sums});
+        {x_of(row), args_.x.stride, weights_, panel_bytes_, groups_, sums});
   }
 
- private:
-  static std::int64_t num_groups(std::int64_t cols) { return (cols + kGroupCols - 1) / kGroupCols; }
+ protected:
+  // The block's first group of a row.
+  const std::byte* x_of(std::int64_t row) const {
+    return x_ + row * args_.x.stride + group_ * static_cast<std::int64_t>(sizeof(InputGroup));
+  }
 
   const MatmulArgs& args_;
   const std::byte* const x_;

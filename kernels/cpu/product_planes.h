@@ -29,11 +29,7 @@ template <int R, int P>
 STAGECOACH_TILE run_planes_tile(const PlanesTile& t) {
   constexpr int V = P * kPanelVecs;
   Vec sum[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v)
-      sum[r][v] = t.c.continued ? load(t.c.data + r * t.c.stride + v * kLanes) : Vec{};
+  load_sums(t.c, sum);
 
   const std::byte* x = t.x;
   const std::byte* b = t.b;
@@ -74,40 +70,19 @@ STAGECOACH_TILE run_planes_tile(const PlanesTile& t) {
     }
   }
 
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(t.c.data + r * t.c.stride + v * kLanes, sum[r][v]);
+  store_sums(sum, t.c);
 }
 
-class PlanesProduct {
+class PlanesProduct : public Int8Product<AsQ8> {
  public:
-  using Weights = AsQ8;
-  using FewRows = Int8Product<AsQ8>;
-  static constexpr int kRows = kLanes == 8 ? 3 : 6, kPanels = kTilePanels;
-  static constexpr int kSums = FewRows::kSums, kStreamRows = FewRows::kStreamRows;
+  static constexpr int kRows = kLanes == 8 ? 3 : 6;
   static constexpr std::int64_t kBlockK = 512 / kPanels;  // 16 KiB of planes
-  static constexpr std::int64_t kChunkRows = 192;
-  static_assert(kBlockK % kGroupCols == 0);
 
-  template <int R, int P>
-  static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
-    FewRows::stream<R, P>(args, panel, sums);
-  }
-
-  PlanesProduct(const MatmulArgs& args, std::int64_t row, std::int64_t)
-      : args_(args),
-        x_(args.x.data + row * args.x.stride),
-        panel_bytes_(panel_groups<AsQ8>(args, 1) - panel_groups<AsQ8>(args, 0)) {}
-
-  void enter_block(std::int64_t k, std::int64_t count) {
-    group_ = k / kGroupCols;
-    groups_ = (count + kGroupCols - 1) / kGroupCols;
-  }
+  using Int8Product::Int8Product;
 
   template <int P>
   void enter_panels(std::int64_t panel) {
-    weights_ = panel_groups<AsQ8>(args_, panel) + group_ * kGroupBytes<AsQ8>;
+    Int8Product::enter_panels<P>(panel);
     for (int p = 0; p < P; ++p) {
       const std::byte* b = weights_ + p * panel_bytes_;
       std::byte* planes = planes_ + p * kPanelPlanes;
@@ -126,18 +101,12 @@ class PlanesProduct {
   template <int R, int P>
   void run(std::int64_t row, const PartialSums& sums) const {
     run_planes_tile<R, P>(
-        {x_ + row * args_.x.stride + group_ * static_cast<std::int64_t>(sizeof(InputGroup)),
-         args_.x.stride, planes_, kPanelPlanes, weights_, panel_bytes_, groups_, sums});
+        {x_of(row), args_.x.stride, planes_, kPanelPlanes, weights_, panel_bytes_, groups_, sums});
   }
 
  private:
   static constexpr std::int64_t kPanelPlanes = kBlockK / kGroupCols * kPlaneBytes;
 
-  const MatmulArgs& args_;
-  const std::byte* const x_;
-  const std::int64_t panel_bytes_;
-  const std::byte* weights_ = nullptr;
-  std::int64_t group_ = 0, groups_ = 0;
   alignas(64) std::byte planes_[kPanels * kPanelPlanes];
 };
 

@@ -38,6 +38,11 @@ template <Grouped Type>
 constexpr std::int64_t kGroupBytes = layout_bytes(matrix_layout(Type::kType), Type::kType,
                                                   kPanelRows, kGroupCols);
 
+// That cover `cols` columns.
+constexpr std::int64_t num_groups(std::int64_t cols) {
+  return (cols + kGroupCols - 1) / kGroupCols;
+}
+
 inline IntVec load_words(const std::byte* p) {
   IntVec words;
   __builtin_memcpy(&words, p, sizeof words);

@@ -127,5 +127,23 @@ struct PartialSums {
   PartialSums at_row(std::int64_t row) const { return {data + row * stride, stride, continued}; }
 };
 
+// Those of a tile, in registers.
+template <int R, int V>
+inline void load_sums(const PartialSums& from, Vec (&sum)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = from.continued ? load(from.data + r * from.stride + v * kLanes) : Vec{};
+}
+
+template <int R, int V>
+inline void store_sums(const Vec (&sum)[R][V], const PartialSums& to) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(to.data + r * to.stride + v * kLanes, sum[r][v]);
+}
+
 }  // namespace
 }  // namespace stagecoach::STAGECOACH_ISA

@@ -11,6 +11,7 @@
 #include "checkpoint/import.h"
 #include "checkpoint/safetensors/safetensors.h"
 #include "engine/stage_runner.h"
+#include "fixtures.h"
 #include "stager/layer_stager.h"
 #include "support_pipeline.h"
 #include "support_temporary_folder.h"
@@ -19,14 +20,6 @@ namespace stagecoach {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(fs::path(TEST_DATA_DIR) / "golden"))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
 
 class Golden : public testing::TestWithParam<std::string> {
  protected:
@@ -126,11 +119,6 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
     EXPECT_LE(worst, bound) << "before layer " << layer;
     runner.run_layers(layer, layer + 1, runs, {});
   }
-}
-
-// Bits, not values: 0.0 and -0.0 differ here, and so would two NaNs.
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 void expect_same_bits(const std::vector<PipelineOutput>& a, const std::vector<PipelineOutput>& b) {

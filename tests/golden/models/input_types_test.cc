@@ -11,6 +11,7 @@
 #include "base/dtype_names.h"
 #include "base/json.h"
 #include "checkpoint/import.h"
+#include "fixtures.h"
 #include "support_pipeline.h"
 #include "support_temporary_folder.h"
 
@@ -33,14 +34,6 @@ constexpr Mode kModes[] = {
     {DType::kQ8, InputType::kInt8, 0.0055},   {DType::kQ4, InputType::kInt8, 0.0055},
     {DType::kQ8, InputType::kBF16, 0.0016},   {DType::kQ4, InputType::kBF16, 0.0016},
     {DType::kBF16, InputType::kBF16, 0.0016}, {DType::kF16, InputType::kF32, 0.0016}};
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(fs::path(TEST_DATA_DIR) / "golden"))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
 
 class InputTypes : public testing::TestWithParam<std::string> {
  protected:
@@ -93,10 +86,6 @@ TEST_P(InputTypes, CostNoMoreThanRoundingExplains) {
         EXPECT_LE(relative, 4 * mode.error * std::sqrt(4 * layers + 1));
         EXPECT_GT(relative, 0) << "nothing was packed";
       });
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 TEST_P(InputTypes, EverySplitGivesTheSameBits) {
