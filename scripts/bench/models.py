@@ -10,7 +10,7 @@ import sys
 
 import gguf_random
 from rival_engines import (ALL_TYPES, WEIGHT_BYTES, LlamaCpp, OtherPrograms, Stagecoach, choices, markdown_table, need_room, remove, rival_arguments,
-                           threads_of, wait_for_quiet)
+                           threads_of, wait_for_quiet, write_whole)
 from support import ROOT, BenchError, cpu_model, main, positive, table
 
 PRESETS = ROOT / "configs/presets.json"
@@ -87,10 +87,7 @@ class Files:
         if not flags.without_stagecoach and not (self.store / "manifest.json").exists():
             stagecoach.create(model.name, self.store, weights)
         if not flags.without_llama_cpp and not self.gguf.exists():
-            unfinished = self.gguf.with_suffix(".part")
-            bench.undo.callback(remove, unfinished)
-            gguf_random.write_llama(unfinished, weights, **model.llama)
-            unfinished.rename(self.gguf)
+            write_whole(bench, self.gguf, lambda path: gguf_random.write_llama(path, weights, **model.llama))
 
     def remove(self):
         remove(self.store)

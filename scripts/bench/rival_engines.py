@@ -264,6 +264,14 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def write_whole(bench, path, write):
+    """write(path) under another name, so that a file cut short is not taken for a whole one."""
+    unfinished = path.with_suffix(".part")
+    bench.undo.callback(remove, unfinished)
+    write(unfinished)
+    unfinished.rename(path)
+
+
 def markdown_table(headings, rows):
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"

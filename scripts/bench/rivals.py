@@ -13,7 +13,7 @@ import sys
 
 import gguf_random
 from rival_engines import (ALL_TYPES, TORCH_TYPES, WEIGHT_BYTES, LlamaCpp, OtherPrograms, PyTorch, Stagecoach, choices, markdown_table,
-                           need_room, remove, rival_arguments, threads_of, wait_for_quiet)
+                           need_room, remove, rival_arguments, threads_of, wait_for_quiet, write_whole)
 from support import BenchError, cpu_model, main, positive, table
 
 VOCABULARY = 256  # of bytes: head and embedding are 0.2 % of a layer's weights and less
@@ -103,11 +103,8 @@ class Layer:
             config.write_text(json.dumps(shape.config()))
             stagecoach.create(config, self.store, weights)
         if llama and not self.gguf.exists():
-            unfinished = self.gguf.with_suffix(".part")
-            bench.undo.callback(remove, unfinished)
-            gguf_random.write_gpt2(unfinished, weights, width=shape.width, heads=shape.heads, mlp=shape.mlp, layers=1, vocabulary=VOCABULARY,
-                                   context=shape.positions)
-            unfinished.rename(self.gguf)
+            write_whole(bench, self.gguf, lambda path: gguf_random.write_gpt2(
+                path, weights, width=shape.width, heads=shape.heads, mlp=shape.mlp, layers=1, vocabulary=VOCABULARY, context=shape.positions))
 
     def remove(self):
         remove(self.store)
