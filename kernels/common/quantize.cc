@@ -99,25 +99,11 @@ void Q8::choose_scales(const Block& block, int v, std::uint16_t* scales) {
   }
 }
 
-// Σwq and Σq² for the quants that 1 / scale gives: the best scale of these quants is their ratio.
-struct Fit {
-  Vec product, square;
-};
-
-Fit fit_quants(const Block& block, int v, Vec inverse) {
-  Fit fit = {};
-  for (const auto& column : block.columns) {
-    const Vec quant = shifted_quants<Q4>(column[v], inverse) - kRounder;
-    fit.product += column[v] * quant;
-    fit.square += quant * quant;
-  }
-  return fit;
-}
-
-// Levels for the weight of largest magnitude, found by trying sets on normally distributed weights
-// (relative error 0.0812; Q4_0 0.0859; twice as many levels 0.0809): the whole range on either
-// side; clipping the largest weight for a finer step; a coarser step that others may fit better.
-constexpr float kLevels[] = {-8.0f, 7.0f, -8.6f, -7.3f};
+// Levels that the weight of largest magnitude may become: −8 has the finest steps; others suit
+// groups whose largest weights differ in sign, or that were once rounded to fewer steps. It always
+// becomes one: a scale off those levels can make the squared error smaller still, but costs models
+// more than it saves them (docs/quantization.md).
+constexpr float kLevels[] = {-8.0f, 7.0f, -7.0f, 6.0f, -6.0f, 5.0f};
 
 void Q4::choose_scales(const Block& block, int v, std::uint16_t* scales) {
   Vec low = {}, high = {};
@@ -125,23 +111,27 @@ void Q4::choose_scales(const Block& block, int v, std::uint16_t* scales) {
     low = smaller(low, column[v]);
     high = larger(high, column[v]);
   }
-  const Vec extreme = high > -low ? high : low;
   // Below this every scale is zero in float16. Divisors stay away from zero.
   const IntVec nothing = larger(high, -low) < 0x1p-24f;
-  const Vec unit = 1.0f / (nothing ? broadcast(1.0f) : extreme);
-  Vec best_gain = {}, scale = {};
-  const auto consider = [&](Vec inverse) {
-    const Fit fit = fit_quants(block, v, inverse);
-    const IntVec empty = fit.square == 0.0f;
-    const Vec candidate = fit.product / (empty ? broadcast(1.0f) : fit.square);
-    const Vec gain = fit.product * candidate;
-    scale = gain > best_gain ? candidate : scale;
+  const Vec extreme = nothing ? broadcast(1.0f) : high > -low ? high : low;
+  Vec best_gain = {}, best_scale = {};
+  for (const float level : kLevels) {
+    const Vec exact = extreme / level;
+    const Vec scale = smaller(larger(exact, broadcast(-kLargestHalf)), broadcast(kLargestHalf));
+    const Vec inverse = 1.0f / scale;
+    Vec product = {}, square = {};  // Σwq, Σq²
+    for (const auto& column : block.columns) {
+      const Vec quant = shifted_quants<Q4>(column[v], inverse) - kRounder;
+      product += column[v] * quant;
+      square += quant * quant;
+    }
+    // The squared error is Σw² less this.
+    const Vec gain = scale * (2.0f * product - scale * square);
+    best_scale = gain > best_gain ? scale : best_scale;
     best_gain = larger(gain, best_gain);
-  };
-  for (const float level : kLevels) consider(level * unit);
-  consider(1.0f / (scale == 0.0f ? broadcast(1.0f) : scale));
+  }
   for (int lane = 0; lane < kLanes; ++lane)
-    scales[lane] = nothing[lane] ? 0 : scale_to_f16(scale[lane]);
+    scales[lane] = nothing[lane] ? 0 : scale_to_f16(best_scale[lane]);
 }
 
 // Rows [0, rows) of 16 and columns [k, k + count) of 32 from `source`, the others zero, and so are
