@@ -21,6 +21,16 @@ inline IntVec load_pair(const std::uint16_t* column, bool whole) {
                      whole ? (IntVec)load_bf16(column + kPanel) : IntVec{});
 }
 
+// Columns j and j + 1 of each lane's word as a pair. j is even.
+template <Grouped Type>
+inline IntVec quant_pair(IntVec words, int j) {
+  if constexpr (Type::kType == DType::kQ4)
+    return nibble_pairs_less_8(j < 4 ? words : words >> 4, j % 4);
+  // Small integers: the lower halves of their float32 are zero.
+  using Unsigned = std::uint32_t __attribute__((vector_size(4 * kLanes)));
+  return (IntVec)((Unsigned)Type::quants(words, j) >> 16) | (IntVec)Type::quants(words, j + 1);
+}
+
 // Quants of one group of a panel as pairs.
 template <Grouped Type>
 inline void store_group_pairs(const std::byte* b, std::byte* pairs) {
@@ -31,9 +41,7 @@ inline void store_group_pairs(const std::byte* b, std::byte* pairs) {
     for (int j = 0; j < Type::kWordCols; j += 2, pairs += kPairBytes)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVecs; ++v)
-        store_words(pairs + v * kLanes * 4,
-                    pair_halves((IntVec)Type::quants(group.words[v], j),
-                                (IntVec)Type::quants(group.words[v], j + 1)));
+        store_words(pairs + v * kLanes * 4, quant_pair<Type>(group.words[v], j));
   }
 }
 
@@ -91,6 +99,65 @@ STAGECOACH_TILE run_bf16_tile(const Bf16Tile& t) {
   store_sums(sum, t.c);
 }
 
+// c (R, P · 16) = x (R, k) · b, whose groups are read once and paired in registers.
+template <Grouped Type>
+struct Bf16GroupTile {
+  const std::byte* x;
+  std::int64_t x_stride;
+  const std::byte* b;    // panels of groups
+  std::int64_t b_panel;  // bytes between panels
+  std::int64_t k;
+  float* c;  // rows are P · 16 apart
+};
+
+template <typename Type, int R, int P>
+STAGECOACH_TILE run_bf16_group_tile(const Bf16GroupTile<Type>& t) {
+  constexpr int V = P * kPanelVecs;
+  constexpr int kWordPairs = Type::kWordCols / 2;
+  Vec sum[R][V] = {};
+  Group<Type, P> group;
+  const std::byte* x = t.x;
+  const std::byte* b = t.b;
+  for (std::int64_t k = 0; k < t.k; k += kGroupCols, b += kGroupBytes<Type>) {
+    if constexpr (R >= kBusyRows)
+      for (int p = 0; p < P; ++p) prefetch(b + p * t.b_panel, kBytesAhead, kGroupBytes<Type>);
+    Vec dot[R][V] = {};
+    const auto add_pair = [&](int j) {
+      IntVec weight[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) weight[v] = quant_pair<Type>(group.words[v], 2 * j);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const IntVec pair = broadcast_word(x + r * t.x_stride);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) dot[r][v] = dot_bf16(dot[r][v], pair, weight[v]);
+      }
+      x += 4;
+    };
+    const std::int64_t pairs = (smaller(t.k - k, kGroupCols) + 1) / 2;
+    const int whole = static_cast<int>(pairs / kWordPairs);
+    for (int i = 0; i < whole; ++i) {
+      group.load_words(b, t.b_panel, i);
+#pragma GCC unroll 4
+      for (int j = 0; j < kWordPairs; ++j) add_pair(j);
+    }
+    // The rest of a matrix whose width no word divides: x ends here.
+    const int rest = static_cast<int>(pairs % kWordPairs);
+    if (rest > 0) group.load_words(b, t.b_panel, whole);
+#pragma GCC unroll 1
+    for (int j = 0; j < rest; ++j) add_pair(j);
+    group.load_scales(b, t.b_panel);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(dot[r][v], group.scale[v], sum[r][v]);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(t.c + (r * V + v) * kLanes, sum[r][v]);
+}
+
 template <typename Type>
 class Bf16Product {
  public:
@@ -98,19 +165,20 @@ class Bf16Product {
   // A group's sums need registers of their own beside the running ones.
   static constexpr int kRows = Grouped<Type> ? kTileRows / 2 : kTileRows, kPanels = kTilePanels;
   static constexpr int kSums = kRows * kPanels;
-  static constexpr int kStreamRows = Grouped<Type> ? kRows : kSums;
+  static constexpr int kStreamRows = kSums;
   static constexpr std::int64_t kBlockK = 256;  // 16 KiB of pairs
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);
 
   template <int R, int P>
   static void stream(const MatmulArgs& args, std::int64_t panel, float* sums) {
-    if constexpr (!Grouped<Type>) return stream_pairs<R, P>(args, panel, sums);
-    Bf16Product product(args, 0, R);
-    for (std::int64_t k = 0; k < args.in; k += kBlockK) {
-      product.enter_block(k, smaller(kBlockK, args.in - k));
-      product.template enter_panels<P>(panel);
-      product.template run<R, P>(0, {sums, P * kPanel, k > 0});
+    if constexpr (Grouped<Type>) {
+      const std::byte* const groups = panel_groups<Type>(args, panel);
+      run_bf16_group_tile<Type, R, P>({args.x.data, args.x.stride, groups,
+                                       panel_groups<Type>(args, panel + 1) - groups, args.in,
+                                       sums});
+    } else {
+      stream_pairs<R, P>(args, panel, sums);
     }
   }
 
@@ -183,14 +251,13 @@ class Bf16Product {
       for (int v = 0; v < V; ++v) store(sums + r * P * kPanel + v * kLanes, sum[r][v]);
   }
 
-  static constexpr std::int64_t kMaxPanels = 4;  // of `stream`
   static constexpr std::int64_t kPanelStride = kBlockK / 2 * kPairBytes;
 
   const MatmulArgs& args_;
   const std::byte* const x_;
   std::int64_t k_ = 0, count_ = 0;
-  alignas(64) std::byte pairs_[kMaxPanels * kPanelStride];
-  alignas(64) float scales_[Grouped<Type> ? kMaxPanels * kBlockK / kGroupCols * kPanel : 1];
+  alignas(64) std::byte pairs_[kPanels * kPanelStride];
+  alignas(64) float scales_[Grouped<Type> ? kPanels * kBlockK / kGroupCols * kPanel : 1];
 };
 
 inline void multiply_bf16(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {

@@ -61,6 +61,21 @@ inline Vec nibbles_less_8(IntVec v) {
 inline Vec dot_bf16(Vec sum, IntVec a, IntVec b) {
   return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
+
+// The low four bits, 0 … 15, less 8, of bytes j and j + 1 of each lane as a pair of bfloat16; j is
+// 0 or 2. The look-up takes five bits: the fifth, whatever it is, finds the same value.
+inline IntVec nibble_pairs_less_8(IntVec v, int j) {
+  using Halves = std::uint16_t __attribute__((vector_size(64)));
+  constexpr Halves kValues = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                              0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+                              0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                              0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+  const __m512i low_byte_of_halves = _mm512_maskz_broadcast_i32x4(
+      0xffff, _mm_add_epi8(_mm_setr_epi8(0, 0, 1, 0, 4, 0, 5, 0, 8, 0, 9, 0, 12, 0, 13, 0),
+                           _mm_set1_epi8(static_cast<char>(j))));
+  const __m512i indices = _mm512_shuffle_epi8((__m512i)v, low_byte_of_halves);
+  return (IntVec)_mm512_maskz_permutexvar_epi16(0xffffffff, indices, (__m512i)kValues);
+}
 #endif
 
 }  // namespace

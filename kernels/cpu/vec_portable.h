@@ -81,6 +81,13 @@ inline Vec dot_bf16(Vec sum, IntVec a, IntVec b) {
   return multiply_add((Vec)(a << 16), (Vec)(b << 16), sum);
 }
 
+// The low four bits of bytes j and j + 1 of each lane, less 8, as a pair of bfloat16.
+inline IntVec nibble_pairs_less_8(IntVec v, int j) {
+  using Unsigned = std::uint32_t __attribute__((vector_size(4 * kLanes)));
+  const auto low = (Unsigned)nibbles_less_8(v >> 8 * j);
+  return (IntVec)(low >> 16) | (IntVec)nibbles_less_8(v >> 8 * (j + 1));
+}
+
 // Integer dot products, see dot_x86.h; sixteen lanes start as VNNI does.
 template <bool kSignedWeights>
 inline IntVec dot_bytes(IntVec sum, IntVec weights, IntVec x) {
