@@ -1,16 +1,19 @@
-// kernels_bench [ISA [TEXT]]: every kernel of one instruction set (default: the best here) whose
-// name line contains TEXT (default: all), on one core: checked against the oracle on fresh random
-// data, then timed, with its share of this core's measured limits.
+// kernels_bench [--threads N] [ISA [TEXT]]: every kernel of one instruction set (default: the best
+// here) whose name line contains TEXT (default: all), on N cores (default: one): checked against
+// the oracle on fresh random data, then timed, with its share of these cores' measured limits.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <random>
+#include <string>
+#include <vector>
 
-#include "kernels/bench/median_seconds.h"
+#include "kernels/bench/crew.h"
 #include "kernels/include/ops.h"
 #include "kernels/probe/probe.h"
 
@@ -21,8 +24,10 @@ using Floats = std::vector<float>;
 
 struct Limits {
   double f32, bf16, int8;  // operations per second
-  double read;             // bytes per second
 };
+
+constexpr std::size_t kProbeBytes = std::size_t{256} << 20;
+constexpr int kRepetitions = 7;
 
 constexpr const char* kTypeNames[] = {"f32", "f16", "bf16", "q8", "q4"};
 constexpr const char* kInputNames[] = {"f32", "bf16", "int8"};
@@ -48,16 +53,16 @@ class LargeBuffer {
 
 class Bench {
  public:
-  Bench(const KernelTable& kernels, const char* only)
-      : kernels_(kernels), only_(only), generator_(std::random_device{}()) {
+  Bench(const KernelTable& kernels, const char* only, int threads)
+      : kernels_(kernels), only_(only), crew_(threads), generator_(std::random_device{}()) {
     const auto peak = [&](DotType type) {
-      return probe_dot_of(kernels.isa, type, {}).ops_per_second;
+      return probe_dot_of(kernels.isa, type, {.threads = threads}).ops_per_second;
     };
-    limits_ = {peak(DotType::kF32), peak(DotType::kBF16), peak(DotType::kInt8),
-               probe_memory_read(std::size_t{256} << 20, {})};
-    std::printf("%s on one core: f32 %.1f, bf16 %.1f GFLOP/s, int8 %.1f GOP/s, reads %.1f GB/s\n\n",
-                kernels.isa, limits_.f32 * 1e-9, limits_.bf16 * 1e-9, limits_.int8 * 1e-9,
-                limits_.read * 1e-9);
+    limits_ = {peak(DotType::kF32), peak(DotType::kBF16), peak(DotType::kInt8)};
+    std::printf(
+        "%s, threads: %d; f32 %.1f, bf16 %.1f GFLOP/s, int8 %.1f GOP/s, reads %.1f GB/s\n\n",
+        kernels.isa, threads, limits_.f32 * 1e-9, limits_.bf16 * 1e-9, limits_.int8 * 1e-9,
+        probe_memory_read(kProbeBytes, {.threads = threads}) * 1e-9);
     std::printf("%-34s %10s %9s %7s %8s %7s %10s\n", "kernel", "ms", "GFLOP/s", "of peak", "GB/s",
                 "of read", "max error");
   }
@@ -66,7 +71,7 @@ class Bench {
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
       for (const InputType input : {InputType::kF32, InputType::kBF16, InputType::kInt8}) {
         if (!multiplies(input, type)) continue;
-        for (const std::int64_t rows : {1, 2, 4, 8, 16, 32})
+        for (const std::int64_t rows : {1, 2, 4, 8, 12, 16, 24, 32})
           matmul(type, input, rows, 4096, outputs_of(type));
         matmul(type, input, 512, 2048, 2048);
       }
@@ -138,14 +143,23 @@ class Bench {
     return worst;
   }
 
+  // run(begin, end) computes a range of `items`, which the threads share.
   template <typename Run>
-  void report(const std::string& name, Work work, double max_error, Run&& run) {
-    // What memory gives changes from minute to minute where other machines share it.
-    limits_.read = probe_memory_read(std::size_t{256} << 20, {.windows = 10});
-    const double seconds = median_seconds(7, run);
-    const double flops = work.flops / seconds, rate = work.bytes / seconds;
-    std::printf("%-34s %10.3f %9.1f %6.0f%% %8.1f %6.0f%% %10.1e\n", name.c_str(), seconds * 1e3,
-                flops * 1e-9, 100 * flops / work.peak, rate * 1e-9, 100 * rate / limits_.read,
+  void report(const std::string& name, Work work, double max_error, std::int64_t items,
+              const Run& run) {
+    std::vector<double> seconds, shares;
+    crew_.run(items, run);
+    for (int i = 0; i < kRepetitions; ++i) {
+      // What memory gives changes from second to second where other machines share it.
+      const double read =
+          probe_memory_read(kProbeBytes, {.threads = crew_.threads(), .windows = 4});
+      seconds.push_back(crew_.run(items, run));
+      shares.push_back(work.bytes / seconds.back() / read);
+    }
+    const double typical = median(seconds);
+    const double flops = work.flops / typical, rate = work.bytes / typical;
+    std::printf("%-34s %10.3f %9.1f %6.0f%% %8.1f %6.0f%% %10.1e\n", name.c_str(), typical * 1e3,
+                flops * 1e-9, 100 * flops / work.peak, rate * 1e-9, 100 * median(shares),
                 max_error);
     std::fflush(stdout);
   }
@@ -198,7 +212,7 @@ class Bench {
     report(name,
            {2.0 * static_cast<double>(rows * in * out), static_cast<double>(panels * panel_bytes),
             peak(input)},
-           max_error, [&] { kernels_.matmul(args, 0, panels); });
+           max_error, panels, [&](auto begin, auto end) { kernels_.matmul(args, begin, end); });
   }
 
   void norm(NormKind kind) {
@@ -219,7 +233,8 @@ class Bench {
     report(kind == NormKind::kLayerNorm ? "layer norm 512 x 4096" : "rms norm 512 x 4096",
            {8.0 * static_cast<double>(rows * cols), 8.0 * static_cast<double>(rows * cols),
             limits_.f32},
-           error(y, expected, 1e-5), [&] { kernels_.norm(args, 0, rows); });
+           error(y, expected, 1e-5), rows,
+           [&](auto begin, auto end) { kernels_.norm(args, begin, end); });
   }
 
   void rotary() {
@@ -243,7 +258,8 @@ class Bench {
     kernels_.rotary(args, 0, rows);
     const double elements = static_cast<double>(rows * heads * head_dim);
     report("rotary 512 x 32 x 128", {3 * elements, 8 * elements, limits_.f32},
-           error(x, expected, 1e-5), [&] { kernels_.rotary(args, 0, rows); });
+           error(x, expected, 1e-5), rows,
+           [&](auto begin, auto end) { kernels_.rotary(args, begin, end); });
   }
 
   // `rows` new tokens at the end of `context` positions; one kv head per query head.
@@ -301,12 +317,12 @@ class Bench {
     const double kv_bytes = 2.0 * static_cast<double>(num_pages * page_bytes);
     if (rows == context)
       report("append kv " + shape,
-             {0, 8.0 * static_cast<double>(context * width) + kv_bytes, limits_.f32}, 0,
-             [&] { kernels_.append_kv(append, 0, heads); });
+             {0, 8.0 * static_cast<double>(context * width) + kv_bytes, limits_.f32}, 0, heads,
+             [&](auto begin, auto end) { kernels_.append_kv(append, begin, end); });
     double keys = 0;
     for (std::int64_t r = 0; r < rows; ++r) keys += static_cast<double>(span.position + r + 1);
     report("attention " + shape, {4.0 * keys * static_cast<double>(width), kv_bytes, limits_.f32},
-           max_error, [&] { kernels_.attention(args, 0, heads); });
+           max_error, heads, [&](auto begin, auto end) { kernels_.attention(args, begin, end); });
   }
 
   void activation(const std::string& name, Activation kind) {
@@ -320,17 +336,33 @@ class Bench {
     kernels_.activation(args, 0, count);
     report(name + " 4 Mi",
            {20.0 * static_cast<double>(count), 8.0 * static_cast<double>(count), limits_.f32},
-           error(y, expected, 1e-6), [&] { kernels_.activation(args, 0, count); });
+           error(y, expected, 1e-6), count,
+           [&](auto begin, auto end) { kernels_.activation(args, begin, end); });
   }
 
   const KernelTable& kernels_;
   const char* only_;
+  Crew crew_;
   std::mt19937 generator_;
   Limits limits_;
   bool agreed_ = true;
 };
 
-int run_bench(const char* isa, const char* only) {
+int run_bench(const std::vector<std::string>& arguments) {
+  int threads = 1;
+  std::size_t next = 0;
+  if (!arguments.empty() && arguments[0] == "--threads") {
+    threads = arguments.size() > 1 ? std::atoi(arguments[1].c_str()) : 0;
+    next = 2;
+  }
+  if (threads < 1 || arguments.size() > next + 2) {
+    std::fprintf(stderr, "usage: kernels_bench [--threads N] [ISA [TEXT]]\n");
+    return 2;
+  }
+  const auto argument = [&](std::size_t i, const char* otherwise) {
+    return i < arguments.size() ? arguments[i].c_str() : otherwise;
+  };
+  const char* const isa = argument(next, supported_isas().names[0]);
   const KernelTable* kernels = kernel_table(isa);
   if (kernels == nullptr) {
     std::fprintf(stderr, "instruction set '%s' does not run here; these do:", isa);
@@ -339,7 +371,7 @@ int run_bench(const char* isa, const char* only) {
     std::fprintf(stderr, "\n");
     return 2;
   }
-  Bench bench(*kernels, only);
+  Bench bench(*kernels, argument(next + 1, ""), threads);
   bench.run();
   if (bench.all_agreed()) return 0;
   std::fprintf(stderr, "a kernel disagrees with its oracle\n");
@@ -350,6 +382,5 @@ int run_bench(const char* isa, const char* only) {
 }  // namespace stagecoach
 
 int main(int argc, char** argv) {
-  return stagecoach::run_bench(argc > 1 ? argv[1] : stagecoach::supported_isas().names[0],
-                               argc > 2 ? argv[2] : "");
+  return stagecoach::run_bench({argv + 1, argv + argc});
 }

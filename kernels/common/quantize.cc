@@ -19,6 +19,8 @@ using IntVec = std::int32_t __attribute__((vector_size(4 * kLanes)));
 constexpr int kPanelVecs = kPanelRows / kLanes;
 
 constexpr float kLargestHalf = 65504.0f;
+// A group below this has scales that are zero in float16, whatever the level.
+constexpr float kSmallest = 0x1p-24f;
 // Adding 1.5 · 2²³ rounds to the nearest integer, ties to even, which then stands in the low bits.
 constexpr float kRounder = 0x1.8p23f;
 
@@ -87,23 +89,54 @@ std::uint16_t scale_to_f16(float scale) {
   return f32_to_f16(std::clamp(scale, -kLargestHalf, kLargestHalf));
 }
 
+// Of the scales that put a group's `extreme`, its weight of largest magnitude, on one of `levels`,
+// the one with the smallest squared error.
+//
+// The extreme always lands on a level: a scale off those can make the squared error smaller still,
+// but costs a model more than it saves (docs/quantization.md).
+template <typename Type, typename Levels>
+Vec best_scale(const Block& block, int v, Vec extreme, const Levels& levels) {
+  Vec best_gain = {}, best = {};
+  for (const float level : levels) {
+    const Vec exact = extreme / level;
+    const Vec scale = smaller(larger(exact, broadcast(-kLargestHalf)), broadcast(kLargestHalf));
+    const Vec inverse = 1.0f / scale;
+    Vec product = {}, square = {};  // Σwq, Σq²
+    for (const auto& column : block.columns) {
+      const Vec quant = shifted_quants<Type>(column[v], inverse) - kRounder;
+      product += column[v] * quant;
+      square += quant * quant;
+    }
+    // The squared error is Σw² less this.
+    const Vec gain = scale * (2.0f * product - scale * square);
+    best = gain > best_gain ? scale : best;
+    best_gain = larger(gain, best_gain);
+  }
+  return best;
+}
+
+// Finer steps first. Errors at neighbouring levels have little to do with each other, so that the
+// best of many is well below the mean of them; weights that were rounded once, to a grid of
+// their own, may fit one of these.
+constexpr float kQ8Levels[] = {127, 126, 125, 124, 123, 122, 121, 120,
+                               119, 118, 117, 116, 115, 114, 113, 112};
+
 void Q8::choose_scales(const Block& block, int v, std::uint16_t* scales) {
   Vec largest = {};
   for (const auto& column : block.columns)  // in an order that keeps +0 of +0 and −0
     largest = larger(larger(column[v], -column[v]), largest);
+  const IntVec nothing = largest < kSmallest;
+  const Vec scale = best_scale<Q8>(block, v, nothing ? broadcast(1.0f) : largest, kQ8Levels);
   for (int lane = 0; lane < kLanes; ++lane) {
-    std::uint16_t scale = scale_to_f16(largest[lane] / 127.0f);
+    std::uint16_t half = nothing[lane] ? 0 : scale_to_f16(scale[lane]);
     // Among float16's subnormals rounding down can cost more range than half a step.
-    if (f16_to_f32(scale) * 127.5f < largest[lane]) ++scale;
-    scales[lane] = scale;
+    if (f16_to_f32(half) * 127.5f < largest[lane]) ++half;
+    scales[lane] = half;
   }
 }
 
-// Levels that the weight of largest magnitude may become: −8 has the finest steps; others suit
-// groups whose largest weights differ in sign, or that were once rounded to fewer steps. It always
-// becomes one: a scale off those levels can make the squared error smaller still, but costs models
-// more than it saves them (docs/quantization.md).
-constexpr float kLevels[] = {-8.0f, 7.0f, -7.0f, 6.0f, -6.0f, 5.0f};
+// −8 has the finest steps; the others suit groups whose largest weights differ in sign.
+constexpr float kQ4Levels[] = {-8, 7, -7, 6, -6, 5};
 
 void Q4::choose_scales(const Block& block, int v, std::uint16_t* scales) {
   Vec low = {}, high = {};
@@ -111,27 +144,11 @@ void Q4::choose_scales(const Block& block, int v, std::uint16_t* scales) {
     low = smaller(low, column[v]);
     high = larger(high, column[v]);
   }
-  // Below this every scale is zero in float16. Divisors stay away from zero.
-  const IntVec nothing = larger(high, -low) < 0x1p-24f;
+  const IntVec nothing = larger(high, -low) < kSmallest;
   const Vec extreme = nothing ? broadcast(1.0f) : high > -low ? high : low;
-  Vec best_gain = {}, best_scale = {};
-  for (const float level : kLevels) {
-    const Vec exact = extreme / level;
-    const Vec scale = smaller(larger(exact, broadcast(-kLargestHalf)), broadcast(kLargestHalf));
-    const Vec inverse = 1.0f / scale;
-    Vec product = {}, square = {};  // Σwq, Σq²
-    for (const auto& column : block.columns) {
-      const Vec quant = shifted_quants<Q4>(column[v], inverse) - kRounder;
-      product += column[v] * quant;
-      square += quant * quant;
-    }
-    // The squared error is Σw² less this.
-    const Vec gain = scale * (2.0f * product - scale * square);
-    best_scale = gain > best_gain ? scale : best_scale;
-    best_gain = larger(gain, best_gain);
-  }
+  const Vec scale = best_scale<Q4>(block, v, extreme, kQ4Levels);
   for (int lane = 0; lane < kLanes; ++lane)
-    scales[lane] = nothing[lane] ? 0 : scale_to_f16(best_scale[lane]);
+    scales[lane] = nothing[lane] ? 0 : scale_to_f16(scale[lane]);
 }
 
 // Rows [0, rows) of 16 and columns [k, k + count) of 32 from `source`, the others zero, and so are

@@ -1,6 +1,7 @@
 // y = x · Wᵀ over panels of 16 outputs, for every type of x and of W. A product (product_*.h) knows
 // how a tile of rows and panels is computed; this is the order in which tiles come. Few rows:
-// weights pass once, at the speed of memory. More: a panel's block of k meets all rows of a chunk.
+// a panel's weights pass as they lie in memory, once for each tile of rows. More: a panel's block
+// of k meets all rows of a chunk.
 #pragma once
 
 #include "kernels/cpu/quant.h"
@@ -12,9 +13,6 @@ namespace {
 
 // The partial sums of a chunk wait in L2 beside its block of x.
 constexpr std::int64_t kChunkPanels = 8;
-// Up to so many rows, weights come from memory for little work each: one tile's panels at a time
-// then, in the order in which they lie there.
-constexpr std::int64_t kFewRows = 48;
 
 template <typename Type>
 inline const typename Type::Element* panel_weights(const MatmulArgs& args, std::int64_t panel) {
@@ -67,6 +65,21 @@ template <typename Product, int Max>
 inline void stream_matrix(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
   if (args.rows == Max) return stream_rows<Product, Max>(args, begin, end);
   if constexpr (Max > 1) stream_matrix<Product, Max - 1>(args, begin, end);
+}
+
+// Tiles of rows take turns at a few panels: weights come from memory for the first, from a cache
+// for the others.
+template <typename Product>
+inline void stream(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kStep = 2;
+  for (std::int64_t panel = begin; panel < end; panel += kStep)
+    for_each_tile(args.rows, Product::kStreamRows, [&](std::int64_t row, std::int64_t rows) {
+      MatmulArgs part = args;
+      part.x.data += row * args.x.stride;
+      part.y += row * args.y_stride;
+      part.rows = rows;
+      stream_matrix<Product, Product::kStreamRows>(part, panel, smaller(panel + kStep, end));
+    });
 }
 
 // Any number of rows up to Max, each with its own instantiation.
@@ -146,15 +159,17 @@ class Chunk {
   Product product_;
 };
 
+// A Product's kStreamRows are the most rows of a tile that streams, its kFewRows those up to which
+// it does.
 template <typename Product>
 inline void multiply(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
   if (args.rows <= Product::kStreamRows)
     return stream_matrix<Product, Product::kStreamRows>(args, begin, end);
-  const std::int64_t step = args.rows <= kFewRows ? Product::kPanels : kChunkPanels;
+  if (args.rows <= Product::kFewRows) return stream<Product>(args, begin, end);
   for_each_tile(args.rows, Product::kChunkRows, [&](std::int64_t row, std::int64_t rows) {
     alignas(64) float sums[Product::kChunkRows * kChunkPanels * kPanel];
-    for (std::int64_t panel = begin; panel < end; panel += step) {
-      const std::int64_t panels = smaller(step, end - panel);
+    for (std::int64_t panel = begin; panel < end; panel += kChunkPanels) {
+      const std::int64_t panels = smaller(kChunkPanels, end - panel);
       Chunk<Product>(args, row, rows, panel, panels).run(sums);
       finish(args, sums, kChunkPanels * kPanel, row, rows, panel, panels);
     }

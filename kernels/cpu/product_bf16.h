@@ -165,7 +165,8 @@ class Bf16Product {
   // A group's sums need registers of their own beside the running ones.
   static constexpr int kRows = Grouped<Type> ? kTileRows / 2 : kTileRows, kPanels = kTilePanels;
   static constexpr int kSums = kRows * kPanels;
-  static constexpr int kStreamRows = kSums;
+  static constexpr int kStreamRows = Grouped<Type> ? kSums : kRows;
+  static constexpr std::int64_t kFewRows = 48;
   static constexpr std::int64_t kBlockK = 256;  // 16 KiB of pairs
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);

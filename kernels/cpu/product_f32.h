@@ -14,7 +14,8 @@ class F32Product {
   using Weights = Type;
   static constexpr int kRows = kTileRows, kPanels = kTilePanels;
   static constexpr int kSums = kRows * kPanels;
-  static constexpr int kStreamRows = Grouped<Type> ? kRows : kSums;
+  static constexpr int kStreamRows = kRows;
+  static constexpr std::int64_t kFewRows = 48;
   // A block of weights (16 KiB) stays in L1 while the rows pass; x of the chunk's block (96 KiB)
   // stays in L2 while the panels pass.
   static constexpr std::int64_t kBlockK = 256 / kPanels;

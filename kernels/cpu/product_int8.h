@@ -111,6 +111,7 @@ class Int8Product {
   using Weights = Type;
   static constexpr int kRows = Quads<Type>::Dot::kRows, kPanels = Quads<Type>::Dot::kPanels;
   static constexpr int kSums = kRows * kPanels, kStreamRows = kSums;
+  static constexpr std::int64_t kFewRows = 48;
   static constexpr std::int64_t kBlockK = 512;
   static constexpr std::int64_t kChunkRows = 192;
   static_assert(kBlockK % kGroupCols == 0);

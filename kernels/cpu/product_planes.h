@@ -76,6 +76,7 @@ STAGECOACH_TILE run_planes_tile(const PlanesTile& t) {
 class PlanesProduct : public Int8Product<AsQ8> {
  public:
   static constexpr int kRows = kLanes == 8 ? 3 : 6;
+  static constexpr std::int64_t kFewRows = 24;            // planes are faster from there
   static constexpr std::int64_t kBlockK = 512 / kPanels;  // 16 KiB of planes
 
   using Int8Product::Int8Product;

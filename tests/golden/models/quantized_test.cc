@@ -8,8 +8,8 @@
 #include "base/json.h"
 #include "checkpoint/import.h"
 #include "stored_weights.h"
+#include "support_ggml_types.h"
 #include "support_pipeline.h"
-#include "support_q4_0.h"
 #include "support_temporary_folder.h"
 
 namespace stagecoach {
