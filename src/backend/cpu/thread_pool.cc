@@ -59,12 +59,8 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-    posted_.fetch_add(1, std::memory_order_release);
-  }
-  job_posted_.notify_all();
+  stop_.store(true);
+  post(nullptr);
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -82,45 +78,58 @@ void ThreadPool::run_chunks(Job& job) {
   }
 }
 
-void ThreadPool::run(Job& job) {
-  {
-    const std::lock_guard lock(mutex_);
-    job_ = &job;
-    posted_.fetch_add(1, std::memory_order_release);
-  }
+void ThreadPool::post(Job* job) {
+  job_.store(job);
+  posted_.fetch_add(1);
+  if (sleeping_.load() == 0) return;
+  { const std::lock_guard lock(mutex_); }  // who is about to sleep has either seen this or sleeps
   job_posted_.notify_all();
-  run_chunks(job);
-  // No chunk is left: workers that have not come yet need not, those inside must leave before `job`
-  // dies.
-  {
-    const std::lock_guard lock(mutex_);
-    job_ = nullptr;
+}
+
+// No chunk is left: workers that have not come yet need not, those inside must leave before the job
+// dies.
+void ThreadPool::wait_until_left() {
+  job_.store(nullptr);
+  for (int i = 0; i < kSpins; ++i) {
+    if (inside_.load() == 0) return;
+    pause_spin();
   }
-  for (int i = 0; i < kSpins && inside_.load(std::memory_order_acquire) > 0; ++i) pause_spin();
+  waiting_.store(true);
   std::unique_lock lock(mutex_);
-  job_left_.wait(lock, [this] { return inside_.load(std::memory_order_relaxed) == 0; });
+  workers_left_.wait(lock, [this] { return inside_.load() == 0; });
+  waiting_.store(false);
+}
+
+void ThreadPool::run(Job& job) {
+  post(&job);
+  run_chunks(job);
+  wait_until_left();
   if (job.error) std::rethrow_exception(job.error);
 }
 
-void ThreadPool::spin_for_job(std::uint64_t seen) const {
-  for (int i = 0; i < kSpins && posted_.load(std::memory_order_acquire) == seen; ++i) pause_spin();
+void ThreadPool::wait_for_job(std::uint64_t seen) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (posted_.load() != seen) return;
+    pause_spin();
+  }
+  std::unique_lock lock(mutex_);
+  sleeping_.fetch_add(1);
+  job_posted_.wait(lock, [&] { return posted_.load() != seen; });
+  sleeping_.fetch_sub(1);
 }
 
 void ThreadPool::worker_loop() {
   std::uint64_t seen = 0;
   while (true) {
-    spin_for_job(seen);
-    std::unique_lock lock(mutex_);
-    job_posted_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
-    seen = posted_.load(std::memory_order_relaxed);
-    if (stop_) return;
-    Job* const job = job_;
-    if (job == nullptr) continue;
-    inside_.fetch_add(1, std::memory_order_relaxed);
-    lock.unlock();
-    run_chunks(*job);
-    lock.lock();
-    if (inside_.fetch_sub(1, std::memory_order_release) == 1) job_left_.notify_one();
+    wait_for_job(seen);
+    seen = posted_.load();
+    if (stop_.load()) return;
+    inside_.fetch_add(1);
+    if (Job* const job = job_.load()) run_chunks(*job);
+    if (inside_.fetch_sub(1) == 1 && waiting_.load()) {
+      { const std::lock_guard lock(mutex_); }
+      workers_left_.notify_one();
+    }
   }
 }
 

@@ -12,7 +12,9 @@
 namespace stagecoach {
 
 // Idle workers spin for some microseconds, since a forward pass asks for the next op at once, then
-// sleep: several ranks may share a host, and Open MPI's own thread needs a core.
+// sleep: several ranks may share a host, and Open MPI's own thread needs a core. While nobody
+// sleeps a job begins and ends without a lock: an op of a small model takes less time than losing
+// one.
 //
 // parallel_for is for one caller at a time. Which thread runs which chunk is not determined, so
 // chunks must not depend on each other.
@@ -62,18 +64,24 @@ class ThreadPool {
   void stop();
   void run(Job& job);
   static void run_chunks(Job& job);
+  void post(Job* job);
+  void wait_until_left();
   void worker_loop();
-  void spin_for_job(std::uint64_t seen) const;
+  void wait_for_job(std::uint64_t seen);
 
   std::vector<std::thread> workers_;
+  // A worker counts itself inside_ before it looks for the job, the caller takes the job away
+  // before it looks inside_: one of them sees the other, all of this being in one order (seq_cst).
+  // The same holds for who sleeps and what changed. Only sleeping takes the mutex.
+  std::atomic<Job*> job_{nullptr};
+  std::atomic<std::uint64_t> posted_{0};  // jobs so far
+  std::atomic<int> inside_{0};            // workers that may hold the job
+  std::atomic<int> sleeping_{0};          // workers that wait for job_posted_, or are about to
+  std::atomic<bool> waiting_{false};      // the caller, for workers_left_
+  std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable job_posted_;
-  std::condition_variable job_left_;
-  // Written under mutex_; read without it only while spinning.
-  std::atomic<std::uint64_t> posted_{0};  // jobs so far
-  std::atomic<int> inside_{0};            // workers that hold job_
-  Job* job_ = nullptr;                    // null once its caller stops taking helpers
-  bool stop_ = false;
+  std::condition_variable workers_left_;
 };
 
 }  // namespace stagecoach
