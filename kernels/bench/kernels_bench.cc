@@ -355,7 +355,7 @@ int run_bench(const std::vector<std::string>& arguments) {
     threads = arguments.size() > 1 ? std::atoi(arguments[1].c_str()) : 0;
     next = 2;
   }
-  if (threads < 1 || arguments.size() > next + 2) {
+  if (threads < 1 || threads > 1024 || arguments.size() > next + 2) {
     std::fprintf(stderr, "usage: kernels_bench [--threads N] [ISA [TEXT]]\n");
     return 2;
   }

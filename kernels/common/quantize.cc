@@ -19,8 +19,6 @@ using IntVec = std::int32_t __attribute__((vector_size(4 * kLanes)));
 constexpr int kPanelVecs = kPanelRows / kLanes;
 
 constexpr float kLargestHalf = 65504.0f;
-// A group below this has scales that are zero in float16, whatever the level.
-constexpr float kSmallest = 0x1p-24f;
 // Adding 1.5 · 2²³ rounds to the nearest integer, ties to even, which then stands in the low bits.
 constexpr float kRounder = 0x1.8p23f;
 
@@ -41,7 +39,12 @@ struct Q8 {
   static int decode(std::uint32_t word, int j) {
     return static_cast<std::int8_t>(word >> shift(j));
   }
-  static void choose_scales(const Block& block, int v, std::uint16_t* scales);
+  // Errors at neighbouring levels have little to do with each other, so that the best of many is
+  // well below their mean; and weights that were rounded once, to a grid of their own, may fit one.
+  static constexpr float kLevels[] = {127, 126, 125, 124, 123, 122, 121, 120,
+                                      119, 118, 117, 116, 115, 114, 113, 112};
+  static Vec extreme(const Block& block, int v);  // its magnitude
+  static std::uint16_t half_scale(float extreme, float level);
 };
 struct Q4 {
   static constexpr int kWordCols = 8;
@@ -52,7 +55,10 @@ struct Q4 {
   static int decode(std::uint32_t word, int j) {
     return static_cast<int>(word >> shift(j) & 15u) - 8;
   }
-  static void choose_scales(const Block& block, int v, std::uint16_t* scales);
+  // −8 has the finest steps; the others suit groups whose largest weights differ in sign.
+  static constexpr float kLevels[] = {-8, 7, -7, 6, -6, 5};
+  static Vec extreme(const Block& block, int v);
+  static std::uint16_t half_scale(float extreme, float level);
 };
 
 template <typename Type>
@@ -85,70 +91,68 @@ Vec shifted_quants(Vec weights, Vec inverse) {
   return smaller(larger(scaled, broadcast(Type::kLow)), broadcast(Type::kHigh)) + kRounder;
 }
 
-std::uint16_t scale_to_f16(float scale) {
-  return f32_to_f16(std::clamp(scale, -kLargestHalf, kLargestHalf));
+// The scale that puts a weight on a level, in float16.
+std::uint16_t scale_to_f16(float weight, float level) {
+  return f32_to_f16(std::clamp(weight / level, -kLargestHalf, kLargestHalf));
 }
 
-// Of the scales that put a group's `extreme`, its weight of largest magnitude, on one of `levels`,
-// the one with the smallest squared error.
+// Scales that put a group's `extreme`, its weight of largest magnitude, on each of the type's
+// levels, as float16 holds them: the one with the smallest squared error. Of equal ones the first,
+// and zero where none is better than zeros.
 //
-// The extreme always lands on a level: a scale off those can make the squared error smaller still,
-// but costs a model more than it saves (docs/quantization.md).
-template <typename Type, typename Levels>
-Vec best_scale(const Block& block, int v, Vec extreme, const Levels& levels) {
-  Vec best_gain = {}, best = {};
-  for (const float level : levels) {
-    const Vec exact = extreme / level;
-    const Vec scale = smaller(larger(exact, broadcast(-kLargestHalf)), broadcast(kLargestHalf));
-    const Vec inverse = 1.0f / scale;
-    Vec product = {}, square = {};  // Σwq, Σq²
+// Only such scales: one in between can make the squared error smaller still, but costs a model more
+// than it saves (docs/quantization.md).
+template <typename Type>
+void choose_scales(const Block& block, int v, std::uint16_t* scales) {
+  const Vec extreme = Type::extreme(block, v);
+  Vec best_error = {};  // of zeros
+  for (const auto& column : block.columns) best_error += column[v] * column[v];
+  std::fill_n(scales, kLanes, std::uint16_t{0});
+  for (const float level : Type::kLevels) {
+    std::uint16_t halves[kLanes];
+    Vec scale = {};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      halves[lane] = Type::half_scale(extreme[lane], level);
+      scale[lane] = f16_to_f32(halves[lane]);
+    }
+    const Vec inverse = scale == 0.0f ? Vec{} : 1.0f / scale;
+    Vec error = {};
     for (const auto& column : block.columns) {
       const Vec quant = shifted_quants<Type>(column[v], inverse) - kRounder;
-      product += column[v] * quant;
-      square += quant * quant;
+      const Vec difference = column[v] - quant * scale;
+      error += difference * difference;
     }
-    // The squared error is Σw² less this.
-    const Vec gain = scale * (2.0f * product - scale * square);
-    best = gain > best_gain ? scale : best;
-    best_gain = larger(gain, best_gain);
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (error[lane] < best_error[lane]) scales[lane] = halves[lane];
+    best_error = smaller(error, best_error);
   }
-  return best;
 }
 
-// Finer steps first. Errors at neighbouring levels have little to do with each other, so that the
-// best of many is well below the mean of them; weights that were rounded once, to a grid of
-// their own, may fit one of these.
-constexpr float kQ8Levels[] = {127, 126, 125, 124, 123, 122, 121, 120,
-                               119, 118, 117, 116, 115, 114, 113, 112};
-
-void Q8::choose_scales(const Block& block, int v, std::uint16_t* scales) {
+Vec Q8::extreme(const Block& block, int v) {
   Vec largest = {};
   for (const auto& column : block.columns)  // in an order that keeps +0 of +0 and −0
     largest = larger(larger(column[v], -column[v]), largest);
-  const IntVec nothing = largest < kSmallest;
-  const Vec scale = best_scale<Q8>(block, v, nothing ? broadcast(1.0f) : largest, kQ8Levels);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    std::uint16_t half = nothing[lane] ? 0 : scale_to_f16(scale[lane]);
-    // Among float16's subnormals rounding down can cost more range than half a step.
-    if (f16_to_f32(half) * 127.5f < largest[lane]) ++half;
-    scales[lane] = half;
-  }
+  return largest;
 }
 
-// −8 has the finest steps; the others suit groups whose largest weights differ in sign.
-constexpr float kQ4Levels[] = {-8, 7, -7, 6, -6, 5};
+std::uint16_t Q8::half_scale(float extreme, float level) {
+  std::uint16_t half = scale_to_f16(extreme, level);
+  // Among float16's subnormals rounding down can cost more range than half a step.
+  if (f16_to_f32(half) * 127.5f < extreme) ++half;
+  return half;
+}
 
-void Q4::choose_scales(const Block& block, int v, std::uint16_t* scales) {
+std::uint16_t Q4::half_scale(float extreme, float level) {
+  return scale_to_f16(extreme, level);
+}
+
+Vec Q4::extreme(const Block& block, int v) {
   Vec low = {}, high = {};
   for (const auto& column : block.columns) {
     low = smaller(low, column[v]);
     high = larger(high, column[v]);
   }
-  const IntVec nothing = larger(high, -low) < kSmallest;
-  const Vec extreme = nothing ? broadcast(1.0f) : high > -low ? high : low;
-  const Vec scale = best_scale<Q4>(block, v, extreme, kQ4Levels);
-  for (int lane = 0; lane < kLanes; ++lane)
-    scales[lane] = nothing[lane] ? 0 : scale_to_f16(scale[lane]);
+  return high > -low ? high : low;
 }
 
 // Rows [0, rows) of 16 and columns [k, k + count) of 32 from `source`, the others zero, and so are
@@ -178,7 +182,7 @@ void pack_block(const Block& block, std::byte* destination) {
   std::uint16_t scales[kPanelRows];
   for (int v = 0; v < kPanelVecs; ++v) {
     std::uint16_t* const scale = scales + v * kLanes;
-    Type::choose_scales(block, v, scale);
+    choose_scales<Type>(block, v, scale);
     Vec inverse = {};
     for (int lane = 0; lane < kLanes; ++lane) {
       const float value = f16_to_f32(scale[lane]);

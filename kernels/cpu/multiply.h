@@ -52,18 +52,19 @@ inline void stream_panels(const MatmulArgs& args, std::int64_t panel) {
 
 // A row's sums form a chain of dependent multiply-adds: several panels at once hide its latency and
 // give memory several streams. P grows as R shrinks, within the registers.
-template <typename Product, int R>
+template <typename Product, int R, int P>
 inline void stream_rows(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  constexpr int kFit = Product::kSums / R;
-  constexpr int P = kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
-  std::int64_t panel = begin;
-  for (; panel + P <= end; panel += P) stream_panels<Product, P, R>(args, panel);
-  for (; panel < end; ++panel) stream_panels<Product, 1, R>(args, panel);
+  if constexpr (R * P > Product::kSums) {
+    stream_rows<Product, R, P / 2>(args, begin, end);
+  } else {
+    for (; begin + P <= end; begin += P) stream_panels<Product, P, R>(args, begin);
+    if constexpr (P > 1) stream_rows<Product, R, P / 2>(args, begin, end);
+  }
 }
 
 template <typename Product, int Max>
 inline void stream_matrix(const MatmulArgs& args, std::int64_t begin, std::int64_t end) {
-  if (args.rows == Max) return stream_rows<Product, Max>(args, begin, end);
+  if (args.rows == Max) return stream_rows<Product, Max, 4>(args, begin, end);
   if constexpr (Max > 1) stream_matrix<Product, Max - 1>(args, begin, end);
 }
 

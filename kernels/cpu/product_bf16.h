@@ -1,6 +1,6 @@
-// Products by bf16 dot instructions, two columns at a time. Weights are brought into pairs a block
-// at a time: bf16 as they are, quantised ones as their quants, which bf16 holds exactly, with the
-// scale applied to the sum of a group.
+// Products by bf16 dot instructions, two columns at a time. Weights are brought into pairs, in
+// registers for a few rows, else a block at a time: bf16 as they are, quantised ones as their
+// quants, which bf16 holds exactly, with the scale applied to the sum of a group.
 #pragma once
 
 #include "kernels/cpu/multiply.h"

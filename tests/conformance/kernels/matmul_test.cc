@@ -97,8 +97,8 @@ class MatmulTest : public KernelTest {
   void pack_x(Problem& p) {
     if (p.kind.input == InputType::kF32) return;
     const std::int64_t stride = packed_row_stride(p.kind.input, p.shape.in);
-    // Bytes that no packing writes are NaN, as bf16 and as a scale, and large as quants.
-    p.packed_x.assign(static_cast<std::size_t>(p.shape.rows * stride), std::byte{0x7f});
+    // Bytes that no packing writes are NaN, as bf16, as float32 and as a scale.
+    p.packed_x.assign(static_cast<std::size_t>(p.shape.rows * stride), std::byte{0xff});
     kernels().pack_input({.x = p.x.data(),
                           .x_stride = p.x_stride,
                           .packed = p.packed_x.data(),
@@ -168,21 +168,24 @@ TEST_P(MatmulTest, AgreesWithTheOracleOverAwkwardShapes) {
 }
 
 TEST_P(MatmulTest, RowDoesNotDependOnItsBatchMates) {
-  for (const Kind& kind : kinds()) {
-    const Problem p = make({200, 600, 52}, kind);
-    const Floats all = run(p);
-    for (const std::int64_t batch : {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 29, 33, 40, 96, 97, 193}) {
-      Floats y = p.y;
-      for (std::int64_t first = 0; first < p.shape.rows; first += batch) {
-        MatmulArgs args = p.args(y, true, false);
-        args.x.data += first * args.x.stride;
-        args.y += first * p.y_stride;
-        args.rows = std::min(batch, p.shape.rows - first);
-        kernels().matmul(args, 0, p.panels());
+  // 301: the last group ends within a word of every type, and with half a pair.
+  for (const Kind& kind : kinds())
+    for (const std::int64_t in : {600, 301}) {
+      const Problem p = make({200, in, 52}, kind);
+      const Floats all = run(p);
+      for (const std::int64_t batch :
+           {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 24, 25, 29, 33, 40, 48, 49, 96, 97, 193}) {
+        Floats y = p.y;
+        for (std::int64_t first = 0; first < p.shape.rows; first += batch) {
+          MatmulArgs args = p.args(y, true, false);
+          args.x.data += first * args.x.stride;
+          args.y += first * p.y_stride;
+          args.rows = std::min(batch, p.shape.rows - first);
+          kernels().matmul(args, 0, p.panels());
+        }
+        ASSERT_TRUE(same_bits(y, all)) << describe(kind) << " in batches of " << batch;
       }
-      ASSERT_TRUE(same_bits(y, all)) << describe(kind) << " in batches of " << batch;
     }
-  }
 }
 
 TEST_P(MatmulTest, SplitsOfPanelsChangeNoBit) {
