@@ -84,13 +84,13 @@ class Planner {
   // Another spelling of a host's name would leave it without its budget.
   void warn_of_unknown_nodes() const {
     if (request_.settings.job.empty()) return;
-    for (const std::string& name : job_nodes(request_.settings.job)) {
+    for (const HostSpec& node : job_cluster(request_.settings.job).hosts) {
       bool known = false;
       for (int rank = 0; rank < control_.size(); ++rank)
-        known = known || control_.transport().host(rank) == name;
+        known = known || control_.transport().host(rank) == node.name;
       if (!known)
         spdlog::warn("{}: [nodes] names '{}', where no rank runs; ranks are on {}",
-                     request_.settings.job, name, hosts());
+                     request_.settings.job, node.name, hosts());
     }
   }
 

@@ -149,9 +149,10 @@ std::optional<std::int64_t> memory_budget(const std::string& flag, const std::st
                                           const std::string& host, int ranks_here) {
   if (!flag.empty()) return parse_byte_size(flag);
   if (job_file.empty()) return std::nullopt;
-  const std::optional<std::string> node = job_node_setting(job_file, host, "memory");
-  if (!node) return std::nullopt;
-  return parse_byte_size(*node) / std::max(1, ranks_here);
+  const ClusterSpec cluster = job_cluster(job_file);
+  const HostSpec* const node = cluster.find(host);
+  if (node == nullptr || node->memory == 0) return std::nullopt;
+  return node->memory / std::max(1, ranks_here);
 }
 
 }  // namespace stagecoach

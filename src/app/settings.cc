@@ -1,7 +1,5 @@
 #include "app/settings.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -9,7 +7,7 @@
 
 #include "base/byte_size.h"
 #include "base/error.h"
-#include "base/file.h"
+#include "base/toml_file.h"
 
 namespace stagecoach {
 namespace {
@@ -33,21 +31,6 @@ bool settable(const CLI::Option& option) {
   return name != "help" && name != "version" && name != "job";
 }
 
-// "jobs/a.toml:3:7: " in front of a problem.
-Error job_error(const std::string& file, const toml::source_region& region,
-                const std::string& problem) {
-  return usage_error(
-      fmt::format("{}:{}:{}: {}", file, region.begin.line, region.begin.column, problem));
-}
-
-std::string scalar_text(const std::string& file, const toml::node& node) {
-  if (const auto* text = node.as_string()) return text->get();
-  if (const auto* integer = node.as_integer()) return std::to_string(integer->get());
-  if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
-  if (const auto* boolean = node.as_boolean()) return boolean->get() ? "true" : "false";
-  throw job_error(file, node.source(), "expected a string, a number, true or false");
-}
-
 void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
   try {
     // A flag without a value takes true or false here. False counts too: it goes before what
@@ -63,79 +46,45 @@ void set(CLI::Option& option, const std::vector<std::string>& values, const std:
   }
 }
 
-toml::table parse_job(const std::string& file) {
-  constexpr std::int64_t kMaxJobBytes = 1 << 20;
-  std::string text;
-  try {
-    text = read_text_file(file, kMaxJobBytes);
-  } catch (const Error& error) {
-    throw usage_error(fmt::format("the job file: {}", error.what()), "check --job");
-  }
-  try {
-    return toml::parse(text, file);
-  } catch (const toml::parse_error& error) {
-    throw job_error(file, error.source(), std::string(error.description()));
-  }
-}
-
-// [nodes.NAME] holds what differs between hosts.
-void check_nodes(const std::string& file, const toml::node& nodes) {
-  if (!nodes.is_table())
-    throw job_error(file, nodes.source(), "nodes: expected a table for each host: [nodes.HOST]");
-  for (const auto& [host, node] : *nodes.as_table()) {
-    if (!node.is_table())
-      throw job_error(
-          file, node.source(),
-          fmt::format("nodes.{}: expected a table, [nodes.{}]", host.str(), host.str()));
-    for (const auto& [key, value] : *node.as_table()) {
-      if (key.str() != "memory")
-        throw job_error(file, value.source(),
-                        fmt::format("'{}' is not a setting of a node; known: memory", key.str()));
-      const std::string text = scalar_text(file, value);
-      try {
-        parse_byte_size(text);
-      } catch (const Error& error) {
-        throw job_error(file, value.source(),
-                        fmt::format("nodes.{}.memory: {}", host.str(), error.what()));
-      }
-    }
-  }
-}
+constexpr const char* kJobFile = "the job file";
 
 void apply_job(CLI::App& command, const std::string& file) {
-  toml::table job = parse_job(file);
-  for (const auto& [key, node] : job) {
-    if (key.str() == "nodes") {
-      check_nodes(file, node);
-    } else if (key.str() != "run") {
-      throw job_error(
-          file, node.source(),
-          fmt::format("unknown table or key '{}'; a job has [run] and [nodes]", key.str()));
-    }
+  const toml::table job = read_toml_file(file, kJobFile, "--job");
+  for (const auto& [key, node] : job)
+    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network")
+      throw toml_error(
+          file, node,
+          fmt::format("unknown table or key '{}'; a job has [run], [nodes] and [network]",
+                      key.str()));
+  read_cluster(file, kJobFile, "--job");  // refuses what makes no sense
+  const toml::node* const run_node = job.get("run");
+  if (run_node == nullptr) {
+    if (!job.empty()) return;  // a cluster file
+    throw usage_error(fmt::format("{}: the table [run] is missing", file));
   }
-  const toml::table* run = job["run"].as_table();
-  if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file));
+  const toml::table* const run = run_node->as_table();
+  if (run == nullptr) throw toml_error(file, *run_node, "run: expected a table, [run]");
   for (const auto& [key, node] : *run) {
     CLI::Option* target = nullptr;
     for (CLI::Option* option : command.get_options())
       if (settable(*option) && key_of(*option) == key.str()) target = option;
     if (target == nullptr)
-      throw job_error(
-          file, node.source(),
+      throw toml_error(
+          file, node,
           fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
     if (target->count() > 0) continue;
     std::vector<std::string> values;
     if (const auto* list = node.as_array()) {
-      for (const auto& item : *list) values.push_back(scalar_text(file, item));
+      for (const auto& item : *list) values.push_back(toml_scalar_text(file, item));
     } else {
-      values.push_back(scalar_text(file, node));
+      values.push_back(toml_scalar_text(file, node));
     }
     const auto& begin = node.source().begin;
     const bool repeatable = target->get_expected_max() > 1 ||
                             target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
     if (values.size() != 1 && !(repeatable && !values.empty()))
-      throw job_error(file, node.source(),
-                      fmt::format("{}: expected one value, found {}", key.str(), values.size()));
+      throw toml_error(file, node,
+                       fmt::format("{}: expected one value, found {}", key.str(), values.size()));
     set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
   }
 }
@@ -183,20 +132,8 @@ KvType RunSettings::kv_type() const {
   return kv == "q8" ? KvType::kQ8 : kv == "f32" ? KvType::kF32 : KvType::kF16;
 }
 
-std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
-                                            const std::string& key) {
-  const toml::table job = parse_job(file);
-  const toml::node_view<const toml::node> value = job["nodes"][host][key];
-  if (!value) return std::nullopt;
-  return scalar_text(file, *value.node());
-}
-
-std::vector<std::string> job_nodes(const std::string& file) {
-  std::vector<std::string> names;
-  const toml::table job = parse_job(file);
-  if (const toml::table* nodes = job["nodes"].as_table())
-    for (const auto& [host, node] : *nodes) names.emplace_back(host.str());
-  return names;
+ClusterSpec job_cluster(const std::string& file) {
+  return read_cluster(file, kJobFile, "--job");
 }
 
 std::optional<int> RunSettings::rounds_per_rank() const {

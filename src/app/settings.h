@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/include/kv_page.h"
+#include "plan/cluster_spec.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
@@ -52,13 +53,8 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& settings);
 // file, line and column for an unknown key or a value of the wrong type.
 void apply_environment_and_job(CLI::App& command);
 
-// What [nodes] of a job file says of a host: `key` of its table; nullopt where it says nothing.
-// Throws usage_error with file, line and column.
-std::optional<std::string> job_node_setting(const std::string& file, const std::string& host,
-                                            const std::string& key);
-
-// The hosts that [nodes] names.
-std::vector<std::string> job_nodes(const std::string& file);
+// The hosts that a job file describes. Throws usage_error with file, line and column.
+ClusterSpec job_cluster(const std::string& file);
 
 // Validators that take a whole decimal number and nothing else (CLI11's own take 010 as 8, 1.5 as
 // 1, and nan as anything).

@@ -164,19 +164,11 @@ class TimeJob {
     const Manifest& manifest = view.store.manifest();
     sweep_.add({.combination = combination_,
                 .weights = std::string(dtype_name(manifest.weights)),
-                .windows = windows_of(view.plan),
+                .windows = windows_flag(view.plan),
                 .threads = describe_threads(run_summary({}, ranks).ranks),
                 .ranks = view.plan.ranks,
                 .phases = phases,
                 .rows = rows});
-  }
-
-  // As --windows takes them.
-  static std::string windows_of(const StagePlan& plan) {
-    std::string text;
-    for (const Window& window : plan.windows)
-      text += fmt::format("{}{}:{}", text.empty() ? "" : ",", window.begin, window.end);
-    return text;
   }
 
   std::vector<PhaseResult> phase_results_of(const std::vector<RankTimeline>& ranks) const {
@@ -235,7 +227,7 @@ class TimeJob {
       json.update(
           {{"combination", combination_.number},
            {"store", combination_.store},
-           {"windows", windows_of(view.plan)},
+           {"windows", windows_flag(view.plan)},
            {"threads", combination_.threads > 0 ? Json(combination_.threads) : Json(nullptr)},
            {"micro_batch", combination_.micro_batch}});
     print_json_line(json);

@@ -137,6 +137,13 @@ std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text,
   return {begin, end};
 }
 
+std::string windows_flag(const StagePlan& plan) {
+  std::string text;
+  for (const Window& window : plan.windows)
+    text += fmt::format("{}{}:{}", text.empty() ? "" : ",", window.begin, window.end);
+  return text;
+}
+
 Json to_json(const StagePlan& plan) {
   Json windows = Json::array();
   for (const Window& window : plan.windows)

@@ -51,6 +51,9 @@ StagePlan balanced_plan(const PlanCosts& costs, std::int64_t begin, std::int64_t
 StagePlan explicit_plan(const std::string& windows, std::int64_t begin, std::int64_t end,
                         int ranks);
 
+// "0:2,2:5,…", as --windows takes it.
+std::string windows_flag(const StagePlan& plan);
+
 // "A:B", half-open. Throws usage_error unless 0 ≤ A < B ≤ limit.
 std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text,
                                                         std::int64_t limit);

@@ -1,0 +1,339 @@
+// plan: what a cluster that is only described would make of a store.
+#include <algorithm>
+#include <memory>
+
+#include "app/command.h"
+#include "app/memory_budget.h"
+#include "app/output.h"
+#include "app/settings.h"
+#include "app/slice_sizes.h"
+#include "base/byte_size.h"
+#include "base/dtype_names.h"
+#include "base/error.h"
+#include "base/machine_limits.h"
+#include "plan/planner.h"
+#include "store/layer_store.h"
+
+namespace stagecoach {
+namespace {
+
+struct PlanFlags {
+  std::string store, cluster, kv = "f16", activations = "auto";
+  std::int64_t tokens = 512, new_tokens = 128, sequences = 1, micro_batch = 256;
+  bool explain = false, json = false;
+};
+
+// What Open MPI adds to the process that this one is, as measured.
+constexpr std::int64_t kMpiBytes = std::int64_t{24} << 20;
+
+// Where [nodes] does not say a rate, this machine's, as `probe` has measured it.
+std::optional<HostRates> rates_of_this_machine(const std::string& store) {
+  const std::optional<MachineLimits> limits = cached_limits();
+  if (!limits) return std::nullopt;
+  return HostRates{.memory = limits->memory.all_threads,
+                   .f32 = limits->f32.rate.all_threads,
+                   .bf16 = limits->bf16.rate.all_threads,
+                   .int8 = limits->int8.rate.all_threads,
+                   .disk = limits->disk_rate(store).value_or(0)};
+}
+
+class PlanRun {
+ public:
+  explicit PlanRun(const PlanFlags& flags)
+      : flags_(flags), manifest_(read_manifest(flags.store)), spec_(manifest_.spec) {
+    const std::int64_t positions = flags.tokens + flags.new_tokens;
+    if (positions > spec_.max_position_embeddings)
+      throw usage_error(fmt::format(
+          "--tokens {} and --new-tokens {} need {} positions, the model's context is {}",
+          flags.tokens, flags.new_tokens, positions, spec_.max_position_embeddings));
+    shape_ = {
+        .largest_pass = std::max(flags.sequences, std::min(flags.tokens * flags.sequences,
+                                                           affordable_pass(spec_.hidden_size))),
+        .usual_pass = flags.sequences,
+        .wanted_rows = flags.sequences,
+        .sequences = flags.sequences,
+        .positions = positions};
+  }
+
+  void print_plan() {
+    const PlanQuestion question = ask();
+    const ClusterPlan plan = plan_cluster(question);
+    const std::vector<Change> changes = what_would_change(question, plan);
+    if (flags_.json) {
+      print_json_line(as_json(question, plan, changes));
+    } else {
+      print(as_text(question, plan, changes));
+    }
+  }
+
+ private:
+  // Another cluster, and the tokens a second that it would give.
+  struct Change {
+    std::string what;
+    double tokens_per_second;
+  };
+
+  PlanQuestion ask() {
+    PlanQuestion question(spec_);
+    question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
+    question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
+    question.cluster = read_cluster(flags_.cluster, "the cluster file", "--cluster");
+    question.prompt_tokens = flags_.tokens;
+    question.new_tokens = flags_.new_tokens;
+    question.sequences = flags_.sequences;
+    question.micro_batch = flags_.micro_batch;
+    complete(question.cluster);
+    question.arithmetic = arithmetic_of(question.cluster);
+    question.slice_sizes = [this](bool embedding, bool head) {
+      return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
+    };
+    question.other_memory = [this,
+                             packing = packing_of(question.arithmetic)](const RankShape& rank) {
+      return kMpiBytes + memory_needs({.spec = spec_,
+                                       .shape = shape_,
+                                       .kv_type = kv_type(),
+                                       .micro_batch = flags_.micro_batch,
+                                       .layers = rank.layers,
+                                       .largest_window = rank.largest_window,
+                                       .head = rank.head,
+                                       .in_passes = rank.in_passes,
+                                       .packing = packing,
+                                       .threads = 4,
+                                       .ranks = rank.ranks})
+                             .total();
+    };
+    return question;
+  }
+
+  // Nothing is guessed: what neither the file nor `probe` says is an error.
+  void complete(ClusterSpec& cluster) {
+    if (cluster.hosts.empty())
+      throw usage_error(
+          fmt::format("{}: there is no [nodes.NAME], no host to plan for", flags_.cluster),
+          "see configs/clusters/four-pcs.toml");
+    const std::optional<HostRates> here = rates_of_this_machine(flags_.store);
+    for (HostSpec& host : cluster.hosts) {
+      if (host.memory == 0)
+        throw usage_error(fmt::format("{}: nodes.{}.memory is missing", flags_.cluster, host.name),
+                          "memory = \"8GiB\": what a rank there may take");
+      if (host.rates.complete()) continue;
+      if (here) host.rates = host.rates.or_else(*here);
+      if (!host.rates.complete())
+        throw usage_error(
+            fmt::format(
+                "{}: nodes.{} does not say how fast it is (memory_gb_per_s, f32_gflop_per_s, "
+                "bf16_gflop_per_s, int8_gop_per_s, disk_gb_per_s), and this machine, which "
+                "could stand for it, has not been probed",
+                flags_.cluster, host.name),
+            fmt::format("stagecoach probe --store {}, here or on {} with --json for the figures",
+                        flags_.store, host.name));
+      like_this_.push_back(host.name);
+    }
+  }
+
+  Arithmetic arithmetic_of(const ClusterSpec& cluster) const {
+    const bool quantized = is_quantized(manifest_.weights);
+    if (flags_.activations == "int8" && !quantized)
+      throw usage_error(fmt::format("--activations int8 needs q8 or q4 weights; this store has {}",
+                                    dtype_name(manifest_.weights)),
+                        "--activations auto");
+    if (quantized && (flags_.activations == "auto" || flags_.activations == "int8"))
+      return Arithmetic::kInt8;
+    // Without instructions for it a host's bf16 is its f32 (`probe`).
+    const bool faster =
+        std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
+                    [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
+    const bool wanted = flags_.activations == "bf16" ||
+                        (flags_.activations == "auto" && manifest_.weights == DType::kBF16);
+    return wanted && faster ? Arithmetic::kBF16 : Arithmetic::kF32;
+  }
+
+  static InputPacking packing_of(Arithmetic arithmetic) {
+    if (arithmetic == Arithmetic::kInt8) return InputType::kInt8;
+    if (arithmetic == Arithmetic::kBF16) return InputType::kBF16;
+    return std::nullopt;
+  }
+
+  KvType kv_type() const {
+    RunSettings settings;
+    settings.kv = flags_.kv;
+    return settings.kv_type();
+  }
+
+  static std::vector<Change> what_would_change(const PlanQuestion& question,
+                                               const ClusterPlan& plan) {
+    std::vector<Change> changes;
+    const auto consider = [&](const std::string& what, ClusterSpec cluster) {
+      PlanQuestion other = question;
+      other.cluster = std::move(cluster);
+      try {
+        changes.push_back({what, plan_cluster(other).tokens_per_second});
+      } catch (const Error&) {  // does not help
+      }
+    };
+    const HostSpec& bound = question.cluster.hosts[plan.bound_host];
+    ClusterSpec more = question.cluster;
+    more.hosts.push_back(bound);
+    consider(fmt::format("one more PC like {}", bound.name), std::move(more));
+    if (plan.streams()) {
+      ClusterSpec faster = question.cluster;
+      for (HostSpec& host : faster.hosts) host.rates.disk *= 2;
+      consider("disks twice as fast", std::move(faster));
+    }
+    return changes;
+  }
+
+  std::string explanation(const PlanQuestion& question, const ClusterPlan& plan,
+                          const HostPlan& host) const;
+  Json as_json(const PlanQuestion& question, const ClusterPlan& plan,
+               const std::vector<Change>& changes) const;
+  std::string as_text(const PlanQuestion& question, const ClusterPlan& plan,
+                      const std::vector<Change>& changes) const;
+  std::string command(const PlanQuestion& question, const ClusterPlan& plan) const;
+
+  const PlanFlags& flags_;
+  const Manifest manifest_;
+  const ModelSpec& spec_;
+  JobShape shape_;
+  std::vector<std::string> like_this_;  // hosts whose rates this machine stands for
+};
+
+// Why it has as many layers as it has.
+std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan& plan,
+                                 const HostPlan& host) const {
+  const HostSpec& spec = question.cluster.hosts[host.host];
+  const std::string limit =
+      host.streamed > 0
+          ? fmt::format(
+                "its memory holds {} of them, and its disk takes {:.3g} s a step for the rest",
+                host.pinned, host.disk_seconds)
+      : host.full
+          ? std::string("its memory is full")
+          : fmt::format("it has room for more; with {} of a step's computing it is bound by {}",
+                        plan.step_seconds > 0
+                            ? fmt::format("{:.0f} %", 100 * host.step_seconds / plan.step_seconds)
+                            : "all",
+                        bound_name(host.step_bound));
+  return fmt::format("{}: {} layers: {}", spec.name, host.layers, limit);
+}
+
+std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& plan) const {
+  std::string hosts;
+  for (const HostPlan& host : plan.hosts)
+    hosts += (hosts.empty() ? "" : ",") + question.cluster.hosts[host.host].reached_as();
+  return fmt::format(
+      "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
+      "--windows {} --job {}",
+      hosts, flags_.store, windows_flag(plan.stages), flags_.cluster);
+}
+
+Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
+                      const std::vector<Change>& changes) const {
+  Json hosts = Json::array(), left_out = Json::array(), what_if = Json::array();
+  for (std::size_t rank = 0; rank < plan.hosts.size(); ++rank) {
+    const HostPlan& host = plan.hosts[rank];
+    hosts.push_back({{"rank", rank},
+                     {"host", question.cluster.hosts[host.host].name},
+                     {"layers", host.layers},
+                     {"layers_in_memory", host.pinned},
+                     {"memory", host.memory},
+                     {"memory_budget", question.cluster.hosts[host.host].memory},
+                     {"streamed_bytes", host.streamed},
+                     {"disk_seconds", host.disk_seconds},
+                     {"compute_seconds", host.step_seconds},
+                     {"bound_by", bound_name(host.step_bound)},
+                     {"explanation", explanation(question, plan, host)}});
+  }
+  for (const LeftOut& out : plan.left_out)
+    left_out.push_back({{"host", question.cluster.hosts[out.host].name}, {"reason", out.reason}});
+  for (const Change& change : changes)
+    what_if.push_back({{"change", change.what}, {"tokens_per_second", change.tokens_per_second}});
+  return {{"store", flags_.store},
+          {"windows", windows_flag(plan.stages)},
+          {"rounds", plan.rounds},
+          {"hosts", hosts},
+          {"left_out", left_out},
+          {"time_to_first_token", plan.time_to_first_token},
+          {"step_seconds", plan.step_seconds},
+          {"network_seconds", plan.hop_seconds},
+          {"tokens_per_second", plan.tokens_per_second},
+          {"bound_by", bound_name(plan.bound)},
+          {"bound_host", question.cluster.hosts[plan.bound_host].name},
+          {"what_if", what_if},
+          {"rates_of_this_machine", like_this_},
+          {"command", command(question, plan)}};
+}
+
+std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& plan,
+                             const std::vector<Change>& changes) const {
+  std::string text = fmt::format(
+      "{}, {}: {} layers of {}; {} sequence{} of {} tokens and {} new ones\n\n"
+      "{:<16} {:>7} {:>10} {:>21} {:>14} {:>10} {:>10}  {}\n",
+      manifest_.name, dtype_name(manifest_.weights), spec_.num_hidden_layers,
+      format_bytes(question.layer_bytes), flags_.sequences, flags_.sequences == 1 ? "" : "s",
+      flags_.tokens, flags_.new_tokens, "host", "layers", "in memory", "memory", "read a step",
+      "disk s", "compute s", "bound by");
+  for (const HostPlan& host : plan.hosts) {
+    const HostSpec& spec = question.cluster.hosts[host.host];
+    text += fmt::format(
+        "{:<16} {:>7} {:>10} {:>21} {:>14} {:>10.3g} {:>10.3g}  {}\n", spec.name, host.layers,
+        host.pinned, fmt::format("{} of {}", format_bytes(host.memory), format_bytes(spec.memory)),
+        format_bytes(host.streamed), host.disk_seconds, host.step_seconds,
+        bound_name(host.step_bound));
+  }
+  for (const LeftOut& out : plan.left_out)
+    text += fmt::format("{} is left out: {}\n", question.cluster.hosts[out.host].name, out.reason);
+  if (flags_.explain)
+    for (const HostPlan& host : plan.hosts) text += explanation(question, plan, host) + "\n";
+  if (!like_this_.empty())
+    text += fmt::format("rates of this machine stand for: {}\n", fmt::join(like_this_, ", "));
+  text += fmt::format(
+      "\nfirst token after {:.3g} s; then {:.3g} tokens/s ({:.3g} s a step, {:.2g} s of it between "
+      "hosts), "
+      "bound by the {} of {}\n",
+      plan.time_to_first_token, plan.tokens_per_second, plan.step_seconds, plan.hop_seconds,
+      bound_name(plan.bound), question.cluster.hosts[plan.bound_host].name);
+  for (const Change& change : changes)
+    text += fmt::format("with {}: {:.3g} tokens/s\n", change.what, change.tokens_per_second);
+  return text + "\n" + command(question, plan) + "\n";
+}
+
+}  // namespace
+
+Command plan_command(CLI::App& parent) {
+  auto flags = std::make_shared<PlanFlags>();
+  CLI::App* app = parent.add_subcommand(
+      "plan", "Which host would run which layers, and how fast: nothing is run or changed");
+  app->add_option("--store", flags->store, "The store; its manifest is enough")->type_name("STORE");
+  app->add_option("--cluster", flags->cluster,
+                  "TOML file with [nodes.NAME] and [network], or a job file")
+      ->type_name("FILE.toml");
+  app->add_option("--tokens", flags->tokens, "Tokens of each prompt")
+      ->capture_default_str()
+      ->check(integer_in(1, 1 << 24));
+  app->add_option("--new-tokens", flags->new_tokens, "Tokens that each sequence gains")
+      ->capture_default_str()
+      ->check(integer_in(0, 1 << 24));
+  app->add_option("--sequences", flags->sequences, "Sequences at once")
+      ->capture_default_str()
+      ->check(integer_in(1, 65536));
+  app->add_option("--micro-batch", flags->micro_batch, "Rows of a micro-batch, at most")
+      ->capture_default_str()
+      ->check(integer_in(1, 65536));
+  app->add_option("--kv", flags->kv, "Type of the KV cache")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "f16", "q8"}));
+  app->add_option("--activations", flags->activations, "Type of activations in matrix products")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  app->add_flag("--explain", flags->explain, "What keeps each host from more");
+  app->add_flag("--json", flags->json, "One object");
+  return {app, [flags, app] {
+            require_flag(*app, "--store");
+            require_flag(*app, "--cluster");
+            PlanRun(*flags).print_plan();
+            return 0;
+          }};
+}
+
+}  // namespace stagecoach

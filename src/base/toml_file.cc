@@ -1,0 +1,104 @@
+#include "base/toml_file.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/byte_size.h"
+#include "base/file.h"
+
+namespace stagecoach {
+
+toml::table read_toml_file(const std::string& file, const std::string& what,
+                           const std::string& flag) {
+  constexpr std::int64_t kMaxBytes = 1 << 20;
+  std::string text;
+  try {
+    text = read_text_file(file, kMaxBytes);
+  } catch (const Error& error) {
+    throw usage_error(fmt::format("{}: {}", what, error.what()), fmt::format("check {}", flag));
+  }
+  try {
+    return toml::parse(text, file);
+  } catch (const toml::parse_error& error) {
+    const toml::source_position& at = error.source().begin;
+    throw usage_error(fmt::format("{}:{}:{}: {}", file, at.line, at.column, error.description()));
+  }
+}
+
+Error toml_error(const std::string& file, const toml::node& node, const std::string& problem) {
+  const toml::source_position& at = node.source().begin;
+  return usage_error(fmt::format("{}:{}:{}: {}", file, at.line, at.column, problem));
+}
+
+std::string toml_scalar_text(const std::string& file, const toml::node& node) {
+  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* integer = node.as_integer()) return std::to_string(integer->get());
+  if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
+  if (const auto* boolean = node.as_boolean()) return boolean->get() ? "true" : "false";
+  throw toml_error(file, node, "expected a string, a number, true or false");
+}
+
+TomlTable::TomlTable(const std::string& file, std::string where, const toml::node& node)
+    : file_(file), where_(std::move(where)), table_(node.as_table()) {
+  if (table_ == nullptr)
+    throw toml_error(file, node, fmt::format("{}: expected a table, [{}]", where_, where_));
+}
+
+void TomlTable::only(std::initializer_list<std::string_view> known) const {
+  for (const auto& [key, value] : *table_) {
+    if (std::find(known.begin(), known.end(), key.str()) != known.end()) continue;
+    std::string names;
+    for (const std::string_view name : known)
+      names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
+    throw toml_error(
+        file_, value,
+        fmt::format("'{}' is not a setting of {}; known: {}", key.str(), where_, names));
+  }
+}
+
+std::string TomlTable::string_or(std::string_view key, const std::string& fallback) const {
+  const toml::node* const node = table_->get(key);
+  if (node == nullptr) return fallback;
+  const auto* const text = node->as_string();
+  if (text == nullptr) throw wrong(*node, key, "expected a string");
+  return text->get();
+}
+
+std::int64_t TomlTable::bytes_or(std::string_view key, std::int64_t fallback) const {
+  const toml::node* const node = table_->get(key);
+  if (node == nullptr) return fallback;
+  std::int64_t bytes = 0;
+  try {
+    bytes = parse_byte_size(toml_scalar_text(file_, *node));
+  } catch (const Error& error) {
+    throw wrong(*node, key, error.what());
+  }
+  if (bytes <= 0) throw wrong(*node, key, "expected more than 0 bytes");
+  return bytes;
+}
+
+std::int64_t TomlTable::integer_or(std::string_view key, std::int64_t low, std::int64_t high,
+                                   std::int64_t fallback) const {
+  const toml::node* const node = table_->get(key);
+  if (node == nullptr) return fallback;
+  const auto* const integer = node->as_integer();
+  if (integer == nullptr || integer->get() < low || integer->get() > high)
+    throw wrong(*node, key, fmt::format("expected a whole number from {} to {}", low, high));
+  return integer->get();
+}
+
+double TomlTable::rate_or(std::string_view key, double fallback) const {
+  const toml::node* const node = table_->get(key);
+  if (node == nullptr) return fallback;
+  const std::optional<double> number = node->value<double>();
+  if (!node->is_number() || !std::isfinite(*number) || *number <= 0)
+    throw wrong(*node, key, "expected a number above 0");
+  return *number;
+}
+
+Error TomlTable::wrong(const toml::node& node, std::string_view key,
+                       const std::string& problem) const {
+  return toml_error(file_, node, fmt::format("{}.{}: {}", where_, key, problem));
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,76 @@
+#include "plan/cluster_spec.h"
+
+#include <algorithm>
+
+#include "base/toml_file.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr double kGiga = 1e9, kMicro = 1e-6;
+
+HostSpec read_host(const std::string& file, const std::string& name, const toml::node& node) {
+  const TomlTable table(file, "nodes." + name, node);
+  table.only({"address", "store", "memory", "memory_gb_per_s", "f32_gflop_per_s",
+              "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s"});
+  return {.name = name,
+          .address = table.string_or("address", ""),
+          .store = table.string_or("store", ""),
+          .memory = table.bytes_or("memory", 0),
+          .rates = {.memory = table.rate_or("memory_gb_per_s", 0) * kGiga,
+                    .f32 = table.rate_or("f32_gflop_per_s", 0) * kGiga,
+                    .bf16 = table.rate_or("bf16_gflop_per_s", 0) * kGiga,
+                    .int8 = table.rate_or("int8_gop_per_s", 0) * kGiga,
+                    .disk = table.rate_or("disk_gb_per_s", 0) * kGiga}};
+}
+
+NetworkSpec read_network(const std::string& file, const toml::node& node) {
+  const TomlTable table(file, "network", node);
+  table.only({"latency_us", "gb_per_s"});
+  const NetworkSpec usual;
+  return {.latency = table.rate_or("latency_us", usual.latency / kMicro) * kMicro,
+          .bytes_per_second = table.rate_or("gb_per_s", usual.bytes_per_second / kGiga) * kGiga};
+}
+
+// toml++ sorts keys; the file's order is the order of ranks.
+bool earlier(const toml::source_position& a, const toml::source_position& b) {
+  return a.line != b.line ? a.line < b.line : a.column < b.column;
+}
+
+}  // namespace
+
+HostRates HostRates::or_else(const HostRates& other) const {
+  const auto either = [](double mine, double others) { return mine > 0 ? mine : others; };
+  return {.memory = either(memory, other.memory),
+          .f32 = either(f32, other.f32),
+          .bf16 = either(bf16, other.bf16),
+          .int8 = either(int8, other.int8),
+          .disk = either(disk, other.disk)};
+}
+
+const HostSpec* ClusterSpec::find(const std::string& name) const {
+  const auto host = std::find_if(hosts.begin(), hosts.end(),
+                                 [&](const HostSpec& spec) { return spec.name == name; });
+  return host == hosts.end() ? nullptr : &*host;
+}
+
+ClusterSpec read_cluster(const std::string& file, const std::string& what,
+                         const std::string& flag) {
+  const toml::table root = read_toml_file(file, what, flag);
+  ClusterSpec cluster;
+  if (const toml::node* network = root.get("network"))
+    cluster.network = read_network(file, *network);
+  const toml::node* const nodes = root.get("nodes");
+  if (nodes == nullptr) return cluster;
+  if (!nodes->is_table())
+    throw toml_error(file, *nodes, "nodes: expected a table for each host: [nodes.HOST]");
+  std::vector<std::pair<toml::source_position, HostSpec>> found;
+  for (const auto& [name, node] : *nodes->as_table())
+    found.emplace_back(node.source().begin, read_host(file, std::string(name.str()), node));
+  std::stable_sort(found.begin(), found.end(),
+                   [](const auto& a, const auto& b) { return earlier(a.first, b.first); });
+  for (auto& [position, host] : found) cluster.hosts.push_back(std::move(host));
+  return cluster;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,49 @@
+// The PCs that a job may run on, as their owner describes them: [nodes.NAME] and [network] of a
+// TOML file, which may be a job file. docs/planning.md has the keys.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace stagecoach {
+
+// Rates per second; 0: the file does not say.
+struct HostRates {
+  double memory = 0;                   // bytes read
+  double f32 = 0, bf16 = 0, int8 = 0;  // operations, a multiply-add counts as two
+  double disk = 0;                     // bytes of direct reads
+
+  // Where this says nothing, what `other` says.
+  HostRates or_else(const HostRates& other) const;
+  bool complete() const { return memory > 0 && f32 > 0 && bf16 > 0 && int8 > 0 && disk > 0; }
+};
+
+struct HostSpec {
+  std::string name;         // its own, as `hostname` prints it
+  std::string address;      // what other hosts call it; empty: the name
+  std::string store;        // folder of the store on it; empty: where it is on every host
+  std::int64_t memory = 0;  // bytes that its rank may take; 0: the file does not say
+  HostRates rates;
+
+  const std::string& reached_as() const { return address.empty() ? name : address; }
+};
+
+// Between any two hosts.
+struct NetworkSpec {
+  double latency = 200e-6;          // seconds of a small message
+  double bytes_per_second = 117e6;  // what 1 GbE carries
+};
+
+struct ClusterSpec {
+  std::vector<HostSpec> hosts;  // in the order of the file
+  NetworkSpec network;
+
+  const HostSpec* find(const std::string& name) const;  // null: there is none
+};
+
+// [nodes] and [network]; other tables are somebody else's. Throws usage_error with file, line and
+// column for an unknown key or a value that makes no sense.
+ClusterSpec read_cluster(const std::string& file, const std::string& what, const std::string& flag);
+
+}  // namespace stagecoach

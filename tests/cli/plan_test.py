@@ -1,0 +1,73 @@
+"""stagecoach plan: a cluster that is only described."""
+
+import json
+import socket
+import unittest
+
+from support import SOURCE, StoreTest, run
+
+RATES = "memory_gb_per_s = 30\nf32_gflop_per_s = 200\nbf16_gflop_per_s = 200\nint8_gop_per_s = 400\ndisk_gb_per_s = 1\n"
+
+
+class Plan(StoreTest):
+    def cluster(self, text):
+        path = self.folder / "cluster.toml"
+        path.write_text(text)
+        return path
+
+    def plan(self, cluster, *flags):
+        return run("plan", "--store", self.store, "--cluster", cluster, "--tokens", 64, "--new-tokens", 16, *flags,
+                   environment={"STAGECOACH_CACHE": str(self.folder / "cache")})
+
+    def test_text_and_json_say_the_same(self):
+        cluster = self.cluster("".join(f'[nodes.pc-{i}]\nmemory = "300MB"\n{RATES}' for i in range(3)))
+        result = json.loads(self.succeeds(self.plan(cluster, "--json")).stdout)
+        self.assertEqual(sum(host["layers"] for host in result["hosts"]), 7)
+        self.assertEqual(len(result["hosts"]) + len(result["left_out"]), 3)
+        self.assertEqual(result["hosts"][0]["memory_budget"], 300_000_000)
+        self.assertGreater(result["tokens_per_second"], 0)
+        self.assertEqual(result["rates_of_this_machine"], [])
+        text = self.succeeds(self.plan(cluster, "--explain")).stdout
+        self.assertIn("mpirun --oversubscribe --bind-to none --host", text)
+        self.assertIn(f"--windows {result['windows']}", text)
+        self.assertIn(f"with one more PC like {result['bound_host']}", text)
+        self.assertIn(result["hosts"][0]["explanation"], text)
+
+    def test_the_plan_runs(self):
+        """mpirun takes the windows, and the ranks stay within the memory that was planned."""
+        here = socket.gethostname()
+        cluster = self.cluster(f'[nodes.{json.dumps(here)}]\nmemory = "2GiB"\n{RATES}[nodes.other]\nmemory = "2GiB"\n{RATES}')
+        result = json.loads(self.succeeds(self.plan(cluster, "--json", "--sequences", 8)).stdout)
+        ids = self.folder / "ids"
+        ids.write_text("1 2 3 4")
+        self.succeeds(run("score", "--store", self.store, "--windows", result["windows"], "--ids", ids, "--job", cluster,
+                          ranks=len(result["hosts"])))
+
+    def test_a_model_that_fits_nowhere_is_refused(self):
+        cluster = self.cluster(f'[nodes.a]\nmemory = "20MB"\n{RATES}')
+        self.fails(self.plan(cluster), 4, "cannot hold the model", "memory =")
+
+    def test_what_is_missing_is_named(self):
+        self.fails(self.plan(self.cluster("[network]\nlatency_us = 3\n")), 2, "no host to plan for")
+        self.fails(self.plan(self.cluster("[nodes.a]\n")), 2, "nodes.a.memory is missing")
+        self.fails(self.plan(self.cluster('[nodes.a]\nmemory = "1GiB"\n')), 2, "has not been probed", "stagecoach probe")
+        self.fails(self.plan(self.folder / "none.toml"), 2, "the cluster file", "--cluster")
+        self.fails(self.plan(self.cluster("[nodes.a]\nmemroy = 1\n")), 2, "cluster.toml:2:10: 'memroy' is not a setting")
+        self.fails(run("plan", "--store", self.store), 2, "needs --cluster")
+        self.fails(run("plan", "--store", self.store, "--cluster", self.cluster(f'[nodes.a]\nmemory = "1GiB"\n{RATES}'), "--tokens", 5000),
+                   2, "positions")
+
+    def test_hosts_without_rates_are_like_this_one(self):
+        cache = {"STAGECOACH_CACHE": str(self.folder / "cache")}
+        self.succeeds(run("probe", "--quick", "--store", self.folder, environment=cache))
+        cluster = self.cluster('[nodes.a]\nmemory = "1GiB"\ndisk_gb_per_s = 1\n')
+        result = json.loads(self.succeeds(self.plan(cluster, "--json")).stdout)
+        self.assertEqual(result["rates_of_this_machine"], ["a"])
+
+    def test_the_example_is_a_cluster(self):
+        result = json.loads(self.succeeds(self.plan(SOURCE / "configs/clusters/four-pcs.toml", "--json")).stdout)
+        self.assertEqual(sum(host["layers"] for host in result["hosts"]), 7)
+
+
+if __name__ == "__main__":
+    unittest.main()
