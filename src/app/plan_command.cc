@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/machine_limits.h"
 #include "plan/planner.h"
+#include "plan/simulator.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
@@ -20,7 +21,7 @@ namespace {
 struct PlanFlags {
   std::string store, cluster, kv = "f16", activations = "auto";
   std::int64_t tokens = 512, new_tokens = 128, sequences = 1, micro_batch = 256;
-  bool explain = false, json = false;
+  bool explain = false, simulate = false, json = false;
 };
 
 // What Open MPI adds to the process that this one is, as measured.
@@ -59,10 +60,16 @@ class PlanRun {
     const PlanQuestion question = ask();
     const ClusterPlan plan = plan_cluster(question);
     const std::vector<Change> changes = what_would_change(question, plan);
+    std::optional<Simulation> simulation;
+    if (flags_.simulate) simulation = simulate(question, plan);
     if (flags_.json) {
-      print_json_line(as_json(question, plan, changes));
+      Json json = as_json(question, plan, changes);
+      if (simulation) json["simulation"] = as_json(*simulation);
+      print_json_line(json);
     } else {
       print(as_text(question, plan, changes));
+      if (simulation) print(as_text(question, plan, *simulation));
+      print("\n" + command(question, plan) + "\n");
     }
   }
 
@@ -189,6 +196,9 @@ class PlanRun {
                const std::vector<Change>& changes) const;
   std::string as_text(const PlanQuestion& question, const ClusterPlan& plan,
                       const std::vector<Change>& changes) const;
+  static Json as_json(const Simulation& simulation);
+  static std::string as_text(const PlanQuestion& question, const ClusterPlan& plan,
+                             const Simulation& simulation);
   std::string command(const PlanQuestion& question, const ClusterPlan& plan) const;
 
   const PlanFlags& flags_;
@@ -203,10 +213,10 @@ std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan
                                  const HostPlan& host) const {
   const HostSpec& spec = question.cluster.hosts[host.host];
   const std::string limit =
-      host.streamed > 0
+      host.residency.streamed > 0
           ? fmt::format(
                 "its memory holds {} of them, and its disk takes {:.3g} s a step for the rest",
-                host.pinned, host.disk_seconds)
+                host.layers_in_memory(), host.disk_seconds)
       : host.full
           ? std::string("its memory is full")
           : fmt::format("it has room for more; with {} of a step's computing it is bound by {}",
@@ -235,10 +245,10 @@ Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
     hosts.push_back({{"rank", rank},
                      {"host", question.cluster.hosts[host.host].name},
                      {"layers", host.layers},
-                     {"layers_in_memory", host.pinned},
+                     {"layers_in_memory", host.layers_in_memory()},
                      {"memory", host.memory},
                      {"memory_budget", question.cluster.hosts[host.host].memory},
-                     {"streamed_bytes", host.streamed},
+                     {"streamed_bytes", host.residency.streamed},
                      {"disk_seconds", host.disk_seconds},
                      {"compute_seconds", host.step_seconds},
                      {"bound_by", bound_name(host.step_bound)},
@@ -275,11 +285,12 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
       "disk s", "compute s", "bound by");
   for (const HostPlan& host : plan.hosts) {
     const HostSpec& spec = question.cluster.hosts[host.host];
-    text += fmt::format(
-        "{:<16} {:>7} {:>10} {:>21} {:>14} {:>10.3g} {:>10.3g}  {}\n", spec.name, host.layers,
-        host.pinned, fmt::format("{} of {}", format_bytes(host.memory), format_bytes(spec.memory)),
-        format_bytes(host.streamed), host.disk_seconds, host.step_seconds,
-        bound_name(host.step_bound));
+    text +=
+        fmt::format("{:<16} {:>7} {:>10} {:>21} {:>14} {:>10.3g} {:>10.3g}  {}\n", spec.name,
+                    host.layers, host.layers_in_memory(),
+                    fmt::format("{} of {}", format_bytes(host.memory), format_bytes(spec.memory)),
+                    format_bytes(host.residency.streamed), host.disk_seconds, host.step_seconds,
+                    bound_name(host.step_bound));
   }
   for (const LeftOut& out : plan.left_out)
     text += fmt::format("{} is left out: {}\n", question.cluster.hosts[out.host].name, out.reason);
@@ -295,7 +306,34 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
       bound_name(plan.bound), question.cluster.hosts[plan.bound_host].name);
   for (const Change& change : changes)
     text += fmt::format("with {}: {:.3g} tokens/s\n", change.what, change.tokens_per_second);
-  return text + "\n" + command(question, plan) + "\n";
+  return text;
+}
+
+Json PlanRun::as_json(const Simulation& simulation) {
+  Json hosts = Json::array();
+  for (const SimulatedHost& host : simulation.hosts)
+    hosts.push_back({{"computing", host.computing}, {"reading", host.reading}});
+  return {{"time_to_first_token", simulation.time_to_first_token},
+          {"step_seconds", simulation.step_seconds},
+          {"tokens_per_second", simulation.tokens_per_second},
+          {"seconds", simulation.seconds},
+          {"micro_batches", simulation.micro_batches},
+          {"hosts", hosts}};
+}
+
+std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& plan,
+                             const Simulation& simulation) {
+  std::string text = fmt::format(
+      "\nsimulated, {} micro-batches: first tokens after {:.3g} s, then {:.3g} tokens/s ({:.3g} s "
+      "a step); all in {:.4g} s\n",
+      simulation.micro_batches, simulation.time_to_first_token, simulation.tokens_per_second,
+      simulation.step_seconds, simulation.seconds);
+  for (std::size_t rank = 0; rank < simulation.hosts.size(); ++rank)
+    text +=
+        fmt::format("{:<16} computes {:>4.0f} % of the time, reads {:>4.0f} %\n",
+                    question.cluster.hosts[plan.hosts[rank].host].name,
+                    100 * simulation.hosts[rank].computing, 100 * simulation.hosts[rank].reading);
+  return text;
 }
 
 }  // namespace
@@ -327,6 +365,8 @@ Command plan_command(CLI::App& parent) {
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   app->add_flag("--explain", flags->explain, "What keeps each host from more");
+  app->add_flag("--simulate", flags->simulate,
+                "Run the job with the scheduler of a real one, event by event");
   app->add_flag("--json", flags->json, "One object");
   return {app, [flags, app] {
             require_flag(*app, "--store");

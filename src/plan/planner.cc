@@ -8,43 +8,14 @@
 
 #include "base/byte_size.h"
 #include "base/error.h"
+#include "plan/scheduler.h"
 
 namespace stagecoach {
 namespace {
 
-// Shares of the measured limits that kernels reach (docs/performance.md).
-constexpr double kMemoryShare = 0.9;
-constexpr double kFewRowsShare = 0.6;  // of the arithmetic, up to kFewRows rows
-constexpr std::int64_t kFewRows = 48;
-constexpr double kManyRowsShare[] = {0.85, 0.8, 0.65};  // by Arithmetic
-// Some fifteen operations, each handed to threads.
-constexpr double kLayerOverhead = 60e-6;
 // A host that saves less than this is not worth its risk.
 constexpr double kWorthwhile = 0.99;
 constexpr double kNever = std::numeric_limits<double>::infinity();
-
-double arithmetic_rate(const HostRates& rates, Arithmetic arithmetic) {
-  return arithmetic == Arithmetic::kF32    ? rates.f32
-         : arithmetic == Arithmetic::kBF16 ? rates.bf16
-                                           : rates.int8;
-}
-
-// Seconds of work on `bytes` of weights, and what they are bound by.
-struct Work {
-  double seconds = 0;
-  Bound bound = Bound::kMemoryRate;
-};
-
-Work work_of(const HostRates& rates, Arithmetic arithmetic, std::int64_t bytes, std::int64_t flops,
-             std::int64_t rows) {
-  const double share =
-      rows <= kFewRows ? kFewRowsShare : kManyRowsShare[static_cast<int>(arithmetic)];
-  const double reading = static_cast<double>(bytes) / (kMemoryShare * rates.memory);
-  const double computing =
-      static_cast<double>(flops) / (share * arithmetic_rate(rates, arithmetic));
-  return computing > reading ? Work{computing, Bound::kArithmetic}
-                             : Work{reading, Bound::kMemoryRate};
-}
 
 // Σ of `layers` over k turns, as even as can be.
 std::vector<std::int64_t> spread_over_rounds(std::int64_t layers, int rounds) {
@@ -54,18 +25,23 @@ std::vector<std::int64_t> spread_over_rounds(std::int64_t layers, int rounds) {
   return windows;
 }
 
+// Micro-batches of a step or of the prompts, as the scheduler forms them.
+struct Batches {
+  std::int64_t rows = 1, count = 1;
+};
+
+Batches cut(std::int64_t rows, std::int64_t rows_each) {
+  const std::int64_t count = (rows + rows_each - 1) / rows_each;
+  return {(rows + count - 1) / count, count};
+}
+
 // Plans for one choice of hosts, in ring order.
 class Planner {
  public:
   Planner(const PlanQuestion& question, std::vector<std::size_t> hosts)
-      : question_(question), hosts_(std::move(hosts)) {
+      : question_(question), hosts_(std::move(hosts)), costs_(question) {
     for (const int embedding : {0, 1})
       for (const int head : {0, 1}) sizes_[embedding][head] = question.slice_sizes(embedding, head);
-    const std::int64_t micro_batches = std::min<std::int64_t>(question.sequences, ranks());
-    step_rows_ = (question.sequences + micro_batches - 1) / micro_batches;
-    step_batches_ = (question.sequences + step_rows_ - 1) / step_rows_;
-    prefill_batches_ = (question.prompt_tokens + question.micro_batch - 1) / question.micro_batch;
-    prefill_rows_ = (question.prompt_tokens + prefill_batches_ - 1) / prefill_batches_;
   }
 
   // The best of all ways; null when the model does not fit.
@@ -95,31 +71,28 @@ class Planner {
   const HostSpec& host(int rank) const {
     return question_.cluster.hosts[hosts_[static_cast<std::size_t>(rank)]];
   }
+  // Sequences in memory decode in as many groups as there are ranks; a pass that streams is cut as
+  // prompts are.
+  Batches step(bool streams) const {
+    const std::int64_t rows = question_.sequences;
+    return cut(rows, streams ? prefill_rows(rows, ranks(), question_.micro_batch)
+                             : std::min((rows + ranks() - 1) / ranks(), question_.micro_batch));
+  }
+  // All prompts, which come at once.
+  Batches prefill() const {
+    const std::int64_t rows = question_.sequences * question_.prompt_tokens;
+    return cut(rows, prefill_rows(rows, ranks(), question_.micro_batch));
+  }
   bool has_head(int rank) const { return rank + 1 == ranks(); }
   const WeightSizes& sizes(int rank) const {
     return sizes_[rank == 0 ? 1 : 0][has_head(rank) ? 1 : 0];
   }
 
-  // One layer, with a context of the prompt before each row.
   Work layer_work(int rank, std::int64_t rows) const {
-    Work work = work_of(host(rank).rates, question_.arithmetic, question_.layer_bytes,
-                        layer_flops(question_.spec, rows,
-                                    rows * std::max<std::int64_t>(1, question_.prompt_tokens / 2)),
-                        rows);
-    work.seconds += kLayerOverhead;
-    return work;
+    return costs_.layer(hosts_[static_cast<std::size_t>(rank)], rows);
   }
-  double head_seconds(std::int64_t rows) const {
-    return work_of(host(ranks() - 1).rates, question_.arithmetic, question_.head_bytes,
-                   head_flops(question_.spec, rows), rows)
-        .seconds;
-  }
-  double hop_seconds(std::int64_t rows) const {
-    if (ranks() == 1) return 0;
-    const NetworkSpec& network = question_.cluster.network;
-    const double bytes = static_cast<double>(rows * question_.spec.hidden_size) * sizeof(float);
-    return network.latency + bytes / network.bytes_per_second;
-  }
+  double head_seconds(std::int64_t rows) const { return costs_.head(hosts_.back(), rows).seconds; }
+  double hop_seconds(std::int64_t rows) const { return ranks() == 1 ? 0 : costs_.hop(rows); }
 
   std::optional<Fit> in_memory(int rank, std::int64_t count) const;
   std::optional<Fit> in_ring(int rank, std::int64_t count, int rounds);
@@ -133,9 +106,8 @@ class Planner {
 
   const PlanQuestion& question_;
   const std::vector<std::size_t> hosts_;
+  const CostModel costs_;
   WeightSizes sizes_[2][2];  // by whether the rank has the embedding, and the head
-  std::int64_t step_rows_ = 1, step_batches_ = 1;        // a step's micro-batches
-  std::int64_t prefill_rows_ = 1, prefill_batches_ = 1;  // a prompt's
   std::map<std::tuple<int, std::int64_t, int>, std::optional<Fit>> fits_;
 };
 
@@ -167,7 +139,7 @@ std::optional<Planner::Fit> Planner::in_ring(int rank, std::int64_t count, int r
                                    .ranks = ranks(),
                                    .memory = host(rank).memory - other,
                                    .head_sweeps = 1,
-                                   .one_micro_batch = step_batches_ == 1});
+                                   .one_micro_batch = step(true).count == 1});
   if (!residency) return std::nullopt;
   const std::int64_t memory = other + residency->memory;
   return known->second = Fit{*std::move(residency), memory};
@@ -199,7 +171,7 @@ std::optional<std::vector<std::int64_t>> Planner::hand_out(std::int64_t least,
 std::optional<ClusterPlan> Planner::all_in_memory(bool balanced) {
   const auto counts = hand_out(1, [&](int rank, std::int64_t count) {
     if (!in_memory(rank, count)) return kNever;
-    const double layer = layer_work(rank, step_rows_).seconds;
+    const double layer = layer_work(rank, step(false).rows).seconds;
     return balanced ? static_cast<double>(count) * layer : layer;
   });
   if (!counts) return std::nullopt;
@@ -215,7 +187,7 @@ std::optional<ClusterPlan> Planner::streamed(int rounds) {
     if (!fit) return kNever;
     // Among hosts that wait alike, the one that computes faster.
     return static_cast<double>(fit->residency.waited) / host(rank).rates.disk +
-           static_cast<double>(count) * layer_work(rank, step_rows_).seconds;
+           static_cast<double>(count) * layer_work(rank, step(true).rows).seconds;
   });
   if (!counts) return std::nullopt;
   std::vector<Fit> fits;
@@ -238,68 +210,70 @@ ClusterPlan Planner::assemble(const std::vector<std::int64_t>& counts, const std
       plan.stages.windows.push_back({layer, layer + count, rank});
       layer += count;
     }
+  const bool streams = std::any_of(fits.begin(), fits.end(),
+                                   [](const Fit& fit) { return fit.residency.streamed > 0; });
+  const Batches steps = step(streams), prompts = prefill();
   for (int rank = 0; rank < ranks(); ++rank) {
     const auto i = static_cast<std::size_t>(rank);
     const Residency& residency = fits[i].residency;
-    const Work step = layer_work(rank, step_rows_);
+    const Work work = layer_work(rank, steps.rows);
     const double disk_seconds = static_cast<double>(residency.waited) / host(rank).rates.disk;
-    const double step_seconds = static_cast<double>(counts[i] * step_batches_) * step.seconds +
-                                (has_head(rank) ? head_seconds(step_rows_) : 0);
+    const double step_seconds = static_cast<double>(counts[i] * steps.count) * work.seconds +
+                                (has_head(rank) ? head_seconds(steps.rows) : 0);
     const bool more = rounds == 1 && residency.streamed == 0
                           ? in_memory(rank, counts[i] + 1).has_value()
                           : residency.streamed == 0;
-    plan.hosts.push_back(
-        {.host = hosts_[i],
-         .layers = counts[i],
-         .pinned = std::count(residency.pinned.begin(), residency.pinned.end(), true),
-         .memory = fits[i].memory,
-         .streamed = residency.streamed,
-         .disk_seconds = disk_seconds,
-         .step_seconds = step_seconds,
-         .prefill_seconds = static_cast<double>(counts[i] * prefill_batches_) *
-                            layer_work(rank, prefill_rows_).seconds,
-         .step_bound = disk_seconds > step_seconds ? Bound::kDisk : step.bound,
-         .full = !more});
+    plan.hosts.push_back({.host = hosts_[i],
+                          .layers = counts[i],
+                          .residency = residency,
+                          .memory = fits[i].memory,
+                          .disk_seconds = disk_seconds,
+                          .step_seconds = step_seconds,
+                          .prefill_seconds = static_cast<double>(counts[i] * prompts.count) *
+                                             layer_work(rank, prompts.rows).seconds,
+                          .step_bound = disk_seconds > step_seconds ? Bound::kDisk : work.bound,
+                          .full = !more});
   }
   predict(plan);
   return plan;
 }
 
 void Planner::predict(ClusterPlan& plan) const {
-  // A micro-batch goes through all windows; in a window of several layers it waits for the others
-  // of its pass to leave each layer but the last.
-  const auto chain = [&](std::int64_t rows, std::int64_t batches) {
+  const Batches steps = step(plan.streams()), prompts = prefill();
+  // A micro-batch goes through all windows, and the others follow. Of a window of several layers
+  // that stream none begins before all have come, nor leaves before all are done.
+  const auto chain = [&](const Batches& batches) {
     double seconds = 0, slowest = 0;
     for (const Window& window : plan.stages.windows) {
-      const double layer = layer_work(window.rank, rows).seconds;
       const auto count = static_cast<double>(window.end - window.begin);
-      const double in_window =
-          plan.streams() ? ((count - 1) * static_cast<double>(batches) + 1) * layer : count * layer;
-      seconds += in_window + hop_seconds(rows);
-      slowest = std::max({slowest, plan.streams() ? layer : in_window, hop_seconds(rows)});
+      const bool gathers = plan.streams() && count > 1;
+      const double in_window = count * layer_work(window.rank, batches.rows).seconds;
+      const double hop = hop_seconds(batches.rows);
+      seconds += hop + (gathers ? static_cast<double>(batches.count) * in_window : in_window);
+      if (!gathers) slowest = std::max({slowest, in_window, hop});
     }
-    return seconds + static_cast<double>(batches - 1) * slowest;
+    return seconds + static_cast<double>(batches.count - 1) * slowest;
   };
-  plan.hop_seconds = static_cast<double>(plan.stages.windows.size()) * hop_seconds(step_rows_);
+  plan.hop_seconds = static_cast<double>(plan.stages.windows.size()) * hop_seconds(steps.rows);
   double busy = 0, busy_prefill = 0, disk = 0, disk_prefill = 0;
   std::size_t busiest = 0, slowest_disk = 0;
   for (std::size_t i = 0; i < plan.hosts.size(); ++i) {
     const HostPlan& host = plan.hosts[i];
     busy_prefill = std::max(busy_prefill, host.prefill_seconds);
-    disk_prefill = std::max(disk_prefill, static_cast<double>(host.streamed) /
+    disk_prefill = std::max(disk_prefill, static_cast<double>(host.residency.streamed) /
                                               question_.cluster.hosts[host.host].rates.disk);
     if (host.step_seconds > busy) busiest = i;
     busy = std::max(busy, host.step_seconds);
     if (host.disk_seconds > disk) slowest_disk = i;
     disk = std::max(disk, host.disk_seconds);
   }
-  const double through = chain(step_rows_, step_batches_) + head_seconds(step_rows_);
+  // In memory, steps follow each other without a gap; a pass comes out whole before the next one.
+  const double through =
+      chain(plan.streams() ? steps : Batches{steps.rows, 1}) + head_seconds(steps.rows);
   plan.step_seconds = std::max({through, busy, disk});
   plan.tokens_per_second = static_cast<double>(question_.sequences) / plan.step_seconds;
-  // Prompts follow each other.
   plan.time_to_first_token =
-      std::max({chain(prefill_rows_, prefill_batches_), busy_prefill, disk_prefill}) +
-      head_seconds(1);
+      std::max({chain(prompts), busy_prefill, disk_prefill}) + head_seconds(1);
   if (disk >= plan.step_seconds) {
     plan.bound = Bound::kDisk;
     plan.bound_host = plan.hosts[slowest_disk].host;
@@ -321,9 +295,8 @@ std::vector<std::size_t> without(const std::vector<std::size_t>& hosts, std::siz
 }
 
 // What one layer costs on a host, with its weights in memory or on disk.
-double slowness(const PlanQuestion& question, const HostSpec& host) {
-  return work_of(host.rates, question.arithmetic, question.layer_bytes, 0, 1).seconds +
-         static_cast<double>(question.layer_bytes) / host.rates.disk;
+double slowness(const CostModel& costs, std::size_t host) {
+  return costs.layer(host, 1).seconds + costs.layer_read_seconds(host);
 }
 
 std::int64_t smallest_rank(const PlanQuestion& question) {
@@ -334,28 +307,17 @@ std::int64_t smallest_rank(const PlanQuestion& question) {
 
 }  // namespace
 
-std::string_view bound_name(Bound bound) {
-  switch (bound) {
-    case Bound::kDisk:
-      return "disk";
-    case Bound::kMemoryRate:
-      return "memory bandwidth";
-    case Bound::kArithmetic:
-      return "arithmetic";
-    case Bound::kNetwork:
-      return "network";
-  }
-  return "";
+std::int64_t HostPlan::layers_in_memory() const {
+  return std::count(residency.pinned.begin(), residency.pinned.end(), true);
 }
 
 bool ClusterPlan::streams() const {
   return std::any_of(hosts.begin(), hosts.end(),
-                     [](const HostPlan& host) { return host.streamed > 0; });
+                     [](const HostPlan& host) { return host.residency.streamed > 0; });
 }
 
 double ClusterPlan::job_seconds(const PlanQuestion& question) const {
-  return static_cast<double>(question.sequences) * time_to_first_token +
-         static_cast<double>(question.new_tokens) * step_seconds;
+  return time_to_first_token + static_cast<double>(question.new_tokens) * step_seconds;
 }
 
 ClusterPlan plan_cluster(const PlanQuestion& question) {
@@ -377,10 +339,11 @@ ClusterPlan plan_cluster(const PlanQuestion& question) {
                           format_bytes(host.memory), format_bytes(smallest))});
     }
   }
+  const CostModel costs(question);
   // From the slowest on, those without which the job ends sooner, or as soon.
   std::vector<std::size_t> slowest_first = hosts;
   std::stable_sort(slowest_first.begin(), slowest_first.end(), [&](std::size_t a, std::size_t b) {
-    return slowness(question, cluster.hosts[a]) > slowness(question, cluster.hosts[b]);
+    return slowness(costs, a) > slowness(costs, b);
   });
   std::optional<ClusterPlan> best;
   if (!hosts.empty()) best = Planner(question, hosts).best();

@@ -131,10 +131,12 @@ std::optional<ScheduledBatch> Scheduler::next() {
   if (limits_.pass_tokens > 0) return next_of_pass();
   // One micro-batch computing on every rank and one more on its way: more would only queue.
   if (in_flight() > limits_.depth) return std::nullopt;
-  // Decode first where a whole group waits; otherwise prefill fills the ring; a lone rank's worth
-  // of stragglers goes when there is nothing else to do.
+  // Decode first where a whole group waits; otherwise prefill fills the ring. Less than a group goes
+  // where a rank would have nothing to do: elsewhere it waits for others to join it, or two small
+  // groups would read all weights twice, step after step.
   if (auto batch = next_decode(true)) return batch;
   if (auto batch = next_prefill()) return batch;
+  if (in_flight() >= limits_.depth) return std::nullopt;
   return next_decode(false);
 }
 

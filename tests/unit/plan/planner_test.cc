@@ -65,7 +65,7 @@ void expect_sound(const PlanQuestion& question, const ClusterPlan& plan) {
   std::int64_t layers = 0;
   for (const HostPlan& host : plan.hosts) {
     EXPECT_LE(host.memory, question.cluster.hosts[host.host].memory);
-    EXPECT_LE(host.pinned, host.layers);
+    EXPECT_LE(host.layers_in_memory(), host.layers);
     layers += host.layers;
   }
   EXPECT_EQ(layers, question.spec.num_hidden_layers);
@@ -132,7 +132,7 @@ TEST(Planner, ASlowDiskStreamsLess) {
   const ClusterPlan plan = plan_cluster(question);
   expect_sound(question, plan);
   ASSERT_EQ(plan.hosts.size(), 3u);
-  EXPECT_LT(plan.hosts[2].streamed, plan.hosts[0].streamed);
+  EXPECT_LT(plan.hosts[2].residency.streamed, plan.hosts[0].residency.streamed);
   EXPECT_LT(plan.hosts[2].layers, plan.hosts[0].layers);
 }
 

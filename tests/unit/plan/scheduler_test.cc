@@ -291,5 +291,28 @@ TEST(PrefillRows, TwoForEachRankWithoutSliversWithinTheLimit) {
   EXPECT_EQ(prefill_rows(40, 1, 256), 40);
 }
 
+// Prompts that come back in two micro-batches decode as one group on each rank, not as two that read
+// all weights in turn.
+TEST(Scheduler, StragglersJoinAGroup) {
+  for (const int depth : {1, 2, 4}) {
+    Scheduler scheduler({.micro_batch_tokens = 256, .depth = depth});
+    for (int i = 0; i < 8; ++i) scheduler.submit(i, 64, true);
+    std::deque<ScheduledBatch> under_way;
+    std::size_t largest = 0, smallest = 100;
+    for (int returned = 0; returned < 100; ++returned) {
+      while (auto batch = scheduler.next()) under_way.push_back(*std::move(batch));
+      ASSERT_FALSE(under_way.empty());
+      if (returned > 50) {
+        largest = std::max(largest, under_way.front().runs.size());
+        smallest = std::min(smallest, under_way.front().runs.size());
+      }
+      scheduler.returned(under_way.front().number);
+      under_way.pop_front();
+    }
+    EXPECT_EQ(largest, static_cast<std::size_t>(8 / depth)) << depth;
+    EXPECT_EQ(smallest, static_cast<std::size_t>(8 / depth)) << depth;
+  }
+}
+
 }  // namespace
 }  // namespace stagecoach

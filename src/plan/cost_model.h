@@ -1,0 +1,69 @@
+// How long a host takes for its work, from its rates: what planner and simulator share.
+// docs/planning.md derives it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string_view>
+
+#include "model/model_spec.h"
+#include "plan/cluster_spec.h"
+#include "plan/residency.h"
+
+namespace stagecoach {
+
+// What its rank's memory needs besides weights depends on these.
+struct RankShape {
+  std::int64_t layers = 0;
+  std::int64_t largest_window = 0;
+  bool head = false;
+  bool in_passes = false;  // some rank streams
+  int ranks = 1;
+};
+
+enum class Arithmetic : std::uint8_t { kF32, kBF16, kInt8 };
+
+// A model, the work to be done with it, and the hosts that could do it.
+struct PlanQuestion {
+  explicit PlanQuestion(const ModelSpec& spec_in) : spec(spec_in) {}
+
+  const ModelSpec& spec;
+  std::int64_t layer_bytes = 0, head_bytes = 0;  // of weights, as a step reads them
+  Arithmetic arithmetic = Arithmetic::kF32;      // of the matrix products
+  ClusterSpec cluster;                           // every host with its memory and all rates
+  std::int64_t prompt_tokens = 512;              // of each sequence
+  std::int64_t new_tokens = 128;                 // of each sequence
+  std::int64_t sequences = 1;                    // at once
+  std::int64_t micro_batch = 256;                // rows
+  std::function<WeightSizes(bool embedding, bool head)> slice_sizes;
+  std::function<std::int64_t(const RankShape&)> other_memory;  // bytes besides weights
+};
+
+// What keeps a host's part of the work from being done sooner.
+enum class Bound : std::uint8_t { kDisk, kMemoryRate, kArithmetic, kNetwork };
+std::string_view bound_name(Bound bound);  // "disk", "memory bandwidth", "arithmetic", "network"
+
+struct Work {
+  double seconds = 0;
+  Bound bound = Bound::kMemoryRate;
+};
+
+class CostModel {
+ public:
+  explicit CostModel(const PlanQuestion& question) : question_(question) {}
+
+  // `rows` rows through one layer or the head; weights are in memory.
+  Work layer(std::size_t host, std::int64_t rows) const;
+  Work head(std::size_t host, std::int64_t rows) const;
+  // One layer from the host's disk.
+  double layer_read_seconds(std::size_t host) const;
+  // Hidden states of `rows` rows, or a result (0), to another host.
+  double hop(std::int64_t rows) const;
+
+ private:
+  Work work(std::size_t host, std::int64_t bytes, std::int64_t flops, std::int64_t rows) const;
+
+  const PlanQuestion& question_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,218 @@
+#include "plan/simulator.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "plan/job_shape.h"
+#include "plan/scheduler.h"
+
+namespace stagecoach {
+namespace {
+
+// A rank's disk and the ring of slots that it reads into: layers come in the order in which they
+// are used, each as soon as the disk and a slot are free.
+class Ring {
+ public:
+  Ring(int slots, double read_seconds)
+      : released_(static_cast<std::size_t>(slots)), read_seconds_(read_seconds) {}
+
+  // When the next layer is in memory.
+  double ready() {
+    disk_free_ = std::max(disk_free_, released_[next_]) + read_seconds_;
+    reading_ += read_seconds_;
+    return disk_free_;
+  }
+  // That layer is not needed any more.
+  void release(double time) {
+    released_[next_] = time;
+    next_ = (next_ + 1) % released_.size();
+  }
+  double reading() const { return reading_; }
+
+ private:
+  std::vector<double> released_;  // by slot: when its last layer was done with
+  const double read_seconds_;
+  std::size_t next_ = 0;
+  double disk_free_ = 0, reading_ = 0;
+};
+
+struct Rank {
+  Ring ring;
+  double free = 0;        // when it has done what came so far
+  double computing = 0;   // seconds
+  std::size_t layer = 0;  // of its own, in ring order: the next one of the pass
+};
+
+// A micro-batch on its way: when it is where it goes next.
+struct Travelling {
+  ScheduledBatch batch;
+  std::int64_t rows = 0, wanted = 0;  // those whose logits are wanted
+  double time = 0;
+  std::size_t window = 0;  // where it goes; one beyond the last: back to rank 0
+};
+
+class Simulator {
+ public:
+  Simulator(const PlanQuestion& question, const ClusterPlan& plan)
+      : question_(question),
+        plan_(plan),
+        costs_(question),
+        scheduler_({.micro_batch_tokens = question.micro_batch,
+                    .depth = plan.stages.ranks,
+                    .max_active = static_cast<int>(question.sequences),
+                    .pass_tokens = plan.streams()
+                                       ? std::max(question.sequences,
+                                                  affordable_pass(question.spec.hidden_size))
+                                       : 0}),
+        tokens_(static_cast<std::size_t>(question.sequences)) {
+    for (const HostPlan& host : plan.hosts) {
+      const int slots = (host.residency.attention_slots + host.residency.mlp_slots) / 2;
+      ranks_.push_back({Ring(std::max(1, slots), costs_.layer_read_seconds(host.host))});
+    }
+    for (std::int64_t i = 0; i < question.sequences; ++i)
+      scheduler_.submit(i, question.prompt_tokens, true);
+  }
+
+  Simulation run() {
+    if (plan_.streams()) {
+      while (!scheduler_.idle()) run_pass();
+    } else {
+      run_in_memory();
+    }
+    return result();
+  }
+
+ private:
+  // What the scheduler lets in now.
+  std::vector<Travelling> enter() {
+    std::vector<Travelling> entered;
+    while (auto batch = scheduler_.next()) {
+      Travelling one{.batch = *std::move(batch), .time = now_};
+      for (const ScheduledRun& run : one.batch.runs) {
+        one.rows += run.count;
+        one.wanted += run.last_of_prompt ? 1 : 0;
+      }
+      entered.push_back(std::move(one));
+    }
+    micro_batches_ += static_cast<std::int64_t>(entered.size());
+    return entered;
+  }
+
+  // A pass: each rank works on one window after another, all micro-batches on one layer after
+  // another. Of a window of several layers none begins before all have come, nor leaves before all
+  // are done.
+  void run_pass() {
+    std::vector<Travelling> pass = enter();
+    STAGECOACH_CHECK(!pass.empty());
+    for (Rank& rank : ranks_) rank.layer = 0;
+    for (const Window& window : plan_.stages.windows) {
+      Rank& rank = rank_of(window);
+      const bool gathers = pass.size() > 1 && window.end - window.begin > 1;
+      if (gathers)
+        for (Travelling& one : pass) one.time = pass.back().time;
+      for (std::int64_t layer = window.begin; layer < window.end; ++layer) {
+        const bool streams = !host_of(window).residency.pinned[rank.layer++];
+        const double ready = streams ? rank.ring.ready() : 0;
+        for (Travelling& one : pass) run_layer(window, one, ready);
+        if (streams) rank.ring.release(rank.free);
+      }
+      if (gathers)
+        for (Travelling& one : pass) one.time = rank.free;
+      for (Travelling& one : pass) leave(one);
+    }
+    for (const Travelling& one : pass) come_back(one);
+  }
+
+  // Micro-batches are served as they come.
+  void run_in_memory() {
+    const auto later = [](const Travelling& a, const Travelling& b) { return a.time > b.time; };
+    std::vector<Travelling> heap = enter();
+    const auto push = [&](Travelling one) {
+      heap.push_back(std::move(one));
+      std::push_heap(heap.begin(), heap.end(), later);
+    };
+    std::make_heap(heap.begin(), heap.end(), later);
+    while (!heap.empty()) {
+      std::pop_heap(heap.begin(), heap.end(), later);
+      Travelling one = std::move(heap.back());
+      heap.pop_back();
+      if (one.window == plan_.stages.windows.size()) {
+        come_back(one);
+        for (Travelling& next : enter()) push(std::move(next));
+        continue;
+      }
+      const Window& window = plan_.stages.windows[one.window];
+      for (std::int64_t layer = window.begin; layer < window.end; ++layer)
+        run_layer(window, one, 0);
+      leave(one);
+      push(std::move(one));
+    }
+  }
+
+  Rank& rank_of(const Window& window) { return ranks_[static_cast<std::size_t>(window.rank)]; }
+  const HostPlan& host_of(const Window& window) const {
+    return plan_.hosts[static_cast<std::size_t>(window.rank)];
+  }
+
+  void run_layer(const Window& window, Travelling& one, double ready) {
+    compute(window, one, ready, costs_.layer(host_of(window).host, one.rows).seconds);
+  }
+  void compute(const Window& window, Travelling& one, double ready, double seconds) {
+    Rank& rank = rank_of(window);
+    one.time = rank.free = std::max({rank.free, one.time, ready}) + seconds;
+    rank.computing += seconds;
+  }
+
+  void leave(Travelling& one) {
+    const Window& window = plan_.stages.windows[one.window++];
+    const bool last = one.window == plan_.stages.windows.size();
+    if (last && one.wanted > 0)
+      compute(window, one, 0, costs_.head(host_of(window).host, one.wanted).seconds);
+    if (plan_.stages.ranks > 1) one.time += costs_.hop(last ? 0 : one.rows);
+  }
+
+  void come_back(const Travelling& one) {
+    now_ = std::max(now_, one.time);
+    for (const ScheduledRun& run : one.batch.runs) {
+      if (!run.last_of_prompt) continue;
+      std::int64_t& tokens = tokens_[static_cast<std::size_t>(run.sequence)];
+      if (++tokens == 1) first_tokens_ = now_;
+      if (tokens >= question_.new_tokens) scheduler_.finish(run.sequence);
+    }
+    scheduler_.returned(one.batch.number);
+  }
+
+  Simulation result() const {
+    Simulation simulation;
+    simulation.time_to_first_token = first_tokens_;
+    simulation.seconds = now_;
+    simulation.micro_batches = micro_batches_;
+    if (question_.new_tokens > 1) {
+      simulation.step_seconds =
+          (now_ - first_tokens_) / static_cast<double>(question_.new_tokens - 1);
+      simulation.tokens_per_second =
+          static_cast<double>(question_.sequences) / simulation.step_seconds;
+    }
+    for (const Rank& rank : ranks_)
+      simulation.hosts.push_back({rank.computing / now_, rank.ring.reading() / now_});
+    return simulation;
+  }
+
+  const PlanQuestion& question_;
+  const ClusterPlan& plan_;
+  const CostModel costs_;
+  Scheduler scheduler_;
+  std::vector<Rank> ranks_;
+  std::vector<std::int64_t> tokens_;  // by sequence
+  std::int64_t micro_batches_ = 0;
+  double now_ = 0, first_tokens_ = 0;
+};
+
+}  // namespace
+
+Simulation simulate(const PlanQuestion& question, const ClusterPlan& plan) {
+  return Simulator(question, plan).run();
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,102 @@
+#include "plan/simulator.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kLayer = 1'000'000'000;
+
+// Hosts alike, whose layers take as long as their bytes take to be read from memory.
+class SimulatorTest : public ::testing::Test {
+ protected:
+  SimulatorTest() {
+    spec_.num_hidden_layers = 32;
+    spec_.hidden_size = spec_.embedding_size = 1024;
+    spec_.intermediate_size = 4096;
+    spec_.num_attention_heads = spec_.num_key_value_heads = 16;
+    spec_.head_dim = 64;
+    spec_.vocab_size = 1000;
+  }
+
+  PlanQuestion ask(int hosts, std::int64_t memory) const {
+    PlanQuestion question(spec_);
+    question.layer_bytes = kLayer;
+    for (int i = 0; i < hosts; ++i) {
+      HostSpec host;
+      host.name = "pc-" + std::to_string(i);
+      host.memory = memory;
+      host.rates = {.memory = 50e9, .f32 = 1e15, .bf16 = 1e15, .int8 = 1e15, .disk = 1e9};
+      question.cluster.hosts.push_back(host);
+    }
+    question.slice_sizes = [](bool, bool) {
+      return WeightSizes{.attention = kLayer / 4, .mlp = kLayer - kLayer / 4};
+    };
+    question.other_memory = [](const RankShape&) { return 0; };
+    question.prompt_tokens = 64;
+    question.new_tokens = 20;
+    return question;
+  }
+
+  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1).seconds; }
+
+  ModelSpec spec_;
+};
+
+TEST_F(SimulatorTest, OneHostTakesTheSumOfItsLayers) {
+  const PlanQuestion question = ask(1, 40 * kLayer);
+  const Simulation simulation = simulate(question, plan_cluster(question));
+  EXPECT_NEAR(simulation.step_seconds, 32 * layer_seconds(), 0.01 * 32 * layer_seconds());
+  EXPECT_EQ(simulation.micro_batches, 20);  // the prompt, and 19 steps
+  EXPECT_NEAR(simulation.hosts[0].computing, 1, 1e-6);
+  EXPECT_EQ(simulation.hosts[0].reading, 0);
+}
+
+// One sequence is on one host at a time, four are on all of them.
+TEST_F(SimulatorTest, SequencesFillTheRing) {
+  PlanQuestion question = ask(4, 8 * kLayer);
+  const ClusterPlan plan = plan_cluster(question);
+  ASSERT_EQ(plan.hosts.size(), 4u);
+  const Simulation one = simulate(question, plan);
+  EXPECT_NEAR(one.hosts[1].computing, 0.25, 0.03);
+  question.sequences = 4;
+  const Simulation four = simulate(question, plan);
+  EXPECT_NEAR(four.tokens_per_second / one.tokens_per_second, 4, 0.3);
+  EXPECT_GT(four.hosts[1].computing, 0.85);
+}
+
+// docs/staging.md: with one window a rank disks work one after the other, with many side by side.
+TEST_F(SimulatorTest, RoundsLetDisksWorkSideBySide) {
+  const PlanQuestion question = ask(4, 4 * kLayer);
+  const ClusterPlan plan = plan_cluster(question);
+  ASSERT_TRUE(plan.streams());
+  ASSERT_GT(plan.rounds, 1);
+  const Simulation many = simulate(question, plan);
+  for (const SimulatedHost& host : many.hosts) EXPECT_GT(host.reading, 0.85);
+  const double bound = streamed_bound(8.0 * kLayer, 4.0 * kLayer, 4, plan.rounds) / 1e9;
+  EXPECT_GE(many.step_seconds, 0.95 * bound);
+  EXPECT_LE(many.step_seconds, 1.4 * bound);
+  EXPECT_NEAR(plan.step_seconds / many.step_seconds, 1, 0.15);
+}
+
+// Adding up and letting things wait come to nearly the same.
+TEST_F(SimulatorTest, AgreesWithThePlanner) {
+  for (const int hosts : {1, 2, 3, 5, 8})
+    for (const std::int64_t memory : {3 * kLayer, 12 * kLayer, 40 * kLayer})
+      for (const std::int64_t sequences : {1, 3, 8}) {
+        SCOPED_TRACE(std::to_string(hosts) + " hosts, " + std::to_string(memory / kLayer) +
+                     " layers of memory, " + std::to_string(sequences) + " sequences");
+        PlanQuestion question = ask(hosts, memory);
+        question.sequences = sequences;
+        const ClusterPlan plan = plan_cluster(question);
+        const Simulation simulation = simulate(question, plan);
+        EXPECT_NEAR(plan.step_seconds / simulation.step_seconds, 1, 0.25);
+        EXPECT_GT(simulation.time_to_first_token, 0);
+        EXPECT_LE(simulation.time_to_first_token, simulation.seconds);
+      }
+}
+
+}  // namespace
+}  // namespace stagecoach
