@@ -20,8 +20,6 @@ namespace {
 constexpr std::uint32_t kShapeMagic = archive_magic("SHAP");
 constexpr std::uint32_t kOfferMagic = archive_magic("OFFR");
 constexpr std::uint32_t kChoiceMagic = archive_magic("CHOI");
-// Below this a pass is one micro-batch, whatever the number of ranks (plan/scheduler.cc).
-constexpr std::int64_t kOneMicroBatch = 32;
 // Where `stagecoach probe` has not run: an ordinary SSD, and a hop between two PCs.
 constexpr double kAssumedDisk = 1e9;    // bytes per second
 constexpr double kAssumedHop = 200e-6;  // seconds

@@ -6,6 +6,7 @@
 #include "app/memory_budget.h"
 #include "app/output.h"
 #include "app/settings.h"
+#include "app/signals.h"
 #include "app/slice_sizes.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
@@ -26,6 +27,8 @@ struct PlanFlags {
 
 // What Open MPI adds to the process that this one is, as measured.
 constexpr std::int64_t kMpiBytes = std::int64_t{24} << 20;
+// Of a rank: their stacks are a small part of its memory.
+constexpr int kThreads = 8;
 
 // Where [nodes] does not say a rate, this machine's, as `probe` has measured it.
 std::optional<HostRates> rates_of_this_machine(const std::string& store) {
@@ -61,7 +64,8 @@ class PlanRun {
     const ClusterPlan plan = plan_cluster(question);
     const std::vector<Change> changes = what_would_change(question, plan);
     std::optional<Simulation> simulation;
-    if (flags_.simulate) simulation = simulate(question, plan);
+    if (flags_.simulate)
+      simulation = simulate(question, plan, [] { return interrupt_requested.load(); });
     if (flags_.json) {
       Json json = as_json(question, plan, changes);
       if (simulation) json["simulation"] = as_json(*simulation);
@@ -94,22 +98,29 @@ class PlanRun {
     question.slice_sizes = [this](bool embedding, bool head) {
       return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
     };
-    question.other_memory = [this,
-                             packing = packing_of(question.arithmetic)](const RankShape& rank) {
-      return kMpiBytes + memory_needs({.spec = spec_,
-                                       .shape = shape_,
-                                       .kv_type = kv_type(),
-                                       .micro_batch = flags_.micro_batch,
-                                       .layers = rank.layers,
-                                       .largest_window = rank.largest_window,
-                                       .head = rank.head,
-                                       .in_passes = rank.in_passes,
-                                       .packing = packing,
-                                       .threads = 4,
-                                       .ranks = rank.ranks})
-                             .total();
+    const InputPacking packing = packing_of(question.arithmetic);
+    // Of the process once: it grows while plans are compared.
+    const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
+    question.other_memory = [this, packing, process](const RankShape& rank) {
+      const MemoryNeeds needs = needs_of(rank, packing);
+      return needs.total() - needs.process + process;
     };
     return question;
+  }
+
+  MemoryNeeds needs_of(const RankShape& rank, InputPacking packing) const {
+    return memory_needs({.spec = spec_,
+                         .shape = shape_,
+                         .kv_type = kv_type(),
+                         .micro_batch = flags_.micro_batch,
+                         .layers = rank.layers,
+                         .largest_window = rank.largest_window,
+                         .head = rank.head,
+                         .in_passes = rank.in_passes,
+                         .packing = packing,
+                         .threads = kThreads,
+                         .ranks = rank.ranks,
+                         .frugal = rank.frugal});
   }
 
   // Nothing is guessed: what neither the file nor `probe` says is an error.
@@ -182,7 +193,7 @@ class PlanRun {
     ClusterSpec more = question.cluster;
     more.hosts.push_back(bound);
     consider(fmt::format("one more PC like {}", bound.name), std::move(more));
-    if (plan.streams()) {
+    if (plan.in_passes) {
       ClusterSpec faster = question.cluster;
       for (HostSpec& host : faster.hosts) host.rates.disk *= 2;
       consider("disks twice as fast", std::move(faster));
@@ -208,6 +219,10 @@ class PlanRun {
   std::vector<std::string> like_this_;  // hosts whose rates this machine stands for
 };
 
+Bound bound_of(const HostPlan& host) {
+  return host.disk_seconds > host.step_seconds ? Bound::kDisk : host.step_bound;
+}
+
 // Why it has as many layers as it has.
 std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan& plan,
                                  const HostPlan& host) const {
@@ -227,14 +242,27 @@ std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan
   return fmt::format("{}: {} layers: {}", spec.name, host.layers, limit);
 }
 
+// As a shell takes it.
+std::string shell_word(const std::string& word) {
+  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+    return std::isalnum(c) ||
+           std::string_view("_-./:=,@%+").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (plain) return word;
+  std::string text = "'";
+  for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return text + "'";
+}
+
 std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& plan) const {
   std::string hosts;
   for (const HostPlan& host : plan.hosts)
     hosts += (hosts.empty() ? "" : ",") + question.cluster.hosts[host.host].reached_as();
   return fmt::format(
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
-      "--windows {} --job {}",
-      hosts, flags_.store, windows_flag(plan.stages), flags_.cluster);
+      "--windows {} --micro-batch {} --kv {} --activations {} --job {}",
+      shell_word(hosts), shell_word(flags_.store), windows_flag(plan.stages), flags_.micro_batch,
+      flags_.kv, flags_.activations, shell_word(flags_.cluster));
 }
 
 Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
@@ -251,7 +279,7 @@ Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
                      {"streamed_bytes", host.residency.streamed},
                      {"disk_seconds", host.disk_seconds},
                      {"compute_seconds", host.step_seconds},
-                     {"bound_by", bound_name(host.step_bound)},
+                     {"bound_by", bound_name(bound_of(host))},
                      {"explanation", explanation(question, plan, host)}});
   }
   for (const LeftOut& out : plan.left_out)

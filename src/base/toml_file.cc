@@ -67,6 +67,8 @@ std::string TomlTable::string_or(std::string_view key, const std::string& fallba
 std::int64_t TomlTable::bytes_or(std::string_view key, std::int64_t fallback) const {
   const toml::node* const node = table_->get(key);
   if (node == nullptr) return fallback;
+  if (!node->is_string() && !node->is_integer())
+    throw wrong(*node, key, "expected a size, like \"8GiB\"");
   std::int64_t bytes = 0;
   try {
     bytes = parse_byte_size(toml_scalar_text(file_, *node));
@@ -90,10 +92,13 @@ std::int64_t TomlTable::integer_or(std::string_view key, std::int64_t low, std::
 double TomlTable::rate_or(std::string_view key, double fallback) const {
   const toml::node* const node = table_->get(key);
   if (node == nullptr) return fallback;
-  const std::optional<double> number = node->value<double>();
-  if (!node->is_number() || !std::isfinite(*number) || *number <= 0)
-    throw wrong(*node, key, "expected a number above 0");
-  return *number;
+  const auto* const integer = node->as_integer();
+  const auto* const real = node->as_floating_point();
+  const double number = integer != nullptr ? static_cast<double>(integer->get())
+                        : real != nullptr  ? real->get()
+                                           : 0;
+  if (!std::isfinite(number) || number <= 0) throw wrong(*node, key, "expected a number above 0");
+  return number;
 }
 
 Error TomlTable::wrong(const toml::node& node, std::string_view key,

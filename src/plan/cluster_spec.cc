@@ -11,11 +11,10 @@ constexpr double kGiga = 1e9, kMicro = 1e-6;
 
 HostSpec read_host(const std::string& file, const std::string& name, const toml::node& node) {
   const TomlTable table(file, "nodes." + name, node);
-  table.only({"address", "store", "memory", "memory_gb_per_s", "f32_gflop_per_s",
-              "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s"});
+  table.only({"address", "memory", "memory_gb_per_s", "f32_gflop_per_s", "bf16_gflop_per_s",
+              "int8_gop_per_s", "disk_gb_per_s"});
   return {.name = name,
           .address = table.string_or("address", ""),
-          .store = table.string_or("store", ""),
           .memory = table.bytes_or("memory", 0),
           .rates = {.memory = table.rate_or("memory_gb_per_s", 0) * kGiga,
                     .f32 = table.rate_or("f32_gflop_per_s", 0) * kGiga,

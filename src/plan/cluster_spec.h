@@ -22,7 +22,6 @@ struct HostRates {
 struct HostSpec {
   std::string name;         // its own, as `hostname` prints it
   std::string address;      // what other hosts call it; empty: the name
-  std::string store;        // folder of the store on it; empty: where it is on every host
   std::int64_t memory = 0;  // bytes that its rank may take; 0: the file does not say
   HostRates rates;
 

@@ -1,7 +1,5 @@
 #include "plan/cost_model.h"
 
-#include <algorithm>
-
 namespace stagecoach {
 namespace {
 
@@ -47,9 +45,7 @@ Work CostModel::work(std::size_t host, std::int64_t bytes, std::int64_t flops,
                              : Work{reading, Bound::kMemoryRate};
 }
 
-// With a context of half the prompt before each row.
-Work CostModel::layer(std::size_t host, std::int64_t rows) const {
-  const std::int64_t context = std::max<std::int64_t>(1, question_.prompt_tokens / 2);
+Work CostModel::layer(std::size_t host, std::int64_t rows, std::int64_t context) const {
   Work work = this->work(host, question_.layer_bytes,
                          layer_flops(question_.spec, rows, rows * context), rows);
   work.seconds += kLayerOverhead;
@@ -64,10 +60,13 @@ double CostModel::layer_read_seconds(std::size_t host) const {
   return static_cast<double>(question_.layer_bytes) / question_.cluster.hosts[host].rates.disk;
 }
 
-double CostModel::hop(std::int64_t rows) const {
-  const NetworkSpec& network = question_.cluster.network;
+double CostModel::head_read_seconds(std::size_t host) const {
+  return static_cast<double>(question_.head_bytes) / question_.cluster.hosts[host].rates.disk;
+}
+
+double CostModel::transfer(std::int64_t rows) const {
   const double bytes = static_cast<double>(rows * question_.spec.hidden_size) * sizeof(float);
-  return network.latency + bytes / network.bytes_per_second;
+  return bytes / question_.cluster.network.bytes_per_second;
 }
 
 }  // namespace stagecoach

@@ -18,6 +18,7 @@ struct RankShape {
   std::int64_t largest_window = 0;
   bool head = false;
   bool in_passes = false;  // some rank streams
+  bool frugal = false;     // as few logits at once as will do
   int ranks = 1;
 };
 
@@ -35,6 +36,10 @@ struct PlanQuestion {
   std::int64_t new_tokens = 128;                 // of each sequence
   std::int64_t sequences = 1;                    // at once
   std::int64_t micro_batch = 256;                // rows
+  // Keys that a row attends to, on average.
+  std::int64_t prompt_context() const { return prompt_tokens / 2 + 1; }
+  std::int64_t step_context() const { return prompt_tokens + new_tokens / 2 + 1; }
+
   std::function<WeightSizes(bool embedding, bool head)> slice_sizes;
   std::function<std::int64_t(const RankShape&)> other_memory;  // bytes besides weights
 };
@@ -52,13 +57,16 @@ class CostModel {
  public:
   explicit CostModel(const PlanQuestion& question) : question_(question) {}
 
-  // `rows` rows through one layer or the head; weights are in memory.
-  Work layer(std::size_t host, std::int64_t rows) const;
+  // `rows` rows through one layer, each with so many keys, or through the head; weights are in
+  // memory.
+  Work layer(std::size_t host, std::int64_t rows, std::int64_t context) const;
   Work head(std::size_t host, std::int64_t rows) const;
-  // One layer from the host's disk.
+  // One layer, or the head, from the host's disk.
   double layer_read_seconds(std::size_t host) const;
-  // Hidden states of `rows` rows, or a result (0), to another host.
-  double hop(std::int64_t rows) const;
+  double head_read_seconds(std::size_t host) const;
+  // Hidden states of `rows` rows on a link, and all the way to another host.
+  double transfer(std::int64_t rows) const;
+  double hop(std::int64_t rows) const { return question_.cluster.network.latency + transfer(rows); }
 
  private:
   Work work(std::size_t host, std::int64_t bytes, std::int64_t flops, std::int64_t rows) const;

@@ -24,6 +24,9 @@ struct JobShape {
   }
 };
 
+// Up to so many rows a pass is one micro-batch, whatever the number of ranks (plan/scheduler.cc).
+inline constexpr std::int64_t kOneMicroBatch = 32;
+
 // Rows of a pass whose hidden states, all of them in memory at once, take at most 256 MiB.
 inline std::int64_t affordable_pass(std::int64_t hidden_size) {
   return (std::int64_t{256} << 20) / (hidden_size * static_cast<std::int64_t>(sizeof(float)));

@@ -16,13 +16,14 @@ namespace stagecoach {
 struct HostPlan {
   std::size_t host = 0;  // in the cluster
   std::int64_t layers = 0;
-  Residency residency;         // of them
-  std::int64_t memory = 0;     // bytes that its rank will take
-  double disk_seconds = 0;     // that a step waits for its disk at least
-  double step_seconds = 0;     // of computing, in a step
-  double prefill_seconds = 0;  // of computing, in the prefill of all prompts
-  Bound step_bound = Bound::kMemoryRate;
-  bool full = false;  // its memory keeps it from holding one layer more
+  Residency residency;                    // of them
+  std::int64_t memory = 0;                // bytes that its rank will take
+  double disk_seconds = 0;                // that a step waits for its disk at least
+  double step_seconds = 0;                // of computing, in a step
+  Bound step_bound = Bound::kMemoryRate;  // of that
+  double prefill_seconds = 0;             // of computing, in the prefill of all prompts
+  double prefill_disk_seconds = 0;        // of its disk, in that
+  bool full = false;                      // its memory keeps it from holding one layer more
 
   std::int64_t layers_in_memory() const;
 };
@@ -35,6 +36,7 @@ struct LeftOut {
 struct ClusterPlan {
   StagePlan stages;
   int rounds = 1;
+  bool in_passes = false;       // something streams: plan/scheduler.h
   std::vector<HostPlan> hosts;  // by rank
   std::vector<LeftOut> left_out;
   double time_to_first_token = 0;    // seconds, weights loaded
@@ -44,7 +46,6 @@ struct ClusterPlan {
   Bound bound = Bound::kMemoryRate;  // of a step
   std::size_t bound_host = 0;        // where; in the cluster
 
-  bool streams() const;
   double job_seconds(const PlanQuestion& question) const;
 };
 

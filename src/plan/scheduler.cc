@@ -3,14 +3,14 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "plan/job_shape.h"
 
 namespace stagecoach {
 
 std::int64_t prefill_rows(std::int64_t rows, int depth, std::int64_t micro_batch_tokens) {
-  constexpr std::int64_t kFewestRows = 32;
   const std::int64_t parts = depth == 1 ? 1 : 2 * depth;
   const std::int64_t share = (rows + parts - 1) / parts;
-  return std::min(micro_batch_tokens, std::max(share, kFewestRows));
+  return std::min(micro_batch_tokens, std::max(share, kOneMicroBatch));
 }
 
 Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits) {
@@ -131,9 +131,9 @@ std::optional<ScheduledBatch> Scheduler::next() {
   if (limits_.pass_tokens > 0) return next_of_pass();
   // One micro-batch computing on every rank and one more on its way: more would only queue.
   if (in_flight() > limits_.depth) return std::nullopt;
-  // Decode first where a whole group waits; otherwise prefill fills the ring. Less than a group goes
-  // where a rank would have nothing to do: elsewhere it waits for others to join it, or two small
-  // groups would read all weights twice, step after step.
+  // Decode first where a whole group waits; otherwise prefill fills the ring. Less than a group
+  // goes where a rank would have nothing to do: elsewhere it waits for others to join it, or two
+  // small groups would read all weights twice, step after step.
   if (auto batch = next_decode(true)) return batch;
   if (auto batch = next_prefill()) return batch;
   if (in_flight() >= limits_.depth) return std::nullopt;

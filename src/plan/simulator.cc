@@ -23,6 +23,12 @@ class Ring {
     reading_ += read_seconds_;
     return disk_free_;
   }
+  // The head has come by in tiles, beside its use.
+  double pass_head(double time, double read_seconds) {
+    disk_free_ = std::max(disk_free_, time) + read_seconds;
+    reading_ += read_seconds;
+    return disk_free_;
+  }
   // That layer is not needed any more.
   void release(double time) {
     released_[next_] = time;
@@ -40,6 +46,7 @@ class Ring {
 struct Rank {
   Ring ring;
   double free = 0;        // when it has done what came so far
+  double link_free = 0;   // when its hidden states are on their way
   double computing = 0;   // seconds
   std::size_t layer = 0;  // of its own, in ring order: the next one of the pass
 };
@@ -54,18 +61,20 @@ struct Travelling {
 
 class Simulator {
  public:
-  Simulator(const PlanQuestion& question, const ClusterPlan& plan)
+  Simulator(const PlanQuestion& question, const ClusterPlan& plan,
+            const std::function<bool()>& interrupted)
       : question_(question),
         plan_(plan),
+        interrupted_(interrupted),
         costs_(question),
         scheduler_({.micro_batch_tokens = question.micro_batch,
                     .depth = plan.stages.ranks,
                     .max_active = static_cast<int>(question.sequences),
-                    .pass_tokens = plan.streams()
+                    .pass_tokens = plan.in_passes
                                        ? std::max(question.sequences,
                                                   affordable_pass(question.spec.hidden_size))
                                        : 0}),
-        tokens_(static_cast<std::size_t>(question.sequences)) {
+        sequences_(static_cast<std::size_t>(question.sequences)) {
     for (const HostPlan& host : plan.hosts) {
       const int slots = (host.residency.attention_slots + host.residency.mlp_slots) / 2;
       ranks_.push_back({Ring(std::max(1, slots), costs_.layer_read_seconds(host.host))});
@@ -75,7 +84,7 @@ class Simulator {
   }
 
   Simulation run() {
-    if (plan_.streams()) {
+    if (plan_.in_passes) {
       while (!scheduler_.idle()) run_pass();
     } else {
       run_in_memory();
@@ -126,7 +135,9 @@ class Simulator {
 
   // Micro-batches are served as they come.
   void run_in_memory() {
-    const auto later = [](const Travelling& a, const Travelling& b) { return a.time > b.time; };
+    const auto later = [](const Travelling& a, const Travelling& b) {
+      return a.time != b.time ? a.time > b.time : a.batch.number > b.batch.number;
+    };
     std::vector<Travelling> heap = enter();
     const auto push = [&](Travelling one) {
       heap.push_back(std::move(one));
@@ -156,7 +167,9 @@ class Simulator {
   }
 
   void run_layer(const Window& window, Travelling& one, double ready) {
-    compute(window, one, ready, costs_.layer(host_of(window).host, one.rows).seconds);
+    const std::int64_t context =
+        one.batch.decode ? question_.step_context() : question_.prompt_context();
+    compute(window, one, ready, costs_.layer(host_of(window).host, one.rows, context).seconds);
   }
   void compute(const Window& window, Travelling& one, double ready, double seconds) {
     Rank& rank = rank_of(window);
@@ -167,18 +180,30 @@ class Simulator {
   void leave(Travelling& one) {
     const Window& window = plan_.stages.windows[one.window++];
     const bool last = one.window == plan_.stages.windows.size();
-    if (last && one.wanted > 0)
-      compute(window, one, 0, costs_.head(host_of(window).host, one.wanted).seconds);
-    if (plan_.stages.ranks > 1) one.time += costs_.hop(last ? 0 : one.rows);
+    if (last && one.wanted > 0) {
+      const HostPlan& host = host_of(window);
+      const double from_disk =
+          host.residency.head_in_memory
+              ? 0
+              : rank_of(window).ring.pass_head(one.time, costs_.head_read_seconds(host.host));
+      compute(window, one, from_disk, costs_.head(host.host, one.wanted).seconds);
+    }
+    if (plan_.stages.ranks == 1) return;
+    double& link_free = rank_of(window).link_free;
+    link_free = std::max(link_free, one.time) + costs_.transfer(last ? 0 : one.rows);
+    one.time = link_free + question_.cluster.network.latency;
   }
 
   void come_back(const Travelling& one) {
+    if (interrupted_()) throw Error(ErrorKind::kInterrupted, "interrupted");
     now_ = std::max(now_, one.time);
     for (const ScheduledRun& run : one.batch.runs) {
       if (!run.last_of_prompt) continue;
-      std::int64_t& tokens = tokens_[static_cast<std::size_t>(run.sequence)];
-      if (++tokens == 1) first_tokens_ = now_;
-      if (tokens >= question_.new_tokens) scheduler_.finish(run.sequence);
+      Sequence& sequence = sequences_[static_cast<std::size_t>(run.sequence)];
+      if (++sequence.tokens == 1) sequence.first = first_tokens_ = now_;
+      sequence.last = now_;
+      drawn_.push_back(now_);
+      if (sequence.tokens >= question_.new_tokens) scheduler_.finish(run.sequence);
     }
     scheduler_.returned(one.batch.number);
   }
@@ -189,30 +214,42 @@ class Simulator {
     simulation.seconds = now_;
     simulation.micro_batches = micro_batches_;
     if (question_.new_tokens > 1) {
-      simulation.step_seconds =
-          (now_ - first_tokens_) / static_cast<double>(question_.new_tokens - 1);
-      simulation.tokens_per_second =
-          static_cast<double>(question_.sequences) / simulation.step_seconds;
+      for (const Sequence& sequence : sequences_)
+        simulation.step_seconds += (sequence.last - sequence.first) /
+                                   static_cast<double>(question_.new_tokens - 1) /
+                                   static_cast<double>(sequences_.size());
+      const auto after =
+          drawn_.end() - std::upper_bound(drawn_.begin(), drawn_.end(), first_tokens_);
+      if (after > 0)
+        simulation.tokens_per_second = static_cast<double>(after) / (now_ - first_tokens_);
     }
     for (const Rank& rank : ranks_)
       simulation.hosts.push_back({rank.computing / now_, rank.ring.reading() / now_});
     return simulation;
   }
 
+  struct Sequence {
+    std::int64_t tokens = 0;
+    double first = 0, last = 0;  // when they were drawn
+  };
+
   const PlanQuestion& question_;
   const ClusterPlan& plan_;
+  const std::function<bool()>& interrupted_;
   const CostModel costs_;
   Scheduler scheduler_;
   std::vector<Rank> ranks_;
-  std::vector<std::int64_t> tokens_;  // by sequence
+  std::vector<Sequence> sequences_;
+  std::vector<double> drawn_;  // when each token was, ascending
   std::int64_t micro_batches_ = 0;
   double now_ = 0, first_tokens_ = 0;
 };
 
 }  // namespace
 
-Simulation simulate(const PlanQuestion& question, const ClusterPlan& plan) {
-  return Simulator(question, plan).run();
+Simulation simulate(const PlanQuestion& question, const ClusterPlan& plan,
+                    const std::function<bool()>& interrupted) {
+  return Simulator(question, plan, interrupted).run();
 }
 
 }  // namespace stagecoach

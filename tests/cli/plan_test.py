@@ -33,6 +33,14 @@ class Plan(StoreTest):
         self.assertIn(f"with one more PC like {result['bound_host']}", text)
         self.assertIn(result["hosts"][0]["explanation"], text)
 
+    def test_a_simulation_is_near_the_plan(self):
+        cluster = self.cluster("".join(f'[nodes.pc-{i}]\nmemory = "300MB"\n{RATES}' for i in range(3)))
+        result = json.loads(self.succeeds(self.plan(cluster, "--simulate", "--json", "--sequences", 4)).stdout)
+        simulation = result["simulation"]
+        self.assertLess(abs(simulation["step_seconds"] / result["step_seconds"] - 1), 0.3)
+        self.assertEqual(len(simulation["hosts"]), len(result["hosts"]))
+        self.assertIn("computes", self.succeeds(self.plan(cluster, "--simulate")).stdout)
+
     def test_the_plan_runs(self):
         """mpirun takes the windows, and the ranks stay within the memory that was planned."""
         here = socket.gethostname()

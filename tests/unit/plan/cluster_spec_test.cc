@@ -44,7 +44,6 @@ memory_gb_per_s = 40
 disk_gb_per_s = 2.5
 [nodes.ant]
 memory = 1000
-store = "/srv/store"
 [run]
 prompt = "somebody else's"
 )");
@@ -59,7 +58,6 @@ prompt = "somebody else's"
   EXPECT_DOUBLE_EQ(zebra.rates.disk, 2.5e9);
   EXPECT_FALSE(zebra.rates.complete());
   EXPECT_EQ(cluster.hosts[1].reached_as(), "ant");
-  EXPECT_EQ(cluster.hosts[1].store, "/srv/store");
   EXPECT_EQ(cluster.find("ant"), &cluster.hosts[1]);
   EXPECT_EQ(cluster.find("bee"), nullptr);
 }
@@ -89,11 +87,17 @@ TEST_F(ClusterSpecTest, MistakesHaveLineAndColumn) {
                  ":2:17: nodes.a.disk_gb_per_s: expected a number above 0");
   expect_refused("[nodes.a]\ndisk_gb_per_s = \"2\"\n",
                  ":2:17: nodes.a.disk_gb_per_s: expected a number above 0");
+  expect_refused("[nodes.a]\nmemory = [1]\n", ":2:10: nodes.a.memory: expected a size");
   expect_refused("[nodes.a]\naddress = 3\n", ":2:11: nodes.a.address: expected a string");
   expect_refused("[nodes]\na = 3\n", ":2:5: nodes.a: expected a table, [nodes.a]");
   expect_refused("nodes = 3\n", ":1:9: nodes: expected a table for each host");
   expect_refused("[network]\nspeed = 3\n", ":2:9: 'speed' is not a setting of network");
   expect_refused("[nodes.a\n", ":1:");
+}
+
+TEST_F(ClusterSpecTest, IntegersAreRates) {
+  const ClusterSpec cluster = read("[nodes.a]\ndisk_gb_per_s = 9223372036854775807\n");
+  EXPECT_DOUBLE_EQ(cluster.hosts[0].rates.disk, 9223372036854775807e9);
 }
 
 }  // namespace

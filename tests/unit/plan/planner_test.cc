@@ -81,7 +81,7 @@ TEST(Planner, LikeHostsShareAlike) {
   expect_sound(question, plan);
   ASSERT_EQ(plan.hosts.size(), 4u);
   for (const HostPlan& host : plan.hosts) EXPECT_EQ(host.layers, 6);
-  EXPECT_FALSE(plan.streams());
+  EXPECT_FALSE(plan.in_passes);
   EXPECT_EQ(plan.rounds, 1);
 }
 
@@ -92,7 +92,7 @@ TEST(Planner, MoreMemoryTakesMoreLayers) {
   const PlanQuestion question = question_of(spec, cluster);
   const ClusterPlan plan = plan_cluster(question);
   expect_sound(question, plan);
-  EXPECT_FALSE(plan.streams());
+  EXPECT_FALSE(plan.in_passes);
   EXPECT_GE(plan.hosts[1].layers, 10);
 }
 
@@ -115,7 +115,7 @@ TEST(Planner, WhatDoesNotFitStreamsInRounds) {
   const PlanQuestion question = question_of(spec, cluster_of(4, 12 * kLayer));
   const ClusterPlan plan = plan_cluster(question);
   expect_sound(question, plan);
-  EXPECT_TRUE(plan.streams());
+  EXPECT_TRUE(plan.in_passes);
   EXPECT_GT(plan.rounds, 4);
   EXPECT_EQ(plan.bound, Bound::kDisk);
   // DESIGN's bound, with the memory that is left for weights.
@@ -158,6 +158,22 @@ TEST(Planner, AHostWithoutRoomForALayerIsLeftOut) {
   expect_sound(question, plan);
   ASSERT_EQ(plan.left_out.size(), 1u);
   EXPECT_NE(plan.left_out[0].reason.find("cannot hold one layer"), std::string::npos);
+}
+
+// The last in the ring is too small for the head, and the
+// fastest, so that leaving out the slowest would not help.
+TEST(Planner, AHostThatCannotHoldItsEndIsLeftOut) {
+  const ModelSpec spec = spec_of(8);
+  ClusterSpec cluster = cluster_of(3, 20 * kLayer);
+  cluster.hosts[2].memory =
+      kLayer + kOther + kEnd / 20;  // a layer, but not what a head on disk needs
+  cluster.hosts[2].rates.memory *= 4;
+  const PlanQuestion question = question_of(spec, cluster);
+  const ClusterPlan plan = plan_cluster(question);
+  expect_sound(question, plan);
+  ASSERT_FALSE(plan.left_out.empty());
+  EXPECT_EQ(plan.left_out[0].host, 2u);
+  EXPECT_NE(plan.left_out[0].reason.find("end of the model"), std::string::npos);
 }
 
 TEST(Planner, MoreHostsThanLayersLeavesSomeOut) {

@@ -291,8 +291,8 @@ TEST(PrefillRows, TwoForEachRankWithoutSliversWithinTheLimit) {
   EXPECT_EQ(prefill_rows(40, 1, 256), 40);
 }
 
-// Prompts that come back in two micro-batches decode as one group on each rank, not as two that read
-// all weights in turn.
+// Prompts that come back in two micro-batches decode as one group on each rank, not as two that
+// read all weights in turn.
 TEST(Scheduler, StragglersJoinAGroup) {
   for (const int depth : {1, 2, 4}) {
     Scheduler scheduler({.micro_batch_tokens = 256, .depth = depth});

@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "base/error.h"
+
 namespace stagecoach {
 namespace {
 
@@ -40,7 +42,7 @@ class SimulatorTest : public ::testing::Test {
     return question;
   }
 
-  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1).seconds; }
+  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1, 1).seconds; }
 
   ModelSpec spec_;
 };
@@ -71,7 +73,7 @@ TEST_F(SimulatorTest, SequencesFillTheRing) {
 TEST_F(SimulatorTest, RoundsLetDisksWorkSideBySide) {
   const PlanQuestion question = ask(4, 4 * kLayer);
   const ClusterPlan plan = plan_cluster(question);
-  ASSERT_TRUE(plan.streams());
+  ASSERT_TRUE(plan.in_passes);
   ASSERT_GT(plan.rounds, 1);
   const Simulation many = simulate(question, plan);
   for (const SimulatedHost& host : many.hosts) EXPECT_GT(host.reading, 0.85);
@@ -95,7 +97,41 @@ TEST_F(SimulatorTest, AgreesWithThePlanner) {
         EXPECT_NEAR(plan.step_seconds / simulation.step_seconds, 1, 0.25);
         EXPECT_GT(simulation.time_to_first_token, 0);
         EXPECT_LE(simulation.time_to_first_token, simulation.seconds);
+        // The first pass finds an empty ring.
+        EXPECT_LE(plan.time_to_first_token, 1.1 * simulation.time_to_first_token);
+        EXPECT_GE(plan.time_to_first_token, 0.5 * simulation.time_to_first_token);
       }
+}
+
+// Micro-batches of one prompt that are at a host at the same time keep their order.
+TEST_F(SimulatorTest, APromptKeepsItsOrder) {
+  PlanQuestion question = ask(4, 8 * kLayer);
+  question.new_tokens = 1;
+  const ClusterPlan plan = plan_cluster(question);
+  ASSERT_EQ(plan.hosts.size(), 4u);
+  const Simulation simulation = simulate(question, plan);
+  EXPECT_EQ(simulation.micro_batches, 2);  // of 32 rows
+  // The second follows the first: all layers, and once more a host's.
+  EXPECT_GE(simulation.time_to_first_token, (32 + 8) * layer_seconds());
+}
+
+// Sequences that end while others still wait for their first token count for none of the rate after
+// it.
+TEST_F(SimulatorTest, TheRateIsThatOfWhatIsLeft) {
+  PlanQuestion question = ask(1, 40 * kLayer);
+  question.sequences = 64;
+  question.prompt_tokens = 512;
+  question.new_tokens = 4;
+  const ClusterPlan plan = plan_cluster(question);
+  const Simulation simulation = simulate(question, plan);
+  EXPECT_LE(simulation.tokens_per_second, 64 / (32 * layer_seconds()));
+  EXPECT_GT(simulation.tokens_per_second, 0);
+}
+
+TEST_F(SimulatorTest, StopsWhenInterrupted) {
+  const PlanQuestion question = ask(1, 40 * kLayer);
+  const ClusterPlan plan = plan_cluster(question);
+  EXPECT_THROW(simulate(question, plan, [] { return true; }), Error);
 }
 
 }  // namespace

@@ -1,0 +1,70 @@
+// Plans for one choice of hosts, in ring order: what planner.h compares.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "plan/planner.h"
+
+namespace stagecoach {
+
+// Micro-batches of a step or of prompts, as the scheduler forms them: `passes` times `count`.
+struct Batches {
+  std::int64_t rows = 1, count = 1, passes = 1;
+};
+
+class RingPlanner {
+ public:
+  // `hosts`: places in the question's cluster.
+  RingPlanner(const PlanQuestion& question, std::vector<std::size_t> hosts);
+
+  // The plan with which the job ends first; null when the model does not fit.
+  std::optional<ClusterPlan> best();
+
+ private:
+  struct Fit {
+    Residency residency;
+    std::int64_t memory = 0;
+  };
+
+  int ranks() const { return static_cast<int>(hosts_.size()); }
+  std::int64_t layers() const { return question_.spec.num_hidden_layers; }
+  const HostSpec& host(int rank) const {
+    return question_.cluster.hosts[hosts_[static_cast<std::size_t>(rank)]];
+  }
+  bool has_head(int rank) const { return rank + 1 == ranks(); }
+  const WeightSizes& sizes(int rank) const {
+    return sizes_[rank == 0 ? 1 : 0][has_head(rank) ? 1 : 0];
+  }
+  Batches step(bool in_passes) const;
+  Batches prompts(bool in_passes) const;
+  Work step_work(int rank, std::int64_t rows) const;
+  Work prompt_work(int rank, std::int64_t rows) const;
+  double head_seconds(std::int64_t rows) const { return costs_.head(hosts_.back(), rows).seconds; }
+
+  const std::optional<Fit>& in_memory(int rank, std::int64_t count);
+  const std::optional<Fit>& in_ring(int rank, std::int64_t count, int rounds);
+  std::optional<ClusterPlan> all_in_memory(bool balanced);
+  std::optional<ClusterPlan> streamed(int rounds);
+  // Layers for each rank, at least `least`: each goes where it is done soonest. seconds(rank,
+  // count) grows with count; infinite: does not fit.
+  template <typename Seconds>
+  std::optional<std::vector<std::int64_t>> hand_out(std::int64_t least,
+                                                    const Seconds& seconds) const;
+  // rounds = 0: all in memory, one window each.
+  ClusterPlan assemble(const std::vector<std::int64_t>& counts, int rounds);
+  HostPlan host_plan(int rank, std::int64_t count, const Fit& fit, bool in_passes) const;
+  double way_through(const ClusterPlan& plan, const Batches& batches, bool prompts) const;
+  void predict(ClusterPlan& plan) const;
+
+  const PlanQuestion& question_;
+  const std::vector<std::size_t> hosts_;
+  const CostModel costs_;
+  WeightSizes sizes_[2][2];  // by whether the rank has the embedding, and the head
+  // By rank, layers and rounds (0: in memory).
+  std::map<std::tuple<int, std::int64_t, int>, std::optional<Fit>> fits_;
+};
+
+}  // namespace stagecoach
