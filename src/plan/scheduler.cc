@@ -32,6 +32,7 @@ std::int64_t Scheduler::rows_to_prefill() const {
 ScheduledBatch Scheduler::launch(ScheduledBatch batch) {
   batch.number = next_number_++;
   if (limits_.pass_tokens == 0) batch.pass = batch.number;
+  decoded_last_ = batch.decode;
   in_flight_.emplace(batch.number, batch);
   return batch;
 }
@@ -131,9 +132,12 @@ std::optional<ScheduledBatch> Scheduler::next() {
   if (limits_.pass_tokens > 0) return next_of_pass();
   // One micro-batch computing on every rank and one more on its way: more would only queue.
   if (in_flight() > limits_.depth) return std::nullopt;
-  // Decode first where a whole group waits; otherwise prefill fills the ring. Less than a group
+  // Prompts and whole groups that decode take turns while there are both: who decodes is not kept
+  // waiting by long prompts, nor do prompts wait until all who decode are done. Less than a group
   // goes where a rank would have nothing to do: elsewhere it waits for others to join it, or two
   // small groups would read all weights twice, step after step.
+  if (decoded_last_)
+    if (auto batch = next_prefill()) return batch;
   if (auto batch = next_decode(true)) return batch;
   if (auto batch = next_prefill()) return batch;
   if (in_flight() >= limits_.depth) return std::nullopt;

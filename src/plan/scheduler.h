@@ -98,6 +98,7 @@ class Scheduler {
   // Rows of a prefill micro-batch, settled when prompts are admitted: shares of what is left would
   // shrink with every micro-batch, and each one reads all weights again.
   std::int64_t prefill_rows_ = 0;
+  bool decoded_last_ = false;        // the last micro-batch that entered was one of decode steps
   std::deque<ScheduledBatch> pass_;  // formed, not entered yet
 };
 

@@ -291,6 +291,26 @@ TEST(PrefillRows, TwoForEachRankWithoutSliversWithinTheLimit) {
   EXPECT_EQ(prefill_rows(40, 1, 256), 40);
 }
 
+// On one rank each micro-batch is back before the next one enters. Prompts that take several must
+// not wait until the first sequences have drawn all their tokens.
+TEST(Scheduler, PromptsDoNotWaitForOthersToEnd) {
+  Scheduler scheduler({.micro_batch_tokens = 256, .depth = 1});
+  constexpr int kSequences = 8, kTokens = 64;
+  for (int i = 0; i < kSequences; ++i) scheduler.submit(i, 66, true);
+  std::vector<int> drawn(kSequences);
+  int micro_batches = 0;
+  while (auto batch = scheduler.next()) {
+    ++micro_batches;
+    for (const ScheduledRun& run : batch->runs)
+      if (run.last_of_prompt && ++drawn[static_cast<std::size_t>(run.sequence)] == kTokens)
+        scheduler.finish(run.sequence);
+    scheduler.returned(batch->number);
+  }
+  for (const int tokens : drawn) EXPECT_EQ(tokens, kTokens);
+  // Three of prompts, a step each between them, and the steps of all together.
+  EXPECT_LE(micro_batches, 3 + 3 + kTokens);
+}
+
 // Prompts that come back in two micro-batches decode as one group on each rank, not as two that
 // read all weights in turn.
 TEST(Scheduler, StragglersJoinAGroup) {
