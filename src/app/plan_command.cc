@@ -238,7 +238,7 @@ std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan
                         plan.step_seconds > 0
                             ? fmt::format("{:.0f} %", 100 * host.step_seconds / plan.step_seconds)
                             : "all",
-                        bound_name(host.step_bound));
+                        bound_name(bound_of(host)));
   return fmt::format("{}: {} layers: {}", spec.name, host.layers, limit);
 }
 
@@ -318,7 +318,7 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
                     host.layers, host.layers_in_memory(),
                     fmt::format("{} of {}", format_bytes(host.memory), format_bytes(spec.memory)),
                     format_bytes(host.residency.streamed), host.disk_seconds, host.step_seconds,
-                    bound_name(host.step_bound));
+                    bound_name(bound_of(host)));
   }
   for (const LeftOut& out : plan.left_out)
     text += fmt::format("{} is left out: {}\n", question.cluster.hosts[out.host].name, out.reason);
