@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "app/input_packing.h"
 #include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
@@ -33,21 +34,6 @@ BackendRegistry device_registry() {
   BackendRegistry registry;
   registry.add("cpu", make_cpu_backend);
   return registry;
-}
-
-// How --activations packs what meets `weights`. auto: int8 for quantised weights, which every
-// instruction set multiplies faster so; bf16 for bf16 where there are instructions for it.
-InputPacking input_packing(const std::string& activations, DType weights, bool bf16_dot) {
-  const bool quantized = is_quantized(weights);
-  if (activations == "int8" && !quantized)
-    throw usage_error(fmt::format("--activations int8 needs q8 or q4 weights; this store has {}",
-                                  dtype_name(weights)),
-                      "--activations auto, or a store with --weights q8 or q4");
-  if (activations == "int8" || (activations == "auto" && quantized)) return InputType::kInt8;
-  const bool dot = bf16_dot && (quantized || weights == DType::kBF16);
-  if (activations == "bf16") return dot ? InputType::kBF16 : InputType::kF32;
-  if (activations == "auto" && dot) return InputType::kBF16;
-  return std::nullopt;
 }
 
 // What products multiply weights with. bf16 without an instruction for it is float32's work.

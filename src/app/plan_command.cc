@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "app/command.h"
+#include "app/input_packing.h"
 #include "app/memory_budget.h"
 #include "app/output.h"
 #include "app/settings.h"
@@ -94,11 +95,13 @@ class PlanRun {
     question.sequences = flags_.sequences;
     question.micro_batch = flags_.micro_batch;
     complete(question.cluster);
-    question.arithmetic = arithmetic_of(question.cluster);
+    const InputPacking packing = packing_of(question.cluster);
+    question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
+                          : packing == InputType::kBF16 ? Arithmetic::kBF16
+                                                        : Arithmetic::kF32;
     question.slice_sizes = [this](bool embedding, bool head) {
       return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
     };
-    const InputPacking packing = packing_of(question.arithmetic);
     // Of the process once: it grows while plans are compared.
     const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
     question.other_memory = [this, packing, process](const RankShape& rank) {
@@ -149,27 +152,12 @@ class PlanRun {
     }
   }
 
-  Arithmetic arithmetic_of(const ClusterSpec& cluster) const {
-    const bool quantized = is_quantized(manifest_.weights);
-    if (flags_.activations == "int8" && !quantized)
-      throw usage_error(fmt::format("--activations int8 needs q8 or q4 weights; this store has {}",
-                                    dtype_name(manifest_.weights)),
-                        "--activations auto");
-    if (quantized && (flags_.activations == "auto" || flags_.activations == "int8"))
-      return Arithmetic::kInt8;
+  InputPacking packing_of(const ClusterSpec& cluster) const {
     // Without instructions for it a host's bf16 is its f32 (`probe`).
-    const bool faster =
+    const bool bf16_dot =
         std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
                     [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
-    const bool wanted = flags_.activations == "bf16" ||
-                        (flags_.activations == "auto" && manifest_.weights == DType::kBF16);
-    return wanted && faster ? Arithmetic::kBF16 : Arithmetic::kF32;
-  }
-
-  static InputPacking packing_of(Arithmetic arithmetic) {
-    if (arithmetic == Arithmetic::kInt8) return InputType::kInt8;
-    if (arithmetic == Arithmetic::kBF16) return InputType::kBF16;
-    return std::nullopt;
+    return input_packing(flags_.activations, manifest_.weights, bf16_dot);
   }
 
   KvType kv_type() const {
