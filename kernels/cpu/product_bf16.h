@@ -45,6 +45,18 @@ inline void store_group_pairs(const std::byte* b, std::byte* pairs) {
   }
 }
 
+// One pair of columns: R rows of x, each its own, with V vectors of weights.
+template <int R, int V>
+inline void dot_pair(const std::byte* x, std::int64_t x_stride, const IntVec (&weight)[V],
+                     Vec (&sum)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const IntVec pair = broadcast_word(x + r * x_stride);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) sum[r][v] = dot_bf16(sum[r][v], pair, weight[v]);
+  }
+}
+
 // c (R, P · 16) [+]= x (R, pairs) · b (pairs, P · 16), all in pairs of columns.
 struct Bf16Tile {
   const std::byte* x;
@@ -67,12 +79,7 @@ inline void add_pairs(const Bf16Tile& t, std::int64_t begin, std::int64_t end,
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v)
       weight[v] = load_words(b + v / kPanelVecs * t.b_panel + v % kPanelVecs * kLanes * 4);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const IntVec pair = broadcast_word(x + r * t.x_stride);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sum[r][v] = dot_bf16(sum[r][v], pair, weight[v]);
-    }
+    dot_pair<R, V>(x, t.x_stride, weight, sum);
   }
 }
 
@@ -126,12 +133,7 @@ STAGECOACH_TILE run_bf16_group_tile(const Bf16GroupTile<Type>& t) {
       IntVec weight[V];
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) weight[v] = quant_pair<Type>(group.words[v], 2 * j);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const IntVec pair = broadcast_word(x + r * t.x_stride);
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) dot[r][v] = dot_bf16(dot[r][v], pair, weight[v]);
-      }
+      dot_pair<R, V>(x, t.x_stride, weight, dot);
       x += 4;
     };
     const std::int64_t pairs = (smaller(t.k - k, kGroupCols) + 1) / 2;
@@ -152,10 +154,7 @@ STAGECOACH_TILE run_bf16_group_tile(const Bf16GroupTile<Type>& t) {
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(dot[r][v], group.scale[v], sum[r][v]);
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(t.c + (r * V + v) * kLanes, sum[r][v]);
+  store_sums(sum, {t.c, P * kPanel, false});
 }
 
 template <typename Type>
@@ -239,17 +238,9 @@ class Bf16Product {
         weight[v] =
             load_pair(b + v / kPanelVecs * kPanel * args.in + v % kPanelVecs * kLanes, whole);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const IntVec pair = broadcast_word(x + r * args.x.stride);
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) sum[r][v] = dot_bf16(sum[r][v], pair, weight[v]);
-      }
+      dot_pair<R, V>(x, args.x.stride, weight, sum);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) store(sums + r * P * kPanel + v * kLanes, sum[r][v]);
+    store_sums(sum, {sums, P * kPanel, false});
   }
 
   static constexpr std::int64_t kPanelStride = kBlockK / 2 * kPairBytes;

@@ -139,10 +139,7 @@ STAGECOACH_TILE run_group_tile(const GroupTile<Type>& t) {
       multiply_column<R, V>(a, t.a_stride, weight, sum);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(t.c + r * t.c_stride + v * kLanes, sum[r][v]);
+  store_sums(sum, {t.c, t.c_stride, false});
 }
 
 // Whole groups of one panel that cover `count` columns → (columns, 16) float32.

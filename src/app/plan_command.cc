@@ -21,9 +21,10 @@ namespace stagecoach {
 namespace {
 
 struct PlanFlags {
-  std::string store, cluster, kv = "f16", activations = "auto";
-  std::int64_t tokens = 512, new_tokens = 128, sequences = 1, micro_batch = 256;
-  bool explain = false, simulate = false, json = false;
+  RunSettings run;  // of the run that is planned
+  std::string cluster;
+  std::int64_t tokens = 512, new_tokens = 128, sequences = 1;
+  bool explain = false, simulate = false;
 };
 
 // What Open MPI adds to the process that this one is, as measured.
@@ -45,7 +46,7 @@ std::optional<HostRates> rates_of_this_machine(const std::string& store) {
 class PlanRun {
  public:
   explicit PlanRun(const PlanFlags& flags)
-      : flags_(flags), manifest_(read_manifest(flags.store)), spec_(manifest_.spec) {
+      : flags_(flags), manifest_(read_manifest(flags.run.store)), spec_(manifest_.spec) {
     const std::int64_t positions = flags.tokens + flags.new_tokens;
     if (positions > spec_.max_position_embeddings)
       throw usage_error(fmt::format(
@@ -67,7 +68,7 @@ class PlanRun {
     std::optional<Simulation> simulation;
     if (flags_.simulate)
       simulation = simulate(question, plan, [] { return interrupt_requested.load(); });
-    if (flags_.json) {
+    if (flags_.run.json) {
       Json json = as_json(question, plan, changes);
       if (simulation) json["simulation"] = as_json(*simulation);
       print_json_line(json);
@@ -93,7 +94,7 @@ class PlanRun {
     question.prompt_tokens = flags_.tokens;
     question.new_tokens = flags_.new_tokens;
     question.sequences = flags_.sequences;
-    question.micro_batch = flags_.micro_batch;
+    question.micro_batch = flags_.run.micro_batch;
     complete(question.cluster);
     const InputPacking packing = packing_of(question.cluster);
     question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
@@ -114,8 +115,8 @@ class PlanRun {
   MemoryNeeds needs_of(const RankShape& rank, InputPacking packing) const {
     return memory_needs({.spec = spec_,
                          .shape = shape_,
-                         .kv_type = kv_type(),
-                         .micro_batch = flags_.micro_batch,
+                         .kv_type = flags_.run.kv_type(),
+                         .micro_batch = flags_.run.micro_batch,
                          .layers = rank.layers,
                          .largest_window = rank.largest_window,
                          .head = rank.head,
@@ -132,7 +133,7 @@ class PlanRun {
       throw usage_error(
           fmt::format("{}: there is no [nodes.NAME], no host to plan for", flags_.cluster),
           "see configs/clusters/four-pcs.toml");
-    const std::optional<HostRates> here = rates_of_this_machine(flags_.store);
+    const std::optional<HostRates> here = rates_of_this_machine(flags_.run.store);
     for (HostSpec& host : cluster.hosts) {
       if (host.memory == 0)
         throw usage_error(fmt::format("{}: nodes.{}.memory is missing", flags_.cluster, host.name),
@@ -147,7 +148,7 @@ class PlanRun {
                 "could stand for it, has not been probed",
                 flags_.cluster, host.name),
             fmt::format("stagecoach probe --store {}, here or on {} with --json for the figures",
-                        flags_.store, host.name));
+                        flags_.run.store, host.name));
       like_this_.push_back(host.name);
     }
   }
@@ -157,13 +158,7 @@ class PlanRun {
     const bool bf16_dot =
         std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
                     [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
-    return input_packing(flags_.activations, manifest_.weights, bf16_dot);
-  }
-
-  KvType kv_type() const {
-    RunSettings settings;
-    settings.kv = flags_.kv;
-    return settings.kv_type();
+    return input_packing(flags_.run.activations, manifest_.weights, bf16_dot);
   }
 
   static std::vector<Change> what_would_change(const PlanQuestion& question,
@@ -249,8 +244,8 @@ std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& pl
   return fmt::format(
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
       "--windows {} --micro-batch {} --kv {} --activations {} --job {}",
-      shell_word(hosts), shell_word(flags_.store), windows_flag(plan.stages), flags_.micro_batch,
-      flags_.kv, flags_.activations, shell_word(flags_.cluster));
+      shell_word(hosts), shell_word(flags_.run.store), windows_flag(plan.stages),
+      flags_.run.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
 }
 
 Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
@@ -274,7 +269,7 @@ Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
     left_out.push_back({{"host", question.cluster.hosts[out.host].name}, {"reason", out.reason}});
   for (const Change& change : changes)
     what_if.push_back({{"change", change.what}, {"tokens_per_second", change.tokens_per_second}});
-  return {{"store", flags_.store},
+  return {{"store", flags_.run.store},
           {"windows", windows_flag(plan.stages)},
           {"rounds", plan.rounds},
           {"hosts", hosts},
@@ -358,7 +353,8 @@ Command plan_command(CLI::App& parent) {
   auto flags = std::make_shared<PlanFlags>();
   CLI::App* app = parent.add_subcommand(
       "plan", "Which host would run which layers, and how fast: nothing is run or changed");
-  app->add_option("--store", flags->store, "The store; its manifest is enough")->type_name("STORE");
+  app->add_option("--store", flags->run.store, "The store; its manifest is enough")
+      ->type_name("STORE");
   app->add_option("--cluster", flags->cluster,
                   "TOML file with [nodes.NAME] and [network], or a job file")
       ->type_name("FILE.toml");
@@ -371,19 +367,12 @@ Command plan_command(CLI::App& parent) {
   app->add_option("--sequences", flags->sequences, "Sequences at once")
       ->capture_default_str()
       ->check(integer_in(1, 65536));
-  app->add_option("--micro-batch", flags->micro_batch, "Rows of a micro-batch, at most")
-      ->capture_default_str()
-      ->check(integer_in(1, 65536));
-  app->add_option("--kv", flags->kv, "Type of the KV cache")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "f16", "q8"}));
-  app->add_option("--activations", flags->activations, "Type of activations in matrix products")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_micro_batch_flag(*app, flags->run);
+  add_type_flags(*app, flags->run);
   app->add_flag("--explain", flags->explain, "What keeps each host from more");
   app->add_flag("--simulate", flags->simulate,
                 "Run the job with the scheduler of a real one, event by event");
-  app->add_flag("--json", flags->json, "One object");
+  app->add_flag("--json", flags->run.json, "One object");
   return {app, [flags, app] {
             require_flag(*app, "--store");
             require_flag(*app, "--cluster");

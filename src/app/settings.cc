@@ -8,6 +8,7 @@
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "base/toml_file.h"
+#include "plan/cluster_toml.h"
 
 namespace stagecoach {
 namespace {
@@ -56,7 +57,7 @@ void apply_job(CLI::App& command, const std::string& file) {
           file, node,
           fmt::format("unknown table or key '{}'; a job has [run], [nodes] and [network]",
                       key.str()));
-  read_cluster(file, kJobFile, "--job");  // refuses what makes no sense
+  cluster_of(file, job);  // refuses what makes no sense
   const toml::node* const run_node = job.get("run");
   if (run_node == nullptr) {
     if (!job.empty()) return;  // a cluster file
@@ -146,6 +147,21 @@ std::optional<int> RunSettings::rounds_per_rank() const {
   return value;
 }
 
+void add_micro_batch_flag(CLI::App& command, RunSettings& s) {
+  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
+      ->capture_default_str()
+      ->check(integer_in(1, 65536));
+}
+
+void add_type_flags(CLI::App& command, RunSettings& s) {
+  command.add_option("--kv", s.kv, "Type of the KV cache")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "f16", "q8"}));
+  command.add_option("--activations", s.activations, "Type of activations in matrix products")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+}
+
 void add_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--store", s.store, "Store directory, on every host at this path")
       ->type_name("STORE");
@@ -153,9 +169,7 @@ void add_run_flags(CLI::App& command, RunSettings& s) {
       .add_option("--threads", s.threads,
                   "Compute threads per rank (default: allowed cores / ranks on this host)")
       ->check(integer_in(1, 4096));
-  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
-      ->capture_default_str()
-      ->check(integer_in(1, 65536));
+  add_micro_batch_flag(command, s);
   command
       .add_option("--windows", s.windows,
                   "Layers of each rank, like 0:5,5:12 (default: balanced by bytes)")
@@ -198,12 +212,7 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
   command.add_option("--wire", s.wire, "Type of hidden states between ranks")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
-  command.add_option("--kv", s.kv, "Type of the KV cache")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "f16", "q8"}));
-  command.add_option("--activations", s.activations, "Type of activations in matrix products")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_type_flags(command, s);
   command
       .add_option("--report", s.report,
                   "Write report.html, layers.csv, run.json and trace.json there")

@@ -46,6 +46,10 @@ void add_run_flags(CLI::App& command, RunSettings& settings);
 // All of them but those that `time` takes lists of: --store, --threads, --micro-batch, --windows.
 void add_fixed_run_flags(CLI::App& command, RunSettings& settings);
 
+// Those of them that `plan` has, too: --micro-batch; --kv and --activations.
+void add_micro_batch_flag(CLI::App& command, RunSettings& settings);
+void add_type_flags(CLI::App& command, RunSettings& settings);
+
 // --checkpoint, of commands whose work can go on: score and generate.
 void add_checkpoint_flag(CLI::App& command, RunSettings& settings);
 

@@ -20,7 +20,7 @@ toml::table read_toml_file(const std::string& file, const std::string& what,
 // "jobs/a.toml:3:7: " in front of a problem.
 Error toml_error(const std::string& file, const toml::node& node, const std::string& problem);
 
-// Typed access to one table. Every key has to be asked for or named in `only`.
+// Typed access to one table.
 class TomlTable {
  public:
   // `where` names the table in messages: "nodes.pc-a".
@@ -29,12 +29,9 @@ class TomlTable {
   // Throws usage_error for the first key that is none of these.
   void only(std::initializer_list<std::string_view> known) const;
 
-  bool has(std::string_view key) const { return table_->contains(key); }
   std::string string_or(std::string_view key, const std::string& fallback) const;
   // "8GiB" or a number of bytes, above 0.
   std::int64_t bytes_or(std::string_view key, std::int64_t fallback) const;
-  std::int64_t integer_or(std::string_view key, std::int64_t low, std::int64_t high,
-                          std::int64_t fallback) const;
   // A finite number above 0.
   double rate_or(std::string_view key, double fallback) const;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/toml_file.h"
+#include "plan/cluster_toml.h"
 
 namespace stagecoach {
 namespace {
@@ -55,7 +56,10 @@ const HostSpec* ClusterSpec::find(const std::string& name) const {
 
 ClusterSpec read_cluster(const std::string& file, const std::string& what,
                          const std::string& flag) {
-  const toml::table root = read_toml_file(file, what, flag);
+  return cluster_of(file, read_toml_file(file, what, flag));
+}
+
+ClusterSpec cluster_of(const std::string& file, const toml::table& root) {
   ClusterSpec cluster;
   if (const toml::node* network = root.get("network"))
     cluster.network = read_network(file, *network);

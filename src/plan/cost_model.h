@@ -2,12 +2,14 @@
 // docs/planning.md derives it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <string_view>
 
 #include "model/model_spec.h"
 #include "plan/cluster_spec.h"
+#include "plan/job_shape.h"
 #include "plan/residency.h"
 
 namespace stagecoach {
@@ -36,6 +38,10 @@ struct PlanQuestion {
   std::int64_t new_tokens = 128;                 // of each sequence
   std::int64_t sequences = 1;                    // at once
   std::int64_t micro_batch = 256;                // rows
+  // Rows of a pass, at most.
+  std::int64_t largest_pass() const {
+    return std::max(sequences, affordable_pass(spec.hidden_size));
+  }
   // Keys that a row attends to, on average.
   std::int64_t prompt_context() const { return prompt_tokens / 2 + 1; }
   std::int64_t step_context() const { return prompt_tokens + new_tokens / 2 + 1; }

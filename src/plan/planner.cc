@@ -24,18 +24,15 @@ Hosts without(const Hosts& hosts, std::size_t host) {
 
 // The least that a rank between the first and the last needs for one layer.
 std::int64_t smallest_rank(const PlanQuestion& question) {
-  const WeightSizes sizes = question.slice_sizes(false, false);
-  std::int64_t other = 0;
-  for (const bool in_passes : {false, true}) {
-    const std::int64_t needed = question.other_memory({.layers = 1,
-                                                       .largest_window = 1,
-                                                       .head = false,
-                                                       .in_passes = in_passes,
-                                                       .frugal = true,
-                                                       .ranks = 2});
-    other = other == 0 ? needed : std::min(other, needed);
-  }
-  return other + sizes.layer();
+  const auto other = [&](bool in_passes) {
+    return question.other_memory({.layers = 1,
+                                  .largest_window = 1,
+                                  .head = false,
+                                  .in_passes = in_passes,
+                                  .frugal = true,
+                                  .ranks = 2});
+  };
+  return std::min(other(false), other(true)) + question.slice_sizes(false, false).layer();
 }
 
 // Which hosts take part.
@@ -57,8 +54,8 @@ class Choice {
 
   ClusterPlan make() {
     const auto layers = static_cast<std::size_t>(question_.spec.num_hidden_layers);
-    while (hosts_.size() > layers)
-      leave_out(slowest_first().front(), "there are more hosts than layers");
+    for (const std::size_t host : slowest_first())
+      if (hosts_.size() > layers) leave_out(host, "there are more hosts than layers");
     std::optional<ClusterPlan> best = plan(hosts_);
     while (!best && hosts_.size() > 1) best = drop_one_that_cannot();
     if (!best) throw too_small();

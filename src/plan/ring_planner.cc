@@ -59,8 +59,7 @@ Batches RingPlanner::step(bool in_passes) const {
 // All of them come at once; what a pass cannot take waits for the next.
 Batches RingPlanner::prompts(bool in_passes) const {
   const std::int64_t rows = question_.sequences * question_.prompt_tokens;
-  const std::int64_t most =
-      in_passes ? std::max(question_.sequences, affordable_pass(question_.spec.hidden_size)) : rows;
+  const std::int64_t most = in_passes ? question_.largest_pass() : rows;
   const std::int64_t passes = (rows + most - 1) / most;
   const std::int64_t of_pass = (rows + passes - 1) / passes;
   return cut(of_pass, prefill_rows(of_pass, ranks(), question_.micro_batch), passes);

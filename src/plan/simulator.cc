@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "plan/job_shape.h"
 #include "plan/scheduler.h"
 
 namespace stagecoach {
@@ -70,10 +69,7 @@ class Simulator {
         scheduler_({.micro_batch_tokens = question.micro_batch,
                     .depth = plan.stages.ranks,
                     .max_active = static_cast<int>(question.sequences),
-                    .pass_tokens = plan.in_passes
-                                       ? std::max(question.sequences,
-                                                  affordable_pass(question.spec.hidden_size))
-                                       : 0}),
+                    .pass_tokens = plan.in_passes ? question.largest_pass() : 0}),
         sequences_(static_cast<std::size_t>(question.sequences)) {
     for (const HostPlan& host : plan.hosts) {
       const int slots = (host.residency.attention_slots + host.residency.mlp_slots) / 2;

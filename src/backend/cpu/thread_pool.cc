@@ -35,6 +35,16 @@ void pause_spin() {
 #endif
 }
 
+// Whether `done()` became true within so many spins.
+template <typename Done>
+bool spin_until(const Done& done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return true;
+    pause_spin();
+  }
+  return false;
+}
+
 }  // namespace
 
 ThreadPool::ThreadPool(int threads, std::vector<int> cpus) {
@@ -90,13 +100,11 @@ void ThreadPool::post(Job* job) {
 // dies.
 void ThreadPool::wait_until_left() {
   job_.store(nullptr);
-  for (int i = 0; i < kSpins; ++i) {
-    if (inside_.load() == 0) return;
-    pause_spin();
-  }
+  const auto left = [this] { return inside_.load() == 0; };
+  if (spin_until(left)) return;
   waiting_.store(true);
   std::unique_lock lock(mutex_);
-  workers_left_.wait(lock, [this] { return inside_.load() == 0; });
+  workers_left_.wait(lock, left);
   waiting_.store(false);
 }
 
@@ -108,13 +116,11 @@ void ThreadPool::run(Job& job) {
 }
 
 void ThreadPool::wait_for_job(std::uint64_t seen) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (posted_.load() != seen) return;
-    pause_spin();
-  }
+  const auto posted = [&] { return posted_.load() != seen; };
+  if (spin_until(posted)) return;
   std::unique_lock lock(mutex_);
   sleeping_.fetch_add(1);
-  job_posted_.wait(lock, [&] { return posted_.load() != seen; });
+  job_posted_.wait(lock, posted);
   sleeping_.fetch_sub(1);
 }
 

@@ -1,0 +1,16 @@
+// The same from a file that is parsed already. Apart from cluster_spec.h, since toml++ is a large
+// header.
+#pragma once
+
+#include <toml++/toml.h>
+
+#include <string>
+
+#include "plan/cluster_spec.h"
+
+namespace stagecoach {
+
+// Of `file`, whose contents are `root`. Throws as read_cluster does.
+ClusterSpec cluster_of(const std::string& file, const toml::table& root);
+
+}  // namespace stagecoach
