@@ -28,6 +28,10 @@ Command time_command(CLI::App& parent);
 Command report_command(CLI::App& parent);
 Command probe_command(CLI::App& parent);
 Command plan_command(CLI::App& parent);
+Command launch_command(CLI::App& parent);
+Command doctor_command(CLI::App& parent);
+Command agent_command(CLI::App& parent);
+Command agent_shell_command(CLI::App& parent);
 
 // The whole program: parses, runs, prints one message for an error. Returns the exit code.
 int run_stagecoach(int argc, char** argv);

@@ -10,6 +10,7 @@
 #include "app/run_job.h"
 #include "app/text_input.h"
 #include "app/token_log.h"
+#include "base/dtype_names.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -35,6 +36,7 @@ struct GenerateFlags {
 void add_flags(CLI::App& app, GenerateFlags& f) {
   add_run_flags(app, f.run);
   add_checkpoint_flag(app, f.run);
+  add_checkpoint_keeps_flag(app, f.run);
   app.add_option("--prompt", f.prompt, "Text to go on from")->type_name("TEXT");
   app.add_option("--prompts", f.prompts_file, "A file with one prompt a line, - for stdin")
       ->type_name("FILE");
@@ -86,7 +88,10 @@ class GenerateJob {
   void prepare(const LayerStore& store) {
     read_prompts_of(store);
     if (flags_.run.checkpoint.empty()) return;
-    log_.emplace(flags_.run.checkpoint, work_hash());
+    // Passes make the folder, and see to it that the model is the same one.
+    if (!flags_.run.keeps_passes()) check_writable(flags_.run.checkpoint);
+    log_.emplace(flags_.run.checkpoint,
+                 flags_.run.keeps_passes() ? work_hash() : work_hash_of(store.manifest()));
     replay(store.manifest().spec);
   }
 
@@ -228,6 +233,15 @@ class GenerateJob {
     return hash.digest();
   }
 
+  // The same of a model: whatever the plan, its tokens are these.
+  std::uint64_t work_hash_of(const Manifest& manifest) const {
+    StreamingHash hash;
+    hash.update(as_bytes(fmt::format("{} {} {} {} {} {} {}:", work_hash(), manifest.name, manifest.version,
+                                     dtype_name(manifest.weights), to_json(manifest.spec).dump(), flags_.run.kv,
+                                     flags_.run.activations)));
+    return hash.digest();
+  }
+
   // Takes over what an interrupted run has drawn.
   void replay(const ModelSpec& spec) {
     const auto tokens = log_->load(generations_.size());
@@ -254,7 +268,12 @@ class GenerateJob {
         throw data_error(fmt::format("{}/tokens.json: token {} is not in the vocabulary of {}",
                                      flags_.run.checkpoint, id, spec.vocab_size));
   }
-  void save_tokens() const {
+  void save_tokens() {
+    // Passes go on exactly where the log ends. Without them a log that is a little behind costs a few
+    // tokens, and one for every token would cost a write to disk each.
+    constexpr double kInterval = 0.5;  // seconds
+    if (!flags_.run.keeps_passes() && saved_ns_ > 0 && seconds_since(saved_ns_) < kInterval) return;
+    saved_ns_ = now_ns();
     std::vector<const std::vector<TokenId>*> tokens;
     for (const Generation& generation : generations_) tokens.push_back(&generation.ids());
     log_->save(tokens);
@@ -315,6 +334,7 @@ class GenerateJob {
   std::optional<ChatTemplate> chat_;  // with --chat
   std::vector<Generation> generations_;
   std::optional<TokenLog> log_;  // with --checkpoint
+  std::int64_t saved_ns_ = 0;    // when it was written last
   std::size_t printed_ = 0;
   std::int64_t drawn_ = 0;     // tokens, of all prompts
   std::int64_t replayed_ = 0;  // those that a run before has drawn

@@ -116,7 +116,7 @@ class Planner {
   Choice choose(const std::vector<Offer>& offers) const {
     const bool fits =
         std::all_of(offers.begin(), offers.end(), [](const Offer& offer) { return offer.fits; });
-    const bool keeps = !request_.settings.checkpoint.empty();
+    const bool keeps = request_.settings.keeps_passes();
     Choice choice;
     choice.in_passes = !fits || keeps;
     if (!auto_rounds() || !choice.in_passes) {

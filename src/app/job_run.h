@@ -30,7 +30,7 @@ class JobRun {
 
   void open();  // store, device, work
   void plan();  // which rank runs and holds what; collective
-  bool keeps_checkpoint() const { return !settings_.checkpoint.empty(); }
+  bool keeps_checkpoint() const { return settings_.keeps_passes(); }
   void find_resume_point();   // in the checkpoint; collective
   void load();                // weights
   RankStatus status() const;  // after open(): what ranks compare

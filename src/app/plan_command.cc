@@ -3,16 +3,14 @@
 #include <memory>
 
 #include "app/command.h"
-#include "app/input_packing.h"
-#include "app/memory_budget.h"
 #include "app/output.h"
+#include "app/plan_inputs.h"
 #include "app/settings.h"
 #include "app/signals.h"
-#include "app/slice_sizes.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
 #include "base/error.h"
-#include "base/machine_limits.h"
+#include "launcher/processes.h"
 #include "plan/planner.h"
 #include "plan/simulator.h"
 #include "store/layer_store.h"
@@ -27,42 +25,21 @@ struct PlanFlags {
   bool explain = false, simulate = false;
 };
 
-// What Open MPI adds to the process that this one is, as measured.
-constexpr std::int64_t kMpiBytes = std::int64_t{24} << 20;
-// Of a rank: their stacks are a small part of its memory.
-constexpr int kThreads = 8;
-
-// Where [nodes] does not say a rate, this machine's, as `probe` has measured it.
-std::optional<HostRates> rates_of_this_machine(const std::string& store) {
-  const std::optional<MachineLimits> limits = cached_limits();
-  if (!limits) return std::nullopt;
-  return HostRates{.memory = limits->memory.all_threads,
-                   .f32 = limits->f32.rate.all_threads,
-                   .bf16 = limits->bf16.rate.all_threads,
-                   .int8 = limits->int8.rate.all_threads,
-                   .disk = limits->disk_rate(store).value_or(0)};
-}
-
 class PlanRun {
  public:
   explicit PlanRun(const PlanFlags& flags)
-      : flags_(flags), manifest_(read_manifest(flags.run.store)), spec_(manifest_.spec) {
+      : flags_(flags), inputs_(read_manifest(flags.run.store), work_of(flags)) {
     const std::int64_t positions = flags.tokens + flags.new_tokens;
-    if (positions > spec_.max_position_embeddings)
+    if (positions > spec().max_position_embeddings)
       throw usage_error(fmt::format(
           "--tokens {} and --new-tokens {} need {} positions, the model's context is {}",
-          flags.tokens, flags.new_tokens, positions, spec_.max_position_embeddings));
-    shape_ = {
-        .largest_pass = std::max(flags.sequences, std::min(flags.tokens * flags.sequences,
-                                                           affordable_pass(spec_.hidden_size))),
-        .usual_pass = flags.sequences,
-        .wanted_rows = flags.sequences,
-        .sequences = flags.sequences,
-        .positions = positions};
+          flags.tokens, flags.new_tokens, positions, spec().max_position_embeddings));
   }
 
   void print_plan() {
-    const PlanQuestion question = ask();
+    ClusterSpec cluster = read_cluster(flags_.cluster, "the cluster file", "--cluster");
+    complete(cluster);
+    const PlanQuestion question = inputs_.question(std::move(cluster));
     const ClusterPlan plan = plan_cluster(question);
     const std::vector<Change> changes = what_would_change(question, plan);
     std::optional<Simulation> simulation;
@@ -86,46 +63,16 @@ class PlanRun {
     double tokens_per_second;
   };
 
-  PlanQuestion ask() {
-    PlanQuestion question(spec_);
-    question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
-    question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
-    question.cluster = read_cluster(flags_.cluster, "the cluster file", "--cluster");
-    question.prompt_tokens = flags_.tokens;
-    question.new_tokens = flags_.new_tokens;
-    question.sequences = flags_.sequences;
-    question.micro_batch = flags_.run.micro_batch;
-    complete(question.cluster);
-    const InputPacking packing = packing_of(question.cluster);
-    question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
-                          : packing == InputType::kBF16 ? Arithmetic::kBF16
-                                                        : Arithmetic::kF32;
-    question.slice_sizes = [this](bool embedding, bool head) {
-      return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
-    };
-    // Of the process once: it grows while plans are compared.
-    const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
-    question.other_memory = [this, packing, process](const RankShape& rank) {
-      const MemoryNeeds needs = needs_of(rank, packing);
-      return needs.total() - needs.process + process;
-    };
-    return question;
+  static PlannedWork work_of(const PlanFlags& flags) {
+    return {.tokens = flags.tokens,
+            .new_tokens = flags.new_tokens,
+            .sequences = flags.sequences,
+            .micro_batch = flags.run.micro_batch,
+            .kv_type = flags.run.kv_type(),
+            .activations = flags.run.activations};
   }
-
-  MemoryNeeds needs_of(const RankShape& rank, InputPacking packing) const {
-    return memory_needs({.spec = spec_,
-                         .shape = shape_,
-                         .kv_type = flags_.run.kv_type(),
-                         .micro_batch = flags_.run.micro_batch,
-                         .layers = rank.layers,
-                         .largest_window = rank.largest_window,
-                         .head = rank.head,
-                         .in_passes = rank.in_passes,
-                         .packing = packing,
-                         .threads = kThreads,
-                         .ranks = rank.ranks,
-                         .frugal = rank.frugal});
-  }
+  const Manifest& manifest() const { return inputs_.manifest(); }
+  const ModelSpec& spec() const { return manifest().spec; }
 
   // Nothing is guessed: what neither the file nor `probe` says is an error.
   void complete(ClusterSpec& cluster) {
@@ -151,14 +98,6 @@ class PlanRun {
                         flags_.run.store, host.name));
       like_this_.push_back(host.name);
     }
-  }
-
-  InputPacking packing_of(const ClusterSpec& cluster) const {
-    // Without instructions for it a host's bf16 is its f32 (`probe`).
-    const bool bf16_dot =
-        std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
-                    [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
-    return input_packing(flags_.run.activations, manifest_.weights, bf16_dot);
   }
 
   static std::vector<Change> what_would_change(const PlanQuestion& question,
@@ -196,9 +135,7 @@ class PlanRun {
   std::string command(const PlanQuestion& question, const ClusterPlan& plan) const;
 
   const PlanFlags& flags_;
-  const Manifest manifest_;
-  const ModelSpec& spec_;
-  JobShape shape_;
+  const PlanInputs inputs_;
   std::vector<std::string> like_this_;  // hosts whose rates this machine stands for
 };
 
@@ -223,18 +160,6 @@ std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan
                             : "all",
                         bound_name(bound_of(host)));
   return fmt::format("{}: {} layers: {}", spec.name, host.layers, limit);
-}
-
-// As a shell takes it.
-std::string shell_word(const std::string& word) {
-  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
-    return std::isalnum(c) ||
-           std::string_view("_-./:=,@%+").find(static_cast<char>(c)) != std::string_view::npos;
-  });
-  if (plain) return word;
-  std::string text = "'";
-  for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return text + "'";
 }
 
 std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& plan) const {
@@ -290,7 +215,7 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
   std::string text = fmt::format(
       "{}, {}: {} layers of {}; {} sequence{} of {} tokens and {} new ones\n\n"
       "{:<16} {:>7} {:>10} {:>21} {:>14} {:>10} {:>10}  {}\n",
-      manifest_.name, dtype_name(manifest_.weights), spec_.num_hidden_layers,
+      manifest().name, dtype_name(manifest().weights), spec().num_hidden_layers,
       format_bytes(question.layer_bytes), flags_.sequences, flags_.sequences == 1 ? "" : "s",
       flags_.tokens, flags_.new_tokens, "host", "layers", "in memory", "memory", "read a step",
       "disk s", "compute s", "bound by");

@@ -49,13 +49,16 @@ void set(CLI::Option& option, const std::vector<std::string>& values, const std:
 
 constexpr const char* kJobFile = "the job file";
 
+}  // namespace
+
 void apply_job(CLI::App& command, const std::string& file) {
   const toml::table job = read_toml_file(file, kJobFile, "--job");
   for (const auto& [key, node] : job)
-    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network")
+    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" &&
+        key.str() != "launch")
       throw toml_error(
           file, node,
-          fmt::format("unknown table or key '{}'; a job has [run], [nodes] and [network]",
+          fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
                       key.str()));
   cluster_of(file, job);  // refuses what makes no sense
   const toml::node* const run_node = job.get("run");
@@ -89,8 +92,6 @@ void apply_job(CLI::App& command, const std::string& file) {
     set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
   }
 }
-
-}  // namespace
 
 namespace {
 
@@ -225,6 +226,15 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
   command.add_flag("--json", s.json, "Results as JSON, one object a line");
   command.add_flag("--quiet", s.quiet, "Warnings and errors only on stderr");
   command.add_flag("--verbose", s.verbose, "Say more on stderr, from every rank");
+}
+
+void add_checkpoint_keeps_flag(CLI::App& command, RunSettings& s) {
+  command
+      .add_option("--checkpoint-keeps", s.checkpoint_keeps,
+                  "passes: what windows have computed and the tokens drawn, for the same plan; "
+                  "tokens: only those, for any plan")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"passes", "tokens"}));
 }
 
 void add_checkpoint_flag(CLI::App& command, RunSettings& s) {

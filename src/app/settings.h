@@ -25,6 +25,7 @@ struct RunSettings {
   std::string rounds = "auto";     // windows of each rank
   std::string memory;              // of each rank: "4GiB"; empty: what the host has free
   std::string checkpoint;          // directory; empty: nothing is kept
+  std::string checkpoint_keeps = "passes";
   std::string job;                 // the job file, for what stands there besides flags
   std::string device = "auto";
   std::string verify = "first";
@@ -37,6 +38,8 @@ struct RunSettings {
   bool json = false, quiet = false, verbose = false;
 
   VerifyMode verify_mode() const;
+  // Values of passes on disk; else a checkpoint is the tokens that were drawn.
+  bool keeps_passes() const { return !checkpoint.empty() && checkpoint_keeps == "passes"; }
   KvType kv_type() const;
   std::optional<int> rounds_per_rank() const;  // nullopt: auto
 };
@@ -52,10 +55,15 @@ void add_type_flags(CLI::App& command, RunSettings& settings);
 
 // --checkpoint, of commands whose work can go on: score and generate.
 void add_checkpoint_flag(CLI::App& command, RunSettings& settings);
+// --checkpoint-keeps, of generate.
+void add_checkpoint_keeps_flag(CLI::App& command, RunSettings& settings);
 
 // Fills in what the command line left open, from environment and job file. Throws usage_error with
 // file, line and column for an unknown key or a value of the wrong type.
 void apply_environment_and_job(CLI::App& command);
+
+// The second half of that: [run] of a job file.
+void apply_job(CLI::App& command, const std::string& file);
 
 // The hosts that a job file describes. Throws usage_error with file, line and column.
 ClusterSpec job_cluster(const std::string& file);

@@ -107,6 +107,16 @@ File File::create(const fs::path& path) {
   return {path, descriptor};
 }
 
+File File::open_update(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+  if (descriptor < 0) throw output_error("open", path, errno);
+  File file(path, descriptor);
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode))
+    throw resource_error(fmt::format("cannot write {}: something that is not a file is there", path.string()));
+  return file;
+}
+
 std::int64_t File::size() const {
   struct stat status {};
   if (::fstat(descriptor_, &status) != 0) throw system_error("stat", path_, errno);
@@ -172,6 +182,18 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
     std::error_code ignored;
     fs::remove(temporary, ignored);
     throw;
+  }
+}
+
+void write_secret(const fs::path& path, std::string_view content) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (descriptor < 0) throw output_error("create", path, errno);
+  const ssize_t written = ::write(descriptor, content.data(), content.size());
+  const int code = errno;
+  ::close(descriptor);
+  if (written != static_cast<ssize_t>(content.size())) {
+    ::unlink(path.c_str());
+    throw output_error("write", path, written < 0 ? code : ENOSPC);
   }
 }
 

@@ -18,6 +18,8 @@ class File {
   // For reads past the page cache (O_DIRECT); nullopt where the file system refuses.
   static std::optional<File> open_direct(const std::filesystem::path& path);
   static File create(const std::filesystem::path& path);  // in place of what was there
+  // To write into what is there; made if need be.
+  static File open_update(const std::filesystem::path& path);
 
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
@@ -48,6 +50,9 @@ std::string read_text_file(const std::filesystem::path& path, std::int64_t max_b
 // Writes `content` to a temporary neighbour, syncs it, renames it over `path` and syncs the folder:
 // after a crash `path` holds either the old content or the new.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
+
+// A new file that only its owner may read. Throws resource_error.
+void write_secret(const std::filesystem::path& path, std::string_view content);
 
 // For an output that the user names: a device or a pipe is written to, a link is followed; anything
 // else is written atomically.

@@ -79,6 +79,16 @@ std::int64_t TomlTable::bytes_or(std::string_view key, std::int64_t fallback) co
   return bytes;
 }
 
+std::int64_t TomlTable::integer_or(std::string_view key, std::int64_t fallback, std::int64_t low,
+                                   std::int64_t high) const {
+  const toml::node* const node = table_->get(key);
+  if (node == nullptr) return fallback;
+  const auto* const integer = node->as_integer();
+  if (integer == nullptr || integer->get() < low || integer->get() > high)
+    throw wrong(*node, key, fmt::format("expected a whole number from {} to {}", low, high));
+  return integer->get();
+}
+
 double TomlTable::rate_or(std::string_view key, double fallback) const {
   const toml::node* const node = table_->get(key);
   if (node == nullptr) return fallback;

@@ -12,11 +12,13 @@ constexpr double kGiga = 1e9, kMicro = 1e-6;
 
 HostSpec read_host(const std::string& file, const std::string& name, const toml::node& node) {
   const TomlTable table(file, "nodes." + name, node);
-  table.only({"address", "memory", "memory_gb_per_s", "f32_gflop_per_s", "bf16_gflop_per_s",
-              "int8_gop_per_s", "disk_gb_per_s"});
+  table.only({"address", "memory", "device_memory", "store", "memory_gb_per_s", "f32_gflop_per_s",
+              "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s"});
   return {.name = name,
           .address = table.string_or("address", ""),
           .memory = table.bytes_or("memory", 0),
+          .device_memory = table.bytes_or("device_memory", 0),
+          .store = table.string_or("store", ""),
           .rates = {.memory = table.rate_or("memory_gb_per_s", 0) * kGiga,
                     .f32 = table.rate_or("f32_gflop_per_s", 0) * kGiga,
                     .bf16 = table.rate_or("bf16_gflop_per_s", 0) * kGiga,
@@ -26,10 +28,11 @@ HostSpec read_host(const std::string& file, const std::string& name, const toml:
 
 NetworkSpec read_network(const std::string& file, const toml::node& node) {
   const TomlTable table(file, "network", node);
-  table.only({"latency_us", "gb_per_s"});
+  table.only({"latency_us", "gb_per_s", "subnet"});
   const NetworkSpec usual;
   return {.latency = table.rate_or("latency_us", usual.latency / kMicro) * kMicro,
-          .bytes_per_second = table.rate_or("gb_per_s", usual.bytes_per_second / kGiga) * kGiga};
+          .bytes_per_second = table.rate_or("gb_per_s", usual.bytes_per_second / kGiga) * kGiga,
+          .subnet = table.string_or("subnet", "")};
 }
 
 // toml++ sorts keys; the file's order is the order of ranks.

@@ -1,0 +1,67 @@
+#include "launcher/agent.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "launcher/agent_session.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path user_folder(const char* variable, const char* below_home) {
+  if (const char* folder = std::getenv(variable); folder != nullptr && *folder != '\0')
+    return fs::path(folder) / "stagecoach";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
+    return fs::path(home) / below_home / "stagecoach";
+  return {};
+}
+
+}  // namespace
+
+struct Agent::State {
+  explicit State(AgentConfig config)
+      : context(std::move(config)), listener(context.config.listen, context.config.key) {}
+
+  AgentContext context;
+  SecureListener listener;
+};
+
+Agent::Agent(AgentConfig config) {
+  if (config.stores.empty()) throw usage_error("the agent has no folder for stores", "--stores DIR");
+  for (const fs::path& folder : config.stores)
+    if (!folder.is_absolute())
+      throw usage_error(fmt::format("--stores {}: expected an absolute path", folder.string()));
+  check_writable(config.state);
+  fs::permissions(config.state, fs::perms::owner_all);
+  state_ = std::make_unique<State>(std::move(config));
+}
+
+Agent::~Agent() = default;
+
+std::uint16_t Agent::port() const {
+  return state_->listener.port();
+}
+
+void Agent::run(const std::function<bool()>& stop) {
+  state_->listener.run(
+      [this](SecureChannel& channel) {
+        AgentSession session(state_->context, channel);
+        session.run();
+      },
+      stop);
+}
+
+fs::path default_state_folder() {
+  return user_folder("XDG_STATE_HOME", ".local/state");
+}
+
+fs::path default_store_folder() {
+  return user_folder("XDG_DATA_HOME", ".local/share");
+}
+
+}  // namespace stagecoach

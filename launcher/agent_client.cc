@@ -1,0 +1,276 @@
+#include "launcher/agent_client.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Of requests that look at files or measure.
+constexpr Seconds kPatience{30};
+// Of those that say nothing until they are done.
+constexpr Seconds kLongPatience{310};
+
+std::int64_t wall_clock_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+std::vector<StoreFile> files_from_json(const Json& list, const std::string& where) {
+  std::vector<StoreFile> files;
+  for (const Json& item : list) {
+    const JsonObject file(item, where);
+    files.push_back({file.string("name"), file.integer("bytes")});
+  }
+  return files;
+}
+
+}  // namespace
+
+Json to_json(const SlabSource& source) {
+  return {{"address", source.agent.address}, {"port", source.agent.port}, {"store", source.store}};
+}
+
+SlabSource source_from_json(const Json& json, const std::string& where) {
+  const JsonObject object(json, where);
+  return {.agent = {object.string("address"), static_cast<std::uint16_t>(object.integer_in("port", 1, 65535))},
+          .store = object.string("store")};
+}
+
+AgentClient::AgentClient(const Endpoint& endpoint, const Key& key, std::string name)
+    : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key)) {
+  const Json hello = ask({{"op", "hello"}});
+  const std::int64_t protocol = JsonObject(hello, name_).integer("protocol");
+  if (protocol != kProtocol)
+    throw data_error(fmt::format("{}: its agent speaks protocol {}, this Stagecoach {}", name_, protocol, kProtocol),
+                     "install the same Stagecoach there and restart its agent");
+}
+
+Json AgentClient::receive(Seconds patience) {
+  Json message = parse_message(channel_.receive(patience), name_);
+  throw_if_error(message, name_);
+  return message;
+}
+
+Json AgentClient::ask(const Json& request, Seconds patience) {
+  channel_.send(request);
+  return receive(patience);
+}
+
+Json AgentClient::follow(const Report& report) {
+  while (true) {
+    Json message = receive(kPatience);
+    if (message.contains("ok")) return message;
+    const JsonObject progress(message, name_);
+    if (report) report(progress.integer("done"), progress.integer("total"));
+  }
+}
+
+std::vector<std::byte> AgentClient::receive_content(std::int64_t bytes) {
+  std::vector<std::byte> content;
+  while (static_cast<std::int64_t>(content.size()) < bytes) {
+    const Frame frame = channel_.receive(kPatience);
+    if (frame.kind != FrameKind::kData || content.size() + frame.payload.size() > static_cast<std::size_t>(bytes))
+      throw data_error(fmt::format("{}: expected {} bytes of data", name_, bytes));
+    content.insert(content.end(), frame.payload.begin(), frame.payload.end());
+  }
+  return content;
+}
+
+HostFacts AgentClient::facts(const std::string& store) {
+  const Json reply = ask({{"op", "facts"}, {"store", store}}, kPatience);
+  return facts_from_json(JsonObject(reply, name_).at("facts"), name_);
+}
+
+StoreContents AgentClient::store(const std::string& path) {
+  const Json reply = ask({{"op", "store"}, {"store", path}}, kPatience);
+  const JsonObject object(reply, name_);
+  StoreContents contents;
+  if (object.has("manifest")) contents.manifest = manifest_from_json(object.at("manifest"), name_ + ": " + path);
+  contents.slabs = files_from_json(object.array("slabs"), name_);
+  contents.tokenizer = files_from_json(object.array("tokenizer"), name_);
+  contents.free_bytes = object.integer("free_bytes");
+  return contents;
+}
+
+std::vector<std::string> AgentClient::verify(const std::string& store, const Report& report) {
+  channel_.send({{"op", "verify"}, {"store", store}});
+  const Json reply = follow(report);
+  std::vector<std::string> problems;
+  for (const Json& problem : JsonObject(reply, name_).array("problems"))
+    if (problem.is_string()) problems.push_back(problem.get<std::string>());
+  return problems;
+}
+
+double AgentClient::disk_rate(const std::string& store) {
+  const Json reply = ask({{"op", "disk_rate"}, {"store", store}}, kPatience);
+  return JsonObject(reply, name_).number("bytes_per_second");
+}
+
+LinkRate AgentClient::link_to(const Endpoint& other) {
+  const Json reply = ask({{"op", "link"}, {"address", other.address}, {"port", other.port}}, kPatience);
+  const JsonObject object(reply, name_);
+  return {object.number("latency"), object.number("bytes_per_second")};
+}
+
+LinkRate AgentClient::measure_link(int pings, std::int64_t bytes, Seconds time) {
+  LinkRate rate;
+  double quickest = 1e9;
+  for (int i = 0; i < pings; ++i) {
+    const auto begin = Clock::now();
+    ping();
+    quickest = std::min(quickest, Seconds(Clock::now() - begin).count());
+  }
+  rate.latency = quickest / 2;
+  // As much as goes in the time, found by doubling: a first try also opens TCP's window.
+  const std::vector<std::byte> block(kMaxData);
+  for (std::int64_t size = 4 * static_cast<std::int64_t>(kMaxData);; size *= 2) {
+    const auto begin = Clock::now();
+    channel_.send({{"op", "sink"}, {"bytes", size}});
+    for (std::int64_t sent = 0; sent < size; sent += static_cast<std::int64_t>(block.size())) channel_.send_data(block);
+    receive(kPatience);
+    const Seconds took = Clock::now() - begin;
+    rate.bytes_per_second = static_cast<double>(size) / took.count();
+    if (2 * took > time || 2 * size > bytes) return rate;
+  }
+}
+
+double AgentClient::clock_offset() {
+  double quickest = 1e9, offset = 0;
+  for (int i = 0; i < 8; ++i) {
+    const std::int64_t begin = wall_clock_ns();
+    const Json reply = ask({{"op", "ping"}});
+    const std::int64_t end = wall_clock_ns();
+    const auto round_trip = static_cast<double>(end - begin) * 1e-9;
+    if (round_trip >= quickest) continue;
+    quickest = round_trip;
+    const std::int64_t theirs = JsonObject(reply, name_).integer("clock_ns");
+    offset = (static_cast<double>(theirs - begin) + static_cast<double>(theirs - end)) / 2 * 1e-9;
+  }
+  return offset;
+}
+
+void AgentClient::probe(const std::string& store) {
+  ask({{"op", "probe"}, {"store", store}}, kLongPatience);
+}
+
+std::vector<std::byte> AgentClient::read_range(const std::string& store, const std::string& file, std::int64_t offset,
+                                               std::int64_t bytes) {
+  ask({{"op", "read"}, {"store", store}, {"file", file}, {"offset", offset}, {"bytes", bytes}}, kPatience);
+  return receive_content(bytes);
+}
+
+std::vector<std::byte> AgentClient::read_file(const std::string& store, const StoreFile& file) {
+  std::vector<std::byte> content;
+  while (static_cast<std::int64_t>(content.size()) < file.bytes) {
+    const auto at = static_cast<std::int64_t>(content.size());
+    const std::vector<std::byte> part = read_range(store, file.name, at, std::min(file.bytes - at, SlabDraft::kChunk));
+    content.insert(content.end(), part.begin(), part.end());
+  }
+  return content;
+}
+
+void AgentClient::put_file(const std::string& store, const std::string& name, std::span<const std::byte> content) {
+  channel_.send({{"op", "put"}, {"store", store}, {"name", name}, {"bytes", content.size()}});
+  send_content(content);
+  receive(kPatience);
+}
+
+void AgentClient::send_content(std::span<const std::byte> content) {
+  for (; !content.empty(); content = content.subspan(std::min(content.size(), kMaxData)))
+    channel_.send_data(content.first(std::min(content.size(), kMaxData)));
+}
+
+void AgentClient::pull(const std::string& store, const Manifest& manifest, const std::vector<std::string>& slabs,
+                       const std::vector<std::vector<SlabSource>>& sources, const Report& report) {
+  Json wanted = Json::array();
+  for (std::size_t i = 0; i < slabs.size(); ++i) {
+    Json from = Json::array();
+    for (const SlabSource& source : sources[i]) from.push_back(to_json(source));
+    wanted.push_back({{"file", slabs[i]}, {"sources", from}});
+  }
+  channel_.send({{"op", "pull"}, {"store", store}, {"manifest", to_json(manifest)}, {"slabs", wanted}});
+  follow(report);
+}
+
+void AgentClient::commit(const std::string& store, const Manifest& update) {
+  ask({{"op", "commit"}, {"store", store}, {"manifest", to_json(update)}}, kPatience);
+}
+
+std::string AgentClient::install(const std::string& content, const std::vector<std::string>& files,
+                                 const std::string& root) {
+  Json list = Json::array();
+  std::vector<File> opened;
+  for (const std::string& name : files) {
+    opened.push_back(File::open_read(std::filesystem::path(root) / name));
+    // Whatever it is called here.
+    list.push_back({{"name", name == files.front() ? "bin/stagecoach" : name}, {"bytes", opened.back().size()}});
+  }
+  channel_.send({{"op", "install"}, {"content", content}, {"files", list}});
+  for (const File& file : opened) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(file.size()));
+    file.read_at(0, bytes);
+    send_content(bytes);
+  }
+  const Json reply = receive(kPatience);
+  return JsonObject(reply, name_).string("binary");
+}
+
+void AgentClient::hold(const std::string& job) {
+  ask({{"op", "hold"}, {"job", job}});
+}
+
+void AgentClient::ping() {
+  ask({{"op", "ping"}}, kSilence);
+}
+
+int AgentClient::end(const std::string& job) {
+  const Json reply = ask({{"op", "end"}, {"job", job}});
+  return static_cast<int>(JsonObject(reply, name_).integer("ended"));
+}
+
+std::string AgentClient::job_folder(const std::string& job) {
+  const Json reply = ask({{"op", "job_folder"}, {"job", job}});
+  return JsonObject(reply, name_).string("folder");
+}
+
+std::vector<StoreFile> AgentClient::job_files(const std::string& job) {
+  const Json reply = ask({{"op", "job_files"}, {"job", job}}, kPatience);
+  return files_from_json(JsonObject(reply, name_).array("files"), name_);
+}
+
+std::vector<std::byte> AgentClient::read_job_file(const std::string& job, const std::string& name) {
+  const Json reply = ask({{"op", "read_job"}, {"job", job}, {"name", name}}, kPatience);
+  return receive_content(JsonObject(reply, name_).integer("bytes"));
+}
+
+void AgentClient::put_job_file(const std::string& job, const std::string& name, std::span<const std::byte> content) {
+  channel_.send({{"op", "put_job"}, {"job", job}, {"name", name}, {"bytes", content.size()}});
+  send_content(content);
+  receive(kPatience);
+}
+
+void AgentClient::forget_job(const std::string& job) {
+  ask({{"op", "forget_job"}, {"job", job}}, kPatience);
+}
+
+int AgentClient::run_daemon(const std::string& job, const std::string& command) {
+  ask({{"op", "start"}, {"job", job}, {"command", command}});
+  while (true) {
+    const Json message = receive(kSilence);
+    const JsonObject object(message, name_);
+    for (const auto& [key, stream] : {std::pair("out", stdout), std::pair("err", stderr)})
+      if (object.has(key)) {
+        std::fputs(object.string(key).c_str(), stream);
+        std::fflush(stream);
+      }
+    if (object.has("code")) return static_cast<int>(object.integer("code"));
+  }
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,71 @@
+// One connection to an agent, from a peer that has shown the key: requests, one after the other.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "launcher/agent.h"
+#include "launcher/rate_limit.h"
+#include "launcher/slab_pull.h"
+#include "launcher/store_files.h"
+
+namespace stagecoach {
+
+struct AgentContext {
+  explicit AgentContext(AgentConfig config_in) : config(std::move(config_in)), limit(config.bytes_per_second) {}
+
+  AgentConfig config;
+  RateLimit limit;
+};
+
+class AgentSession {
+ public:
+  AgentSession(AgentContext& context, SecureChannel& channel) : context_(context), channel_(channel) {}
+  ~AgentSession();
+
+  // Until the peer closes or falls silent, which throws kPeerLost.
+  void run();
+
+ private:
+  // A reply {"ok": true, …}, or what was wrong; the connection goes on.
+  void answer(const Json& request);
+  void dispatch(const std::string& name, const JsonObject& request);
+
+  void facts(const JsonObject& request);
+  void store(const JsonObject& request);
+  void verify(const JsonObject& request);
+  void disk_rate(const JsonObject& request);
+  void read(const JsonObject& request);
+  void put(const JsonObject& request);
+  void pull(const JsonObject& request);
+  void commit(const JsonObject& request);
+  void link(const JsonObject& request);
+  void sink(const JsonObject& request);
+  void install(const JsonObject& request);
+  void probe(const JsonObject& request);
+  void start(const JsonObject& request);
+  void hold(const JsonObject& request);
+  void end(const JsonObject& request);
+  void job_folder(const JsonObject& request);
+  void job_files(const JsonObject& request);
+  void read_job(const JsonObject& request);
+  void put_job(const JsonObject& request);
+  void forget_job(const JsonObject& request);
+
+  void ok(Json reply = Json::object());
+  std::filesystem::path store_of(const JsonObject& request) const;
+  std::filesystem::path folder_of_job(const JsonObject& request) const;
+  // Bytes that follow a request, in frames.
+  void receive_content(std::int64_t bytes, const std::function<void(std::span<const std::byte>)>& take);
+  void send_file(const File& file, std::int64_t offset, std::int64_t bytes);
+
+  AgentContext& context_;
+  SecureChannel& channel_;
+  std::string held_job_;  // whose processes end with this connection
+};
+
+// Throws usage_error unless it can be the name of a launched job.
+void check_job_name(const std::string& job);
+
+}  // namespace stagecoach

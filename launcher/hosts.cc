@@ -1,0 +1,138 @@
+#include "launcher/hosts.h"
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+#include <thread>
+
+#include "base/error.h"
+
+namespace stagecoach {
+namespace {
+
+std::set<std::string> own_addresses() {
+  std::set<std::string> found{"127.0.0.1", "localhost"};
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) != 0) return found;
+  for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
+    if (entry->ifa_addr == nullptr || entry->ifa_addr->sa_family != AF_INET) continue;
+    char text[INET_ADDRSTRLEN] = {};
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(entry->ifa_addr)->sin_addr, text, sizeof(text));
+    found.insert(text);
+  }
+  ::freeifaddrs(list);
+  return found;
+}
+
+// What another host may call this machine: the address that its packets to it carry.
+std::string address_towards(const std::string& host) {
+  addrinfo hints{};
+  hints.ai_family = AF_INET;
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.c_str(), "9", &hints, &found) != 0) return "127.0.0.1";
+  std::string address = "127.0.0.1";
+  const int socket = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  sockaddr_in own{};
+  socklen_t size = sizeof(own);
+  if (::connect(socket, found->ai_addr, found->ai_addrlen) == 0 &&
+      ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &size) == 0) {
+    char text[INET_ADDRSTRLEN] = {};
+    ::inet_ntop(AF_INET, &own.sin_addr, text, sizeof(text));
+    address = text;
+  }
+  ::close(socket);
+  ::freeaddrinfo(found);
+  return address;
+}
+
+std::string own_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
+}
+
+void reach(Host& host, const LaunchJob& job, const Key& key) {
+  host.agent = {host.spec.reached_as(), job.port};
+  if (host.here || job.key.empty()) {
+    Words ssh;
+    if (!host.here) {
+      ssh = job.ssh;
+      ssh.push_back(host.spec.reached_as());
+    }
+    host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh, TemporaryAgentOrder{key, {host.store}});
+    host.agent.port = host.temporary->port();
+  }
+  host.client = std::make_unique<AgentClient>(host.agent, key, host.name());
+  host.facts = host.client->facts(host.store);
+}
+
+template <typename Work>
+void attempt(Host& host, const Work& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    host.problem = error;
+  } catch (const std::exception& exception) {
+    host.problem = Error(ErrorKind::kInternal, fmt::format("{}: {}", host.name(), exception.what()));
+  }
+}
+
+}  // namespace
+
+Hosts::Hosts(const LaunchJob& job)
+    : key_(job.key.empty() ? Key::random() : read_key_file(job.key)) {
+  const std::set<std::string> own = own_addresses();
+  const std::string name = own_name();
+  const std::string source_store = std::filesystem::absolute(job.run_value("store")).lexically_normal();
+  bool among_them = false;
+  for (const HostSpec& spec : job.cluster.hosts) {
+    Host& host = hosts_.emplace_back();
+    host.spec = spec;
+    host.store = job.store_of(spec);
+    host.here = own.contains(spec.reached_as()) || spec.reached_as() == name;
+    if (!host.here || among_them || host.store != source_store) continue;
+    among_them = true;
+    here_index_ = hosts_.size() - 1;
+  }
+  if (!among_them) {
+    source_.emplace();
+    source_->spec.name = name;
+    source_->spec.address = address_towards(hosts_.front().spec.reached_as());
+    source_->store = source_store;
+    source_->here = true;
+  }
+  std::vector<std::thread> threads;
+  const auto start = [&](Host& host) {
+    threads.emplace_back([&] { attempt(host, [&] { reach(host, job, key_); }); });
+  };
+  for (Host& host : hosts_) start(host);
+  if (source_) start(*source_);
+  for (std::thread& thread : threads) thread.join();
+  if (source().problem) throw Error(*source().problem);
+}
+
+void Hosts::each(const std::function<void(Host&)>& work) {
+  std::vector<std::thread> threads;
+  for (Host& host : hosts_)
+    if (host.reached()) threads.emplace_back([&] { attempt(host, [&] { work(host); }); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+void Hosts::throw_problems(const std::string& what) const {
+  std::vector<const Host*> troubled;
+  for (const Host& host : hosts_)
+    if (host.problem) troubled.push_back(&host);
+  if (troubled.empty()) return;
+  if (troubled.size() == 1) throw Error(*troubled.front()->problem);
+  std::string text = fmt::format("{}: {} of {} hosts", what, troubled.size(), hosts_.size());
+  for (const Host* host : troubled) text += fmt::format("\n  {}", host->problem->what());
+  throw Error(troubled.front()->problem->kind(), text, troubled.front()->problem->hint());
+}
+
+}  // namespace stagecoach

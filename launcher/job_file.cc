@@ -1,0 +1,115 @@
+#include "launcher/job_file.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/toml_file.h"
+#include "launcher/secure_channel.h"
+#include "plan/cluster_toml.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kExample = "see configs/jobs/gptj-4pc.toml";
+
+Words words_of(const std::string& text) {
+  std::istringstream stream(text);
+  Words words;
+  for (std::string word; stream >> word;) words.push_back(word);
+  return words;
+}
+
+// ~ as a shell has it: job files are shared between users.
+std::string with_home(const std::string& path) {
+  const char* home = std::getenv("HOME");
+  return path.starts_with("~/") && home != nullptr ? home + path.substr(1) : path;
+}
+
+void read_launch_table(const std::string& file, const toml::node& node, LaunchJob& job) {
+  const TomlTable table(file, "launch", node);
+  table.only({"command", "key", "ssh", "port", "replicas", "restarts"});
+  job.command = table.string_or("command", job.command);
+  if (job.command != "generate" && job.command != "score" && job.command != "time")
+    throw toml_error(file, *node.as_table()->get("command"),
+                     fmt::format("launch.command: expected generate, score or time, found '{}'", job.command));
+  job.key = with_home(table.string_or("key", ""));
+  job.ssh = words_of(table.string_or("ssh", "ssh"));
+  if (job.ssh.empty())
+    throw toml_error(file, *node.as_table()->get("ssh"), "launch.ssh: expected a program and its arguments");
+  job.port = static_cast<std::uint16_t>(table.integer_or("port", kAgentPort, 1, 65535));
+  job.replicas = static_cast<int>(table.integer_or("replicas", 1, 1, 2));
+  job.restarts = static_cast<int>(table.integer_or("restarts", job.restarts, 0, 1000));
+}
+
+void read_run_table(const std::string& file, const toml::node& node, LaunchJob& job) {
+  const toml::table* const run = node.as_table();
+  if (run == nullptr) throw toml_error(file, node, "run: expected a table, [run]");
+  for (const auto& [key, value] : *run) {
+    std::vector<std::string> values;
+    if (const auto* list = value.as_array())
+      for (const auto& item : *list) values.push_back(toml_scalar_text(file, item));
+    else
+      values.push_back(toml_scalar_text(file, value));
+    job.run.emplace_back(key.str(), std::move(values));
+  }
+}
+
+void check_hosts(const LaunchJob& job) {
+  if (job.cluster.hosts.empty())
+    throw usage_error(fmt::format("{}: there is no [nodes.NAME], no host to run on", job.file), kExample);
+  std::set<std::string> addresses;
+  for (const HostSpec& host : job.cluster.hosts) {
+    // An address becomes a word of mpirun's command line and of ssh's.
+    const std::string& address = host.reached_as();
+    const bool plain = std::all_of(address.begin(), address.end(), [](unsigned char c) {
+      return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_' || c == ':';
+    });
+    if (!plain || address.empty() || address.front() == '-')
+      throw usage_error(fmt::format("{}: nodes.{}: '{}' is no address", job.file, host.name, address));
+    if (!addresses.insert(address).second)
+      throw usage_error(fmt::format("{}: two of [nodes] have the address {}", job.file, address));
+    job.store_of(host);
+  }
+}
+
+}  // namespace
+
+std::string LaunchJob::run_value(const std::string& name) const {
+  for (const auto& [setting, values] : run)
+    if (setting == name && values.size() == 1) return values.front();
+  return {};
+}
+
+std::string LaunchJob::store_of(const HostSpec& host) const {
+  const std::string path = host.store.empty() ? run_value("store") : host.store;
+  if (path.empty())
+    throw usage_error(fmt::format("{}: neither nodes.{}.store nor run.store says where the model is", file, host.name),
+                      kExample);
+  return fs::absolute(path).lexically_normal();
+}
+
+LaunchJob read_launch_job(const std::string& file) {
+  const toml::table root = read_toml_file(file, "the job file", "its name");
+  LaunchJob job;
+  job.file = file;
+  for (const auto& [key, node] : root)
+    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" && key.str() != "launch")
+      throw toml_error(file, node,
+                       fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]", key.str()));
+  job.ssh = {"ssh"};
+  job.port = kAgentPort;
+  if (const toml::node* launch = root.get("launch")) read_launch_table(file, *launch, job);
+  const toml::node* const run = root.get("run");
+  if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file), kExample);
+  read_run_table(file, *run, job);
+  job.cluster = cluster_of(file, root);
+  check_hosts(job);
+  return job;
+}
+
+}  // namespace stagecoach

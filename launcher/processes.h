@@ -1,0 +1,74 @@
+// Programs that launcher and agent start: without a shell, and with an end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launcher/secure_channel.h"
+
+namespace stagecoach {
+
+using Words = std::vector<std::string>;
+// NAME=value, in place of what the own environment has under that name.
+using Environment = std::vector<std::string>;
+
+// A running program: ended and waited for at the latest when this goes.
+class Child {
+ public:
+  enum class Streams : std::uint8_t {
+    kInherit,   // all three
+    kCapture,   // stdin is empty; stdout and stderr are pipes
+    kAll,       // stdin is a pipe, too
+  };
+  // argv[0] is looked up in PATH. In a session of its own, so that no Ctrl-C meant for this process
+  // reaches it. Throws resource_error when it cannot be started.
+  Child(const Words& argv, const Environment& environment, Streams streams, int stdin_file = -1);
+  Child(Child&& other) noexcept;
+  ~Child();
+
+  pid_t pid() const { return pid_; }
+  int in() const { return in_; }
+  int out() const { return out_; }
+  int err() const { return err_; }
+  void close_in();
+  void close_out();
+  void close_err();
+
+  // To its whole session's process group.
+  void signal(int number) const;
+  // Exit code, or 128 + the signal that ended it; nullopt while it runs.
+  std::optional<int> poll();
+  // The same, after at most so long; then it is killed.
+  int wait(Seconds patience);
+
+ private:
+  pid_t pid_ = -1;
+  int in_ = -1, out_ = -1, err_ = -1;
+  std::optional<int> code_;
+};
+
+struct Finished {
+  int code = 0;  // 128 + signal where one ended it
+  std::string out, err;
+};
+
+// Runs a program to its end, `input` on its stdin; after `patience` it is killed. Nullopt when it cannot
+// be started.
+std::optional<Finished> run_program(const Words& argv, Seconds patience, const std::string& input = {},
+                                    const Environment& environment = {});
+
+// The variable that every process of a launched job has; its value is the job's on that host.
+inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";
+
+// Kills the processes of this user that have that value. The number of them.
+int end_processes_of(const std::string& job);
+
+// As a shell takes it.
+std::string shell_word(const std::string& word);
+std::string shell_command(const Words& words);
+
+}  // namespace stagecoach

@@ -1,0 +1,89 @@
+#include "launcher/relay.h"
+
+#include <algorithm>
+
+namespace stagecoach {
+namespace {
+
+// "generating  42 %  12 tokens of 20 tokens  3 tokens/s  ETA 4 s"
+bool is_progress(std::string_view line) {
+  return line.find(" %  ") != std::string_view::npos && line.find("  ETA ") != std::string_view::npos &&
+         line.ends_with(" s");
+}
+
+bool is_frame(std::string_view line) {
+  return line.size() >= 60 && std::all_of(line.begin(), line.end(), [](char c) { return c == '-' || c == '='; });
+}
+
+bool is_of_open_mpi(std::string_view line) {
+  constexpr std::string_view kNames[]{"mpirun", "ORTE ", "[prterun", "prterun", "PRTE ", "MPI_ABORT"};
+  if (line.starts_with("[") && (line.find("] [[") != std::string_view::npos || line.find("] PRTE") != std::string_view::npos))
+    return true;
+  return std::any_of(std::begin(kNames), std::end(kNames), [&](std::string_view name) { return line.starts_with(name); });
+}
+
+}  // namespace
+
+void OutputRelay::restart() {
+  to_skip_ = passed_;
+  line_.clear();
+}
+
+void OutputRelay::take(std::string_view data) {
+  if (!lines_) {
+    const std::size_t known = std::min(to_skip_, data.size());
+    to_skip_ -= known;
+    data.remove_prefix(known);
+    passed_ += data.size();
+    if (!data.empty()) write_(data);
+    return;
+  }
+  for (const char c : data) {
+    line_ += c;
+    if (c != '\n') continue;
+    if (to_skip_ > 0) {
+      --to_skip_;
+    } else {
+      ++passed_;
+      write_(line_);
+    }
+    line_.clear();
+  }
+}
+
+void MessageRelay::take(std::string_view data) {
+  for (const char c : data) {
+    if (c != '\n') {
+      line_ += c;
+      continue;
+    }
+    line(line_);
+    line_.clear();
+  }
+}
+
+void MessageRelay::end_line() {
+  if (!line_.empty()) line(line_);
+  line_.clear();
+  if (progress_shown_) write_("\n");
+  progress_shown_ = false;
+}
+
+void MessageRelay::line(const std::string& text) {
+  if (hushed_) {
+    if (is_frame(text)) {
+      in_frame_ = !in_frame_;
+      return;
+    }
+    if (in_frame_ || is_of_open_mpi(text)) return;
+  }
+  if (terminal_ && is_progress(text)) {
+    write_("\r" + text + "\033[K");
+    progress_shown_ = true;
+    return;
+  }
+  write_((progress_shown_ ? "\n" : "") + text + "\n");
+  progress_shown_ = false;
+}
+
+}  // namespace stagecoach

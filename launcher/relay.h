@@ -1,0 +1,50 @@
+// What a job's rank 0 prints, on its way to the user: results once, whatever restarts repeat.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+namespace stagecoach {
+
+// Results of a job that a restart begins to print again from its start. As text it is the same text
+// again; as lines of JSON it differs in the times they tell, and only their number counts.
+class OutputRelay {
+ public:
+  using Write = std::function<void(std::string_view)>;
+  OutputRelay(bool lines, Write write) : lines_(lines), write_(std::move(write)) {}
+
+  void take(std::string_view data);
+  // What comes from now on starts from the beginning.
+  void restart();
+
+ private:
+  const bool lines_;
+  const Write write_;
+  std::size_t passed_ = 0;   // bytes, or lines, that have gone through in all
+  std::size_t to_skip_ = 0;  // of those that come again
+  std::string line_;         // one that is not finished
+};
+
+// Messages of the ranks, line by line: progress in one place on a terminal, and without Open MPI's
+// framed explanations once the launch knows better.
+class MessageRelay {
+ public:
+  using Write = std::function<void(std::string_view)>;
+  MessageRelay(bool terminal, Write write) : terminal_(terminal), write_(std::move(write)) {}
+
+  void take(std::string_view data);
+  void end_line();
+  // Open MPI's own words are left out from here on.
+  void hush() { hushed_ = true; }
+
+ private:
+  void line(const std::string& text);
+
+  const bool terminal_;
+  const Write write_;
+  std::string line_;
+  bool hushed_ = false, in_frame_ = false, progress_shown_ = false;
+};
+
+}  // namespace stagecoach

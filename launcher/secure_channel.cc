@@ -1,0 +1,360 @@
+#include "launcher/secure_channel.h"
+
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/ssl.hpp>
+#include <boost/asio/write.hpp>
+#include <list>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace stagecoach {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using ErrorCode = boost::system::error_code;
+
+constexpr const char* kIdentity = "stagecoach";
+constexpr const char* kCipher = "TLS_AES_128_GCM_SHA256";
+constexpr std::array<unsigned char, 2> kCipherId{0x13, 0x01};
+// Strangers among these wait or go away.
+constexpr int kMostHandshakes = 32;
+constexpr int kMostSessions = 256;
+// Of a frame: so long the other end may take to make room for it.
+constexpr Seconds kSendPatience{20};
+
+// Asio keeps pointers of its own in a context's application data, so the key has an index.
+int key_index() {
+  static const int index = SSL_CTX_get_ex_new_index(0, nullptr, nullptr, nullptr, nullptr);
+  return index;
+}
+
+SSL_SESSION* make_session(SSL* ssl) {
+  const auto* key = static_cast<const Key*>(SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), key_index()));
+  const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl, kCipherId.data());
+  SSL_SESSION* session = SSL_SESSION_new();
+  if (session == nullptr || cipher == nullptr ||
+      SSL_SESSION_set1_master_key(session, key->bytes.data(), key->bytes.size()) != 1 ||
+      SSL_SESSION_set_cipher(session, cipher) != 1 ||
+      SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
+    SSL_SESSION_free(session);
+    return nullptr;
+  }
+  return session;
+}
+
+int use_session(SSL* ssl, const EVP_MD*, const unsigned char** id, std::size_t* id_bytes,
+                SSL_SESSION** session) {
+  *session = make_session(ssl);
+  *id = reinterpret_cast<const unsigned char*>(kIdentity);
+  *id_bytes = std::string_view(kIdentity).size();
+  return *session != nullptr ? 1 : 0;
+}
+
+int find_session(SSL* ssl, const unsigned char* id, std::size_t id_bytes, SSL_SESSION** session) {
+  const std::string_view identity(reinterpret_cast<const char*>(id), id_bytes);
+  *session = identity == kIdentity ? make_session(ssl) : nullptr;
+  return 1;  // without a session the handshake fails for want of a certificate
+}
+
+// Nobody has a certificate: the key is the proof. It must outlive the context.
+asio::ssl::context tls_context(const Key& key) {
+  asio::ssl::context context(asio::ssl::context::tlsv13);
+  SSL_CTX* const native = context.native_handle();
+  SSL_CTX_set_min_proto_version(native, TLS1_3_VERSION);
+  SSL_CTX_set_num_tickets(native, 0);
+  SSL_CTX_set_psk_use_session_callback(native, use_session);
+  SSL_CTX_set_psk_find_session_callback(native, find_session);
+  if (SSL_CTX_set_ciphersuites(native, kCipher) != 1 ||
+      SSL_CTX_set_ex_data(native, key_index(), const_cast<Key*>(&key)) != 1)
+    throw resource_error("OpenSSL offers no TLS 1.3 with AES-128-GCM");
+  return context;
+}
+
+// A peer that vanishes with its power must not leave a connection that looks alive.
+void set_options(tcp::socket& socket) {
+  socket.set_option(tcp::no_delay(true));
+  socket.set_option(asio::socket_base::keep_alive(true));
+  const int fd = socket.native_handle();
+  const auto milliseconds =
+      static_cast<unsigned>(std::chrono::duration_cast<std::chrono::milliseconds>(kSilence).count());
+  const int idle = 2, interval = 1, count = 4;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+}
+
+Error peer_lost(const std::string& peer, const std::string& problem, std::string hint = {}) {
+  return {ErrorKind::kPeerLost, fmt::format("{}: {}", peer, problem), std::move(hint)};
+}
+
+}  // namespace
+
+std::string Endpoint::text() const {
+  return address.find(':') != std::string::npos ? fmt::format("[{}]:{}", address, port)
+                                                : fmt::format("{}:{}", address, port);
+}
+
+// One thread uses a connection at a time: operations are started and waited for.
+struct SecureChannel::Connection {
+  Connection(std::string peer_in, const Key& key_in)
+      : peer(std::move(peer_in)), key(key_in), context(tls_context(key)), stream(io, context) {}
+
+  // Starts an operation and runs it to its end or the deadline, whose end closes the socket.
+  template <typename Start>
+  ErrorCode run(Seconds patience, const Start& start) {
+    std::optional<ErrorCode> result;
+    start([&result](const ErrorCode& error, const auto&...) { result = error; });
+    io.restart();
+    io.run_for(std::chrono::duration_cast<std::chrono::nanoseconds>(patience));
+    if (result) return *result;
+    ErrorCode ignored;
+    stream.lowest_layer().close(ignored);
+    io.restart();
+    io.run();
+    return asio::error::timed_out;
+  }
+
+  std::string peer;
+  const Key key;
+  asio::io_context io;
+  asio::ssl::context context;
+  asio::ssl::stream<tcp::socket> stream;
+};
+
+SecureChannel::SecureChannel(std::unique_ptr<Connection> connection)
+    : connection_(std::move(connection)) {}
+SecureChannel::SecureChannel(SecureChannel&&) noexcept = default;
+SecureChannel& SecureChannel::operator=(SecureChannel&&) noexcept = default;
+SecureChannel::~SecureChannel() = default;
+
+const std::string& SecureChannel::peer() const {
+  return connection_->peer;
+}
+
+int SecureChannel::descriptor() const {
+  return connection_->stream.lowest_layer().native_handle();
+}
+
+SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key, Seconds patience) {
+  const std::string peer = endpoint.text();
+  auto connection = std::make_unique<Connection>(peer, key);
+  tcp::resolver resolver(connection->io);
+  ErrorCode error;
+  const auto found = resolver.resolve(endpoint.address, std::to_string(endpoint.port), error);
+  if (error)
+    throw peer_lost(peer, fmt::format("this name has no address: {}", error.message()),
+                    "check `address` in [nodes]");
+  error = connection->run(patience, [&](auto done) {
+    asio::async_connect(connection->stream.lowest_layer(), found, done);
+  });
+  if (error)
+    throw peer_lost(peer, fmt::format("no agent answers: {}", error.message()),
+                    "on that PC: systemctl --user start stagecoach-agent, or stagecoach agent");
+  set_options(connection->stream.next_layer());
+  error = connection->run(patience, [&](auto done) {
+    connection->stream.async_handshake(asio::ssl::stream_base::client, done);
+  });
+  if (error == asio::error::timed_out)
+    throw peer_lost(peer, "something listens there, but does not answer as an agent does");
+  if (error)
+    throw resource_error(fmt::format("{}: the agent there has another key, or this is no agent ({})", peer,
+                                     error.message()),
+                         "copy one key file to every PC: stagecoach agent --new-key FILE makes it");
+  return SecureChannel(std::move(connection));
+}
+
+void SecureChannel::send_frame(FrameKind kind, std::span<const std::byte> payload) {
+  const auto header = frame_header(kind, payload.size());
+  const std::array<asio::const_buffer, 2> buffers{asio::buffer(header),
+                                                  asio::buffer(payload.data(), payload.size())};
+  const ErrorCode error = connection_->run(kSendPatience, [&](auto done) {
+    asio::async_write(connection_->stream, buffers, done);
+  });
+  if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
+}
+
+void SecureChannel::send(const Json& message) {
+  const std::vector<std::byte> payload = message_payload(message);
+  if (payload.size() > kMaxMessage)
+    throw data_error(fmt::format("{}: a message of {} bytes is too long", peer(), payload.size()));
+  send_frame(FrameKind::kMessage, payload);
+}
+
+void SecureChannel::send_data(std::span<const std::byte> data) {
+  send_frame(FrameKind::kData, data);
+}
+
+Frame SecureChannel::receive(Seconds patience) {
+  const auto read = [&](std::span<std::byte> bytes) {
+    const ErrorCode error = connection_->run(patience, [&](auto done) {
+      asio::async_read(connection_->stream, asio::buffer(bytes.data(), bytes.size()), done);
+    });
+    if (error == asio::error::timed_out)
+      throw peer_lost(peer(), fmt::format("silent for {:.0f} s", patience.count()));
+    if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
+  };
+  std::array<std::byte, kFrameHeader> header;
+  read(header);
+  const FrameStart start = parse_frame_header(header);
+  Frame frame{.kind = start.kind, .payload = std::vector<std::byte>(start.bytes)};
+  if (start.bytes > 0) read(frame.payload);
+  return frame;
+}
+
+Json SecureChannel::receive_message(Seconds patience) {
+  Json message = parse_message(receive(patience), peer());
+  throw_if_error(message, peer());
+  return message;
+}
+
+// ---- Listening ----
+
+struct SecureListener::State {
+  explicit State(const Key& key_in) : key(key_in), acceptor(io) {}
+
+  struct Running {
+    std::thread thread;
+    int descriptor = -1;  // a duplicate: the connection's own is closed by its thread
+    std::atomic<bool> ended{false};
+  };
+
+  std::unique_ptr<SecureChannel::Connection> shake_hands(tcp::socket::native_handle_type descriptor,
+                                                         const std::string& peer);
+  void serve(Running& running, tcp::socket::native_handle_type descriptor, const std::string& peer,
+             const Session& session);
+  void join_ended();
+
+  const Key key;
+  asio::io_context io;
+  tcp::acceptor acceptor;
+  std::list<Running> sessions;
+  std::atomic<int> handshakes{0};
+  bool v6 = false;
+};
+
+SecureListener::SecureListener(const Endpoint& endpoint, const Key& key)
+    : state_(std::make_unique<State>(key)) {
+  ErrorCode error;
+  const asio::ip::address address = asio::ip::make_address(endpoint.address, error);
+  if (error)
+    throw usage_error(fmt::format("expected an address of this PC to listen on, like 0.0.0.0, found '{}'",
+                                  endpoint.address));
+  state_->v6 = address.is_v6();
+  const tcp::endpoint place(address, endpoint.port);
+  tcp::acceptor& acceptor = state_->acceptor;
+  acceptor.open(place.protocol(), error);
+  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) acceptor.bind(place, error);
+  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
+  if (error)
+    throw resource_error(fmt::format("cannot listen on {}: {}", endpoint.text(), error.message()),
+                         "another agent may be running; --port takes another port");
+}
+
+SecureListener::~SecureListener() = default;
+
+std::uint16_t SecureListener::port() const {
+  return state_->acceptor.local_endpoint().port();
+}
+
+std::unique_ptr<SecureChannel::Connection> SecureListener::State::shake_hands(
+    tcp::socket::native_handle_type descriptor, const std::string& peer) {
+  auto connection = std::make_unique<SecureChannel::Connection>(peer, key);
+  connection->stream.lowest_layer().assign(v6 ? tcp::v6() : tcp::v4(), descriptor);
+  set_options(connection->stream.next_layer());
+  const ErrorCode error = connection->run(kConnectPatience, [&](auto done) {
+    connection->stream.async_handshake(asio::ssl::stream_base::server, done);
+  });
+  if (!error) return connection;
+  spdlog::warn("{}: turned away, it does not have the key ({})", peer, error.message());
+  return nullptr;
+}
+
+void SecureListener::State::serve(Running& running, tcp::socket::native_handle_type descriptor,
+                                  const std::string& peer, const Session& session) {
+  std::unique_ptr<SecureChannel::Connection> connection;
+  try {
+    connection = shake_hands(descriptor, peer);
+  } catch (const std::exception& exception) {
+    spdlog::debug("{}: {}", peer, exception.what());
+  }
+  --handshakes;
+  if (connection) try {
+    SecureChannel channel(std::move(connection));
+    session(channel);
+  } catch (const std::exception& exception) {
+    spdlog::debug("{}: {}", peer, exception.what());
+  }
+  running.ended = true;
+}
+
+void SecureListener::State::join_ended() {
+  for (auto running = sessions.begin(); running != sessions.end();) {
+    if (!running->ended) {
+      ++running;
+      continue;
+    }
+    running->thread.join();
+    ::close(running->descriptor);
+    running = sessions.erase(running);
+  }
+}
+
+void SecureListener::run(const Session& session, const std::function<bool()>& stop) {
+  State& state = *state_;
+  while (!stop()) {
+    std::optional<ErrorCode> result;
+    tcp::socket socket(state.io);
+    tcp::endpoint remote;
+    state.acceptor.async_accept(socket, remote, [&](const ErrorCode& error) { result = error; });
+    while (!result && !stop()) {
+      state.io.restart();
+      state.io.run_for(std::chrono::milliseconds(200));
+      state.join_ended();
+    }
+    if (!result) {
+      ErrorCode ignored;
+      state.acceptor.cancel(ignored);
+      state.io.restart();
+      state.io.run();
+      break;
+    }
+    if (*result) {  // out of descriptors, or the caller went away: no reason to end
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      continue;
+    }
+    if (state.handshakes >= kMostHandshakes || state.sessions.size() >= kMostSessions) continue;
+    ++state.handshakes;
+    State::Running& running = state.sessions.emplace_back();
+    const Endpoint peer{remote.address().to_string(), remote.port()};
+    const int descriptor = socket.release();
+    running.descriptor = ::fcntl(descriptor, F_DUPFD_CLOEXEC, 3);
+    running.thread = std::thread([&state, &running, descriptor, name = peer.text(), &session] {
+      state.serve(running, descriptor, name, session);
+    });
+  }
+  for (State::Running& running : state.sessions) ::shutdown(running.descriptor, SHUT_RDWR);
+  for (State::Running& running : state.sessions) {
+    running.thread.join();
+    ::close(running.descriptor);
+  }
+  state.sessions.clear();
+}
+
+}  // namespace stagecoach

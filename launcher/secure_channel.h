@@ -1,0 +1,82 @@
+// A connection between launcher and agent, or two agents: TLS 1.3 with the cluster's key as
+// pre-shared key (RFC 8446, 2.2), both ends proven by it, frames inside. Every wait has a deadline.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "launcher/frame.h"
+#include "launcher/key.h"
+
+namespace stagecoach {
+
+using Seconds = std::chrono::duration<double>;
+
+inline constexpr std::uint16_t kAgentPort = 7317;
+// Who says nothing for so long has gone.
+inline constexpr Seconds kSilence{6};
+inline constexpr Seconds kConnectPatience{4};
+
+struct Endpoint {
+  std::string address;
+  std::uint16_t port = kAgentPort;
+
+  std::string text() const;
+};
+
+class SecureChannel {
+ public:
+  // Throws kPeerLost when nobody answers, resource_error when the other end has another key.
+  static SecureChannel connect(const Endpoint& endpoint, const Key& key,
+                               Seconds patience = kConnectPatience);
+  SecureChannel(SecureChannel&&) noexcept;
+  SecureChannel& operator=(SecureChannel&&) noexcept;
+  ~SecureChannel();
+
+  // Of errors and messages.
+  const std::string& peer() const;
+
+  // Throw kPeerLost when the other end closes or does not take it in time.
+  void send(const Json& message);
+  void send_data(std::span<const std::byte> data);
+  // Throws kPeerLost at the end of the connection or of the patience, data_error for what is no
+  // frame.
+  Frame receive(Seconds patience = kSilence);
+  // A message that is no error, else throws that error.
+  Json receive_message(Seconds patience = kSilence);
+
+  // The socket, for polling whether the other end has closed: one that owes nothing sends nothing.
+  int descriptor() const;
+
+ private:
+  friend class SecureListener;
+  struct Connection;
+  explicit SecureChannel(std::unique_ptr<Connection> connection);
+  void send_frame(FrameKind kind, std::span<const std::byte> payload);
+  std::unique_ptr<Connection> connection_;
+};
+
+// Waits for connections, and gives each a thread once it has shown the key.
+class SecureListener {
+ public:
+  using Session = std::function<void(SecureChannel&)>;
+
+  // Port 0: any that is free. Throws resource_error when the address cannot be had.
+  SecureListener(const Endpoint& endpoint, const Key& key);
+  ~SecureListener();  // after run() has returned
+
+  std::uint16_t port() const;
+  // Until `stop` says so, asked a few times a second; then sessions are cut off and joined. What a
+  // session throws ends it alone, and is logged.
+  void run(const Session& session, const std::function<bool()>& stop);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,110 @@
+#include "launcher/temporary_agent.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <filesystem>
+
+#include "base/error.h"
+#include "launcher/host_facts.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr Seconds kReachPatience{20};
+constexpr Seconds kCopyPatience{300};
+
+// What ssh or the program behind it said, in one line.
+std::string said(const std::string& text) {
+  std::string line = text.substr(0, text.find_last_not_of(" \r\n") + 1);
+  const std::size_t start = line.find_last_of('\n');
+  if (start != std::string::npos) line.erase(0, start + 1);
+  return line.empty() ? "it said nothing" : line.substr(0, 300);
+}
+
+Error unreachable(const std::string& host, const Words& reach, const std::string& text) {
+  return {ErrorKind::kPeerLost, fmt::format("{}: cannot be reached: {}", host, said(text)),
+          fmt::format("{} true must work without a password; or run an agent there", shell_command(reach))};
+}
+
+// Of this build, on another PC.
+std::string folder_there(const std::string& content) {
+  return ".cache/stagecoach/builds/" + content;
+}
+
+// Sends bin and lib of this build as a tar archive.
+void copy_build(const std::string& host, const Words& reach, const std::string& binary, const std::string& content) {
+  Words tar{"tar", "-C", root_of_build(binary), "-cf", "-"};
+  for (const std::string& file : files_of_build(binary)) tar.push_back(file);
+  const std::string folder = folder_there(content);
+  // The archive goes from one program to the other; a name of its own makes half a copy harmless.
+  const std::string there = fmt::format(
+      "mkdir -p {0}.part && tar -C {0}.part -xf - && rm -rf {0} && mv {0}.part {0}", folder);
+  Words all = reach;
+  all.push_back(there);
+  const Words both{"sh", "-c", shell_command(tar) + " | " + shell_command(all)};
+  const auto copied = run_program(both, kCopyPatience);
+  if (!copied || copied->code != 0)
+    throw resource_error(fmt::format("{}: Stagecoach cannot be copied there: {}", host, said(copied ? copied->err : "")));
+}
+
+}  // namespace
+
+Json to_json(const TemporaryAgentOrder& order) {
+  Json stores = Json::array();
+  for (const fs::path& folder : order.stores) stores.push_back(folder.string());
+  return {{"key", order.key.text()}, {"stores", stores}};
+}
+
+TemporaryAgentOrder order_from_json(const Json& json) {
+  const JsonObject object(json, "the order of a launch");
+  TemporaryAgentOrder order{.key = parse_key(object.string("key"), object.where()), .stores = {}};
+  for (const Json& folder : object.array("stores"))
+    if (folder.is_string()) order.stores.emplace_back(folder.get<std::string>());
+  return order;
+}
+
+TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach, const TemporaryAgentOrder& order) {
+  const std::string binary = fs::read_symlink("/proc/self/exe");
+  Words start{binary, "agent", "--temporary"};
+  if (!reach.empty()) {
+    const std::string content = hash_of_build(binary);
+    const std::string there = folder_there(content) + "/" + files_of_build(binary).front();
+    Words look = reach;
+    look.push_back(fmt::format("test -x {} && echo here || echo missing", there));
+    const auto looked = run_program(look, kReachPatience);
+    if (!looked || looked->code != 0) throw unreachable(host, reach, looked ? looked->err : "ssh is not installed");
+    if (looked->out.find("missing") != std::string::npos) copy_build(host, reach, binary, content);
+    start = reach;
+    start.push_back(there + " agent --temporary");
+  }
+  child_.emplace(start, Environment{}, Child::Streams::kAll);
+  const std::string text = to_json(order).dump() + "\n";
+  if (::write(child_->in(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    throw unreachable(host, start, "");
+  std::string line, errors;
+  const auto deadline = std::chrono::steady_clock::now() + kReachPatience;
+  while (line.find('\n') == std::string::npos) {
+    std::array<pollfd, 2> files{pollfd{child_->out(), POLLIN, 0}, pollfd{child_->err(), POLLIN, 0}};
+    ::poll(files.data(), files.size(), 200);
+    const auto take = [](const pollfd& file, std::string& into) {
+      std::array<char, 4096> buffer;
+      if (file.revents == 0) return true;
+      const ssize_t size = ::read(file.fd, buffer.data(), buffer.size());
+      if (size > 0) into.append(buffer.data(), static_cast<std::size_t>(size));
+      return size > 0;
+    };
+    const bool more_errors = take(files[1], errors);
+    if (!take(files[0], line) || (!more_errors && child_->poll()) || std::chrono::steady_clock::now() > deadline)
+      throw resource_error(fmt::format("{}: its agent does not start: {}", host, said(errors)),
+                           "Stagecoach needs the libraries of its .deb on every PC");
+  }
+  const Json json = parse_json(line.substr(0, line.find('\n')), host);
+  port_ = static_cast<std::uint16_t>(JsonObject(json, host).integer_in("port", 1, 65535));
+}
+
+}  // namespace stagecoach

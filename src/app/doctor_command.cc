@@ -1,0 +1,47 @@
+// doctor: what would keep a job's hosts from working together.
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "app/command.h"
+#include "app/output.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "launcher/doctor.h"
+
+namespace stagecoach {
+namespace {
+
+struct DoctorFlags {
+  std::string job;
+  bool json = false, quick = false, quiet = false;
+};
+
+int examine_hosts(const DoctorFlags& flags) {
+  setup_logging(flags.quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
+  const LaunchJob job = read_launch_job(flags.job);
+  DoctorOptions options{.verify = !flags.quick, .measure = !flags.quick};
+  options.progress = [](const std::string& step) { spdlog::info("{}", step); };
+  const DoctorReport report = examine(job, options);
+  if (flags.json)
+    print_json_line(to_json(report));
+  else
+    print(as_text(report));
+  return report.exit_code();
+}
+
+}  // namespace
+
+Command doctor_command(CLI::App& parent) {
+  auto flags = std::make_shared<DoctorFlags>();
+  CLI::App* app = parent.add_subcommand(
+      "doctor", "Look at the hosts of a job: what would keep them from it, and the fix; changes nothing");
+  app->add_option("file", flags->job, "Job file with [nodes.NAME]")->type_name("JOB.toml")->required();
+  app->add_flag("--quick", flags->quick, "Without reading slabs and measuring disks and links");
+  app->add_flag("--json", flags->json, "One object");
+  app->add_flag("--quiet", flags->quiet, "No progress on stderr");
+  return {app, [flags] { return examine_hosts(*flags); }};
+}
+
+}  // namespace stagecoach

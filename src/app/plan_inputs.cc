@@ -1,0 +1,88 @@
+#include "app/plan_inputs.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "app/input_packing.h"
+#include "app/slice_sizes.h"
+#include "base/machine_limits.h"
+
+namespace stagecoach {
+namespace {
+
+// What Open MPI adds to the process that this one is, as measured.
+constexpr std::int64_t kMpiBytes = std::int64_t{24} << 20;
+// Of a rank: their stacks are a small part of its memory.
+constexpr int kThreads = 8;
+
+}  // namespace
+
+PlanInputs::PlanInputs(Manifest manifest, PlannedWork work)
+    : manifest_(std::move(manifest)), spec_(manifest_.spec), work_(std::move(work)) {
+  shape_ = {.largest_pass = std::max(work_.sequences, std::min(work_.tokens * work_.sequences,
+                                                               affordable_pass(spec_.hidden_size))),
+            .usual_pass = work_.sequences,
+            .wanted_rows = work_.sequences,
+            .sequences = work_.sequences,
+            .positions = work_.tokens + work_.new_tokens};
+}
+
+PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
+  PlanQuestion question(spec_);
+  question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
+  question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
+  question.cluster = std::move(cluster);
+  question.prompt_tokens = work_.tokens;
+  question.new_tokens = work_.new_tokens;
+  question.sequences = work_.sequences;
+  question.micro_batch = work_.micro_batch;
+  const InputPacking packing = packing_of(question.cluster);
+  question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
+                        : packing == InputType::kBF16 ? Arithmetic::kBF16
+                                                      : Arithmetic::kF32;
+  question.slice_sizes = [this](bool embedding, bool head) {
+    return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
+  };
+  // Of the process once: it grows while plans are compared.
+  const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
+  question.other_memory = [this, packing, process](const RankShape& rank) {
+    const MemoryNeeds needs = needs_of(rank, packing);
+    return needs.total() - needs.process + process;
+  };
+  return question;
+}
+
+MemoryNeeds PlanInputs::needs_of(const RankShape& rank, InputPacking packing) const {
+  return memory_needs({.spec = spec_,
+                       .shape = shape_,
+                       .kv_type = work_.kv_type,
+                       .micro_batch = work_.micro_batch,
+                       .layers = rank.layers,
+                       .largest_window = rank.largest_window,
+                       .head = rank.head,
+                       .in_passes = rank.in_passes,
+                       .packing = packing,
+                       .threads = kThreads,
+                       .ranks = rank.ranks,
+                       .frugal = rank.frugal});
+}
+
+InputPacking PlanInputs::packing_of(const ClusterSpec& cluster) const {
+  // Without instructions for it a host's bf16 is its f32 (`probe`).
+  const bool bf16_dot =
+      std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
+                  [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
+  return input_packing(work_.activations, manifest_.weights, bf16_dot);
+}
+
+std::optional<HostRates> rates_of_this_machine(const std::string& store) {
+  const std::optional<MachineLimits> limits = cached_limits();
+  if (!limits) return std::nullopt;
+  return HostRates{.memory = limits->memory.all_threads,
+                   .f32 = limits->f32.rate.all_threads,
+                   .bf16 = limits->bf16.rate.all_threads,
+                   .int8 = limits->int8.rate.all_threads,
+                   .disk = limits->disk_rate(store).value_or(0)};
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,49 @@
+// From a store's manifest and a job's work to the question that the planner answers: what `plan` and
+// `launch` share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "app/memory_budget.h"
+#include "plan/cost_model.h"
+#include "store/manifest.h"
+
+namespace stagecoach {
+
+struct PlannedWork {
+  std::int64_t tokens = 512, new_tokens = 128;  // of each sequence: its prompt, and what it gains
+  std::int64_t sequences = 1;                   // at once
+  std::int64_t micro_batch = 256;
+  KvType kv_type = KvType::kF16;
+  std::string activations = "auto";
+};
+
+class PlanInputs {
+ public:
+  PlanInputs(Manifest manifest, PlannedWork work);
+  PlanInputs(const PlanInputs&) = delete;  // questions point to it
+  PlanInputs& operator=(const PlanInputs&) = delete;
+
+  const Manifest& manifest() const { return manifest_; }
+  const PlannedWork& work() const { return work_; }
+  // Of a cluster whose hosts have their memory and all rates. Lives no longer than this.
+  PlanQuestion question(ClusterSpec cluster) const;
+
+ private:
+  MemoryNeeds needs_of(const RankShape& rank, InputPacking packing) const;
+  InputPacking packing_of(const ClusterSpec& cluster) const;
+
+  const Manifest manifest_;
+  const ModelSpec& spec_;
+  const PlannedWork work_;
+  JobShape shape_;
+};
+
+// What `probe` has measured here; the disk's rate is that of `store`, 0 where it was not probed. Null:
+// never probed.
+std::optional<HostRates> rates_of_this_machine(const std::string& store);
+
+}  // namespace stagecoach
