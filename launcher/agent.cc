@@ -32,7 +32,8 @@ struct Agent::State {
 };
 
 Agent::Agent(AgentConfig config) {
-  if (config.stores.empty()) throw usage_error("the agent has no folder for stores", "--stores DIR");
+  if (config.stores.empty())
+    throw usage_error("the agent has no folder for stores", "--stores DIR");
   for (const fs::path& folder : config.stores)
     if (!folder.is_absolute())
       throw usage_error(fmt::format("--stores {}: expected an absolute path", folder.string()));

@@ -1,5 +1,5 @@
-// The daemon of a PC in the cluster: answers doctor's questions, moves slabs from host to host, starts
-// and ends the ranks of launched jobs. docs/launcher.md has the protocol and what it trusts.
+// The daemon of a PC in the cluster: answers doctor's questions, moves slabs from host to host,
+// starts and ends the ranks of launched jobs. docs/launcher.md has the protocol and what it trusts.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,10 @@ struct HostServices {
 struct AgentConfig {
   Key key;
   Endpoint listen{.address = "0.0.0.0"};
-  std::vector<std::filesystem::path> stores;  // folders in which stores lie, and nothing else is touched
-  std::filesystem::path state;                // for jobs and builds of launches
-  double bytes_per_second = 0;                // that it sends of slabs, at most; 0: no limit
+  std::vector<std::filesystem::path>
+      stores;                   // folders in which stores lie, and nothing else is touched
+  std::filesystem::path state;  // for jobs and builds of launches
+  double bytes_per_second = 0;  // that it sends of slabs, at most; 0: no limit
   HostServices services;
 };
 
@@ -46,8 +47,8 @@ class Agent {
   std::unique_ptr<State> state_;
 };
 
-// ${XDG_STATE_HOME:-$HOME/.local/state}/stagecoach and ${XDG_DATA_HOME:-$HOME/.local/share}/stagecoach;
-// empty where neither is set.
+// ${XDG_STATE_HOME:-$HOME/.local/state}/stagecoach and
+// ${XDG_DATA_HOME:-$HOME/.local/share}/stagecoach; empty where neither is set.
 std::filesystem::path default_state_folder();
 std::filesystem::path default_store_folder();
 

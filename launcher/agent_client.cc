@@ -14,11 +14,15 @@ using Clock = std::chrono::steady_clock;
 
 // Of requests that look at files or measure.
 constexpr Seconds kPatience{30};
+// Of what mpirun calls: the launch itself misses a host sooner, and says so better.
+constexpr Seconds kShellPatience{kSilence + Seconds(4)};
 // Of those that say nothing until they are done.
 constexpr Seconds kLongPatience{310};
 
 std::int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 std::vector<StoreFile> files_from_json(const Json& list, const std::string& where) {
@@ -38,16 +42,18 @@ Json to_json(const SlabSource& source) {
 
 SlabSource source_from_json(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
-  return {.agent = {object.string("address"), static_cast<std::uint16_t>(object.integer_in("port", 1, 65535))},
+  return {.agent = {object.string("address"),
+                    static_cast<std::uint16_t>(object.integer_in("port", 1, 65535))},
           .store = object.string("store")};
 }
 
 AgentClient::AgentClient(const Endpoint& endpoint, const Key& key, std::string name)
-    : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key)) {
+    : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key, name_)) {
   const Json hello = ask({{"op", "hello"}});
   const std::int64_t protocol = JsonObject(hello, name_).integer("protocol");
   if (protocol != kProtocol)
-    throw data_error(fmt::format("{}: its agent speaks protocol {}, this Stagecoach {}", name_, protocol, kProtocol),
+    throw data_error(fmt::format("{}: its agent speaks protocol {}, this Stagecoach {}", name_,
+                                 protocol, kProtocol),
                      "install the same Stagecoach there and restart its agent");
 }
 
@@ -75,7 +81,8 @@ std::vector<std::byte> AgentClient::receive_content(std::int64_t bytes) {
   std::vector<std::byte> content;
   while (static_cast<std::int64_t>(content.size()) < bytes) {
     const Frame frame = channel_.receive(kPatience);
-    if (frame.kind != FrameKind::kData || content.size() + frame.payload.size() > static_cast<std::size_t>(bytes))
+    if (frame.kind != FrameKind::kData ||
+        content.size() + frame.payload.size() > static_cast<std::size_t>(bytes))
       throw data_error(fmt::format("{}: expected {} bytes of data", name_, bytes));
     content.insert(content.end(), frame.payload.begin(), frame.payload.end());
   }
@@ -91,7 +98,8 @@ StoreContents AgentClient::store(const std::string& path) {
   const Json reply = ask({{"op", "store"}, {"store", path}}, kPatience);
   const JsonObject object(reply, name_);
   StoreContents contents;
-  if (object.has("manifest")) contents.manifest = manifest_from_json(object.at("manifest"), name_ + ": " + path);
+  if (object.has("manifest"))
+    contents.manifest = manifest_from_json(object.at("manifest"), name_ + ": " + path);
   contents.slabs = files_from_json(object.array("slabs"), name_);
   contents.tokenizer = files_from_json(object.array("tokenizer"), name_);
   contents.free_bytes = object.integer("free_bytes");
@@ -113,7 +121,8 @@ double AgentClient::disk_rate(const std::string& store) {
 }
 
 LinkRate AgentClient::link_to(const Endpoint& other) {
-  const Json reply = ask({{"op", "link"}, {"address", other.address}, {"port", other.port}}, kPatience);
+  const Json reply =
+      ask({{"op", "link"}, {"address", other.address}, {"port", other.port}}, kPatience);
   const JsonObject object(reply, name_);
   return {object.number("latency"), object.number("bytes_per_second")};
 }
@@ -132,7 +141,8 @@ LinkRate AgentClient::measure_link(int pings, std::int64_t bytes, Seconds time) 
   for (std::int64_t size = 4 * static_cast<std::int64_t>(kMaxData);; size *= 2) {
     const auto begin = Clock::now();
     channel_.send({{"op", "sink"}, {"bytes", size}});
-    for (std::int64_t sent = 0; sent < size; sent += static_cast<std::int64_t>(block.size())) channel_.send_data(block);
+    for (std::int64_t sent = 0; sent < size; sent += static_cast<std::int64_t>(block.size()))
+      channel_.send_data(block);
     receive(kPatience);
     const Seconds took = Clock::now() - begin;
     rate.bytes_per_second = static_cast<double>(size) / took.count();
@@ -159,9 +169,10 @@ void AgentClient::probe(const std::string& store) {
   ask({{"op", "probe"}, {"store", store}}, kLongPatience);
 }
 
-std::vector<std::byte> AgentClient::read_range(const std::string& store, const std::string& file, std::int64_t offset,
-                                               std::int64_t bytes) {
-  ask({{"op", "read"}, {"store", store}, {"file", file}, {"offset", offset}, {"bytes", bytes}}, kPatience);
+std::vector<std::byte> AgentClient::read_range(const std::string& store, const std::string& file,
+                                               std::int64_t offset, std::int64_t bytes) {
+  ask({{"op", "read"}, {"store", store}, {"file", file}, {"offset", offset}, {"bytes", bytes}},
+      kPatience);
   return receive_content(bytes);
 }
 
@@ -169,13 +180,15 @@ std::vector<std::byte> AgentClient::read_file(const std::string& store, const St
   std::vector<std::byte> content;
   while (static_cast<std::int64_t>(content.size()) < file.bytes) {
     const auto at = static_cast<std::int64_t>(content.size());
-    const std::vector<std::byte> part = read_range(store, file.name, at, std::min(file.bytes - at, SlabDraft::kChunk));
+    const std::vector<std::byte> part =
+        read_range(store, file.name, at, std::min(file.bytes - at, SlabDraft::kChunk));
     content.insert(content.end(), part.begin(), part.end());
   }
   return content;
 }
 
-void AgentClient::put_file(const std::string& store, const std::string& name, std::span<const std::byte> content) {
+void AgentClient::put_file(const std::string& store, const std::string& name,
+                           std::span<const std::byte> content) {
   channel_.send({{"op", "put"}, {"store", store}, {"name", name}, {"bytes", content.size()}});
   send_content(content);
   receive(kPatience);
@@ -186,7 +199,8 @@ void AgentClient::send_content(std::span<const std::byte> content) {
     channel_.send_data(content.first(std::min(content.size(), kMaxData)));
 }
 
-void AgentClient::pull(const std::string& store, const Manifest& manifest, const std::vector<std::string>& slabs,
+void AgentClient::pull(const std::string& store, const Manifest& manifest,
+                       const std::vector<std::string>& slabs,
                        const std::vector<std::vector<SlabSource>>& sources, const Report& report) {
   Json wanted = Json::array();
   for (std::size_t i = 0; i < slabs.size(); ++i) {
@@ -194,7 +208,8 @@ void AgentClient::pull(const std::string& store, const Manifest& manifest, const
     for (const SlabSource& source : sources[i]) from.push_back(to_json(source));
     wanted.push_back({{"file", slabs[i]}, {"sources", from}});
   }
-  channel_.send({{"op", "pull"}, {"store", store}, {"manifest", to_json(manifest)}, {"slabs", wanted}});
+  channel_.send(
+      {{"op", "pull"}, {"store", store}, {"manifest", to_json(manifest)}, {"slabs", wanted}});
   follow(report);
 }
 
@@ -209,7 +224,8 @@ std::string AgentClient::install(const std::string& content, const std::vector<s
   for (const std::string& name : files) {
     opened.push_back(File::open_read(std::filesystem::path(root) / name));
     // Whatever it is called here.
-    list.push_back({{"name", name == files.front() ? "bin/stagecoach" : name}, {"bytes", opened.back().size()}});
+    list.push_back({{"name", name == files.front() ? "bin/stagecoach" : name},
+                    {"bytes", opened.back().size()}});
   }
   channel_.send({{"op", "install"}, {"content", content}, {"files", list}});
   for (const File& file : opened) {
@@ -225,8 +241,8 @@ void AgentClient::hold(const std::string& job) {
   ask({{"op", "hold"}, {"job", job}});
 }
 
-void AgentClient::ping() {
-  ask({{"op", "ping"}}, kSilence);
+void AgentClient::ping(Seconds patience) {
+  ask({{"op", "ping"}}, patience);
 }
 
 int AgentClient::end(const std::string& job) {
@@ -249,7 +265,8 @@ std::vector<std::byte> AgentClient::read_job_file(const std::string& job, const 
   return receive_content(JsonObject(reply, name_).integer("bytes"));
 }
 
-void AgentClient::put_job_file(const std::string& job, const std::string& name, std::span<const std::byte> content) {
+void AgentClient::put_job_file(const std::string& job, const std::string& name,
+                               std::span<const std::byte> content) {
   channel_.send({{"op", "put_job"}, {"job", job}, {"name", name}, {"bytes", content.size()}});
   send_content(content);
   receive(kPatience);
@@ -262,7 +279,7 @@ void AgentClient::forget_job(const std::string& job) {
 int AgentClient::run_daemon(const std::string& job, const std::string& command) {
   ask({{"op", "start"}, {"job", job}, {"command", command}});
   while (true) {
-    const Json message = receive(kSilence);
+    const Json message = receive(kShellPatience);
     const JsonObject object(message, name_);
     for (const auto& [key, stream] : {std::pair("out", stdout), std::pair("err", stderr)})
       if (object.has(key)) {

@@ -50,32 +50,36 @@ class AgentClient {
   // Runs `probe` there, and waits for it: some seconds.
   void probe(const std::string& store);
 
-  std::vector<std::byte> read_range(const std::string& store, const std::string& file, std::int64_t offset,
-                                    std::int64_t bytes);
+  std::vector<std::byte> read_range(const std::string& store, const std::string& file,
+                                    std::int64_t offset, std::int64_t bytes);
   std::vector<std::byte> read_file(const std::string& store, const StoreFile& file);
-  void put_file(const std::string& store, const std::string& name, std::span<const std::byte> content);
+  void put_file(const std::string& store, const std::string& name,
+                std::span<const std::byte> content);
   // Fetches `slabs` of the manifest, each from one or more of its sources.
-  void pull(const std::string& store, const Manifest& manifest, const std::vector<std::string>& slabs,
+  void pull(const std::string& store, const Manifest& manifest,
+            const std::vector<std::string>& slabs,
             const std::vector<std::vector<SlabSource>>& sources, const Report& report);
   void commit(const std::string& store, const Manifest& update);
 
   // Puts this machine's binary and modules there; the path of the binary.
-  std::string install(const std::string& content, const std::vector<std::string>& files, const std::string& root);
+  std::string install(const std::string& content, const std::vector<std::string>& files,
+                      const std::string& root);
 
   // From now on the job's processes there end when this connection does. It must be pinged.
   void hold(const std::string& job);
-  void ping();
+  void ping(Seconds patience = kSilence);
   int end(const std::string& job);
 
   // Where the job's files are there; made if need be.
   std::string job_folder(const std::string& job);
   std::vector<StoreFile> job_files(const std::string& job);  // paths below that folder
   std::vector<std::byte> read_job_file(const std::string& job, const std::string& name);
-  void put_job_file(const std::string& job, const std::string& name, std::span<const std::byte> content);
+  void put_job_file(const std::string& job, const std::string& name,
+                    std::span<const std::byte> content);
   void forget_job(const std::string& job);  // its folder
 
-  // Starts Open MPI's daemon there, as a remote shell would, and stays with it: what it prints, goes
-  // to stdout and stderr here. Its exit code.
+  // Starts Open MPI's daemon there, as a remote shell would, and stays with it: what it prints,
+  // goes to stdout and stderr here. Its exit code.
   int run_daemon(const std::string& job, const std::string& command);
 
  private:

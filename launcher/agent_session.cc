@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 
 // Of a peer that asks nothing for a while; one that has gone shows in its connection.
 constexpr Seconds kIdle{86400};
-constexpr std::int64_t kMostRead = std::int64_t{64} << 20;       // bytes of one request
+constexpr std::int64_t kMostRead = std::int64_t{64} << 20;        // bytes of one request
 constexpr std::int64_t kMostSmallFile = std::int64_t{256} << 20;  // a tokenizer's, a report's
 constexpr std::int64_t kMostBuild = std::int64_t{1} << 30;
 constexpr std::int64_t kLinkBytes = std::int64_t{128} << 20;
@@ -35,7 +35,9 @@ constexpr Seconds kProbePatience{300};
 using Clock = std::chrono::steady_clock;
 
 std::int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 // {"done", "total"} to the peer, some times a second.
@@ -62,8 +64,10 @@ bool is_build_file(const std::string& name) {
   };
   constexpr std::string_view kModule = "lib/stagecoach/stagecoach-", kSuffix = ".so";
   if (name == "bin/stagecoach") return true;
-  return name.starts_with(kModule) && name.ends_with(kSuffix) && name.size() > kModule.size() + kSuffix.size() &&
-         plain(std::string_view(name).substr(kModule.size(), name.size() - kModule.size() - kSuffix.size()));
+  return name.starts_with(kModule) && name.ends_with(kSuffix) &&
+         name.size() > kModule.size() + kSuffix.size() &&
+         plain(std::string_view(name).substr(kModule.size(),
+                                             name.size() - kModule.size() - kSuffix.size()));
 }
 
 }  // namespace
@@ -79,7 +83,8 @@ void check_job_name(const std::string& job) {
 AgentSession::~AgentSession() {
   if (held_job_.empty()) return;
   const int ended = end_processes_of(held_job_);
-  if (ended > 0) spdlog::warn("job {}: its launcher has gone, {} processes ended", held_job_, ended);
+  if (ended > 0)
+    spdlog::warn("job {}: its launcher has gone, {} processes ended", held_job_, ended);
 }
 
 void AgentSession::run() {
@@ -152,12 +157,14 @@ fs::path AgentSession::folder_of_job(const JsonObject& request) const {
   return context_.config.state / "jobs" / job;
 }
 
-void AgentSession::receive_content(std::int64_t bytes, const std::function<void(std::span<const std::byte>)>& take) {
+void AgentSession::receive_content(std::int64_t bytes,
+                                   const std::function<void(std::span<const std::byte>)>& take) {
   for (std::int64_t got = 0; got < bytes;) {
     const Frame frame = channel_.receive();
     if (frame.kind != FrameKind::kData || frame.payload.empty() ||
         static_cast<std::int64_t>(frame.payload.size()) > bytes - got)
-      throw Error(ErrorKind::kPeerLost, fmt::format("{}: expected {} more bytes of data", channel_.peer(), bytes - got));
+      throw Error(ErrorKind::kPeerLost,
+                  fmt::format("{}: expected {} more bytes of data", channel_.peer(), bytes - got));
     take(frame.payload);
     got += static_cast<std::int64_t>(frame.payload.size());
   }
@@ -193,7 +200,8 @@ void AgentSession::disk_rate(const JsonObject& request) {
 }
 
 void AgentSession::link(const JsonObject& request) {
-  const Endpoint other{request.string("address"), static_cast<std::uint16_t>(request.integer_in("port", 1, 65535))};
+  const Endpoint other{request.string("address"),
+                       static_cast<std::uint16_t>(request.integer_in("port", 1, 65535))};
   AgentClient client(other, context_.config.key, other.text());
   const LinkRate rate = client.measure_link(kLinkPings, kLinkBytes, kLinkTime);
   ok({{"latency", rate.latency}, {"bytes_per_second", rate.bytes_per_second}});
@@ -210,7 +218,8 @@ void AgentSession::probe(const JsonObject& request) {
   if (fs::exists(store)) words.insert(words.end(), {"--store", store});
   const auto finished = run_program(words, kProbePatience);
   if (!finished || finished->code != 0)
-    throw resource_error(fmt::format("probe failed: {}", finished ? finished->err.substr(0, 1000) : "it does not start"));
+    throw resource_error(fmt::format(
+        "probe failed: {}", finished ? finished->err.substr(0, 1000) : "it does not start"));
   ok();
 }
 
@@ -220,7 +229,8 @@ void AgentSession::store(const JsonObject& request) {
   const StoreContents contents = look_into_store(store_of(request));
   const auto list = [](const std::vector<StoreFile>& files) {
     Json json = Json::array();
-    for (const StoreFile& file : files) json.push_back({{"name", file.name}, {"bytes", file.bytes}});
+    for (const StoreFile& file : files)
+      json.push_back({{"name", file.name}, {"bytes", file.bytes}});
     return json;
   };
   ok({{"manifest", contents.manifest ? to_json(*contents.manifest) : Json(nullptr)},
@@ -251,7 +261,8 @@ void AgentSession::read(const JsonObject& request) {
   check_store_file_name(name);
   const File file = File::open_read(store_of(request) / name);
   const std::int64_t offset = request.integer_in("offset", 0, file.size());
-  const std::int64_t bytes = request.integer_in("bytes", 0, std::min(kMostRead, file.size() - offset));
+  const std::int64_t bytes =
+      request.integer_in("bytes", 0, std::min(kMostRead, file.size() - offset));
   ok();
   send_file(file, offset, bytes);
 }
@@ -283,25 +294,31 @@ void AgentSession::pull(const JsonObject& request) {
     const std::string name = wanted.string("file");
     const auto slab = std::find_if(manifest.slabs.begin(), manifest.slabs.end(),
                                    [&](const SlabEntry& entry) { return entry.file == name; });
-    if (slab == manifest.slabs.end()) throw data_error(fmt::format("the request's manifest has no slab '{}'", name));
+    if (slab == manifest.slabs.end())
+      throw data_error(fmt::format("the request's manifest has no slab '{}'", name));
     SlabOrder order{.slab = &*slab, .sources = {}};
-    for (const Json& source : wanted.array("sources")) order.sources.push_back(source_from_json(source, "a source"));
-    if (order.sources.empty()) throw data_error(fmt::format("the request names no source of {}", name));
-    bytes += slab->bytes - static_cast<std::int64_t>(fs::exists(path / (name + ".partial")) ? slab->bytes : 0);
+    for (const Json& source : wanted.array("sources"))
+      order.sources.push_back(source_from_json(source, "a source"));
+    if (order.sources.empty())
+      throw data_error(fmt::format("the request names no source of {}", name));
+    bytes += slab->bytes -
+             static_cast<std::int64_t>(fs::exists(path / (name + ".partial")) ? slab->bytes : 0);
     orders.push_back(std::move(order));
   }
   if (here.free_bytes < bytes + kSpareBytes)
-    throw resource_error(fmt::format("{}: no room for slabs: they take {} bytes, {} are free", path.string(), bytes,
-                                     here.free_bytes),
+    throw resource_error(fmt::format("{}: no room for slabs: they take {} bytes, {} are free",
+                                     path.string(), bytes, here.free_bytes),
                          "free some space there, or give this host fewer layers");
   fs::create_directories(path);
   Reporter report(channel_);
-  pull_slabs(path, orders, context_.config.key, [&](std::int64_t done, std::int64_t total) { report(done, total); });
+  pull_slabs(path, orders, context_.config.key,
+             [&](std::int64_t done, std::int64_t total) { report(done, total); });
   ok();
 }
 
 void AgentSession::commit(const JsonObject& request) {
-  commit_slabs(store_of(request), manifest_from_json(request.at("manifest"), "a request's manifest"));
+  commit_slabs(store_of(request),
+               manifest_from_json(request.at("manifest"), "a request's manifest"));
   ok();
 }
 
@@ -315,7 +332,8 @@ void AgentSession::install(const JsonObject& request) {
   for (const Json& item : request.array("files")) {
     const JsonObject file(item, "a file of a build");
     const std::string name = file.string("name");
-    if (!is_build_file(name)) throw data_error(fmt::format("'{}' is not a file of a build", name.substr(0, 128)));
+    if (!is_build_file(name))
+      throw data_error(fmt::format("'{}' is not a file of a build", name.substr(0, 128)));
     const std::int64_t bytes = file.integer_in("bytes", 0, kMostBuild - total);
     total += bytes;
     std::string text;
@@ -324,15 +342,18 @@ void AgentSession::install(const JsonObject& request) {
     });
     fs::create_directories((root / name).parent_path());
     write_file_atomically(root / name, text);
-    fs::permissions(root / name, fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec);
+    fs::permissions(root / name,
+                    fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec);
   }
   const fs::path binary = root / "bin/stagecoach";
   if (const std::string found = hash_of_build(binary); found != content)
-    throw data_error(fmt::format("the build came damaged: expected hash {}, found {}", content, found));
+    throw data_error(
+        fmt::format("the build came damaged: expected hash {}, found {}", content, found));
   const auto starts = run_program({binary, "--version"}, Seconds(20));
   if (!starts || starts->code != 0)
     throw resource_error(
-        fmt::format("the build does not start here: {}", starts ? starts->err.substr(0, 500) : "cannot be executed"),
+        fmt::format("the build does not start here: {}",
+                    starts ? starts->err.substr(0, 500) : "cannot be executed"),
         "install the .deb of this version there, which brings the libraries that it needs");
   ok({{"binary", binary.string()}});
 }
@@ -396,7 +417,8 @@ void AgentSession::job_files(const JsonObject& request) {
   const fs::path folder = folder_of_job(request);
   Json files = Json::array();
   std::error_code error;
-  for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+  for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error))
     if (entry->is_regular_file() && !entry->is_symlink())
       files.push_back({{"name", fs::relative(entry->path(), folder).string()},
                        {"bytes", static_cast<std::int64_t>(entry->file_size())}});
@@ -408,7 +430,8 @@ void AgentSession::read_job(const JsonObject& request) {
   const fs::path path = path_inside(folder / request.string("name"), {folder});
   const File file = File::open_read(path);
   const std::int64_t bytes = file.size();
-  if (bytes > kMostSmallFile) throw data_error(fmt::format("{} has {} bytes, too many to fetch", path.string(), bytes));
+  if (bytes > kMostSmallFile)
+    throw data_error(fmt::format("{} has {} bytes, too many to fetch", path.string(), bytes));
   ok({{"bytes", bytes}});
   send_file(file, 0, bytes);
 }

@@ -13,7 +13,8 @@
 namespace stagecoach {
 
 struct AgentContext {
-  explicit AgentContext(AgentConfig config_in) : config(std::move(config_in)), limit(config.bytes_per_second) {}
+  explicit AgentContext(AgentConfig config_in)
+      : config(std::move(config_in)), limit(config.bytes_per_second) {}
 
   AgentConfig config;
   RateLimit limit;
@@ -21,7 +22,8 @@ struct AgentContext {
 
 class AgentSession {
  public:
-  AgentSession(AgentContext& context, SecureChannel& channel) : context_(context), channel_(channel) {}
+  AgentSession(AgentContext& context, SecureChannel& channel)
+      : context_(context), channel_(channel) {}
   ~AgentSession();
 
   // Until the peer closes or falls silent, which throws kPeerLost.
@@ -57,7 +59,8 @@ class AgentSession {
   std::filesystem::path store_of(const JsonObject& request) const;
   std::filesystem::path folder_of_job(const JsonObject& request) const;
   // Bytes that follow a request, in frames.
-  void receive_content(std::int64_t bytes, const std::function<void(std::span<const std::byte>)>& take);
+  void receive_content(std::int64_t bytes,
+                       const std::function<void(std::span<const std::byte>)>& take);
   void send_file(const File& file, std::int64_t offset, std::int64_t bytes);
 
   AgentContext& context_;

@@ -63,7 +63,8 @@ class Reader {
   void quoted(char quote, std::string& word) {
     while (at_ < text_.size() && text_[at_] != quote) {
       const char c = text_[at_++];
-      if (quote == '"' && (c == '`' || c == '\\')) refuse(fmt::format("unexpected '{}' in quotes", c));
+      if (quote == '"' && (c == '`' || c == '\\'))
+        refuse(fmt::format("unexpected '{}' in quotes", c));
       if (quote == '"' && c == '$')
         variable(word);
       else
@@ -87,7 +88,8 @@ class Reader {
 bool is_assignment(const std::string& word) {
   const std::size_t equals = word.find('=');
   return equals != std::string::npos && equals > 0 &&
-         std::all_of(word.begin(), word.begin() + static_cast<std::ptrdiff_t>(equals), is_name_character) &&
+         std::all_of(word.begin(), word.begin() + static_cast<std::ptrdiff_t>(equals),
+                     is_name_character) &&
          std::isdigit(static_cast<unsigned char>(word.front())) == 0;
 }
 
@@ -112,7 +114,8 @@ DaemonCommand parse_daemon_command(const std::string& text) {
       command.environment.push_back(words.front());
     } else if (words.front() == "export") {
       for (std::size_t i = 1; i < words.size(); ++i)
-        if (!std::all_of(words[i].begin(), words[i].end(), is_name_character)) refuse("export takes names");
+        if (!std::all_of(words[i].begin(), words[i].end(), is_name_character))
+          refuse("export takes names");
     } else if (is_daemon(words.front())) {
       command.words = words;
     } else {

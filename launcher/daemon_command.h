@@ -1,5 +1,5 @@
-// What mpirun asks of its remote shell: to start its daemon there. Read here without a shell, so that
-// nothing else can be started.
+// What mpirun asks of its remote shell: to start its daemon there. Read here without a shell, so
+// that nothing else can be started.
 #pragma once
 
 #include <string>

@@ -12,19 +12,22 @@ namespace {
 
 const std::string& slab_name(const Manifest& manifest, int slab, const std::string& what) {
   if (slab < 0)
-    throw data_error(fmt::format("no host has {} of {}", what, manifest.name),
-                     "stagecoach import CHECKPOINT STORE on one of them; --layers A:B imports a part");
+    throw data_error(
+        fmt::format("no host has {} of {}", what, manifest.name),
+        "stagecoach import CHECKPOINT STORE on one of them; --layers A:B imports a part");
   return manifest.slabs[static_cast<std::size_t>(slab)].file;
 }
 
 const std::string& layer_name(const Manifest& manifest, std::int64_t layer) {
-  return slab_name(manifest, manifest.layer_slab[static_cast<std::size_t>(layer)], fmt::format("layer {}", layer));
+  return slab_name(manifest, manifest.layer_slab[static_cast<std::size_t>(layer)],
+                   fmt::format("layer {}", layer));
 }
 
 void add_head(const Manifest& manifest, SlabNames& slabs) {
   slabs.insert(slab_name(manifest, manifest.head_slab, "the head"));
   // A tied head is the embedding.
-  if (manifest.spec.tied_head) slabs.insert(slab_name(manifest, manifest.embedding_slab, "the embedding"));
+  if (manifest.spec.tied_head)
+    slabs.insert(slab_name(manifest, manifest.embedding_slab, "the embedding"));
 }
 
 }  // namespace
@@ -76,8 +79,10 @@ Model::Model(Hosts& hosts) {
   for (Host& host : hosts.all())
     if (host.reached()) look_into(host);
   if (!manifest_)
-    throw data_error(fmt::format("no host has the model: neither {} here nor the hosts' stores hold slabs", hosts.source().store),
-                     fmt::format("stagecoach import CHECKPOINT {}", hosts.source().store));
+    throw data_error(
+        fmt::format("no host has the model: neither {} here nor the hosts' stores hold slabs",
+                    hosts.source().store),
+        fmt::format("stagecoach import CHECKPOINT {}", hosts.source().store));
 }
 
 void Model::look_into(Host& host) {
@@ -85,23 +90,28 @@ void Model::look_into(Host& host) {
   for (const StoreFile& file : contents.tokenizer) tokenizer_files_[&host][file.name] = file.bytes;
   if (!contents.manifest) return;
   if (manifest_)
-    check_same_model(*manifest_, *contents.manifest, fmt::format("{}: {}", host.name(), host.store));
+    check_same_model(*manifest_, *contents.manifest,
+                     fmt::format("{}: {}", host.name(), host.store));
   manifest_ = manifest_ ? merged(*contents.manifest, *manifest_) : *contents.manifest;
   for (const StoreFile& file : contents.slabs) {
-    const auto theirs = std::find_if(contents.manifest->slabs.begin(), contents.manifest->slabs.end(),
-                                     [&](const SlabEntry& slab) { return slab.file == file.name; });
+    const auto theirs =
+        std::find_if(contents.manifest->slabs.begin(), contents.manifest->slabs.end(),
+                     [&](const SlabEntry& slab) { return slab.file == file.name; });
     const SlabEntry& ours = entry(file.name);
-    const bool same = std::equal(ours.parts.begin(), ours.parts.end(), theirs->parts.begin(), theirs->parts.end(),
-                                 [](const PartEntry& a, const PartEntry& b) { return a.checksum == b.checksum; });
+    const bool same =
+        std::equal(ours.parts.begin(), ours.parts.end(), theirs->parts.begin(), theirs->parts.end(),
+                   [](const PartEntry& a, const PartEntry& b) { return a.checksum == b.checksum; });
     if (same) holdings_[&host].insert(file.name);
   }
   for (const StoreFile& file : contents.tokenizer)
-    if (!tokenizer_.contains(file.name)) tokenizer_[file.name] = host.client->read_file(host.store, file);
+    if (!tokenizer_.contains(file.name))
+      tokenizer_[file.name] = host.client->read_file(host.store, file);
 }
 
 const SlabEntry& Model::entry(const std::string& slab) const {
-  const auto found = std::find_if(manifest_->slabs.begin(), manifest_->slabs.end(),
-                                  [&](const SlabEntry& candidate) { return candidate.file == slab; });
+  const auto found =
+      std::find_if(manifest_->slabs.begin(), manifest_->slabs.end(),
+                   [&](const SlabEntry& candidate) { return candidate.file == slab; });
   STAGECOACH_CHECK(found != manifest_->slabs.end());
   return *found;
 }
@@ -127,10 +137,12 @@ std::int64_t Model::bytes(const std::vector<std::string>& slabs) const {
 std::vector<SlabSource> Model::sources_of(const std::string& slab, const Host& except) const {
   std::vector<SlabSource> sources;
   for (const auto& [host, slabs] : holdings_)
-    if (host != &except && host->reached() && slabs.contains(slab)) sources.push_back({host->agent, host->store});
+    if (host != &except && host->reached() && slabs.contains(slab))
+      sources.push_back({host->agent, host->store});
   if (sources.empty())
-    throw data_error(fmt::format("{}: no other host that can be reached has {}", except.name(), slab),
-                     "bring a host that has it back, or import those layers on one");
+    throw data_error(
+        fmt::format("{}: no other host that can be reached has {}", except.name(), slab),
+        "bring a host that has it back, or import those layers on one");
   return sources;
 }
 
@@ -162,13 +174,14 @@ void Model::ship(Hosts& hosts, const std::vector<SlabNames>& wanted, const Repor
     const auto i = static_cast<std::size_t>(&host - all.data());
     if (!wanted[i].empty()) ship_tokenizer(host);
     if (lacking[i].empty()) return;
-    host.client->pull(host.store, *manifest_, lacking[i], sources[i], [&](std::int64_t some, std::int64_t) {
-      const std::lock_guard lock(mutex);
-      done[i] = some;
-      std::int64_t sum = 0;
-      for (const std::int64_t part : done) sum += part;
-      report(sum, total);
-    });
+    host.client->pull(host.store, *manifest_, lacking[i], sources[i],
+                      [&](std::int64_t some, std::int64_t) {
+                        const std::lock_guard lock(mutex);
+                        done[i] = some;
+                        std::int64_t sum = 0;
+                        for (const std::int64_t part : done) sum += part;
+                        report(sum, total);
+                      });
     host.client->commit(host.store, subset(*manifest_, {lacking[i].begin(), lacking[i].end()}));
   });
   hosts.throw_problems("slabs cannot be shipped");

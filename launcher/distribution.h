@@ -16,8 +16,8 @@ namespace stagecoach {
 // What a rank's host must have on its disk: names of slabs.
 using SlabNames = std::set<std::string>;
 
-// For the rank's own work, and for second copies (empty without replicas). Throws data_error when the
-// manifest does not list what is needed.
+// For the rank's own work, and for second copies (empty without replicas). Throws data_error when
+// the manifest does not list what is needed.
 std::vector<SlabNames> own_slabs(const StagePlan& plan, const Manifest& manifest);
 std::vector<SlabNames> replica_slabs(const StagePlan& plan, const Manifest& manifest);
 
@@ -27,8 +27,8 @@ Manifest subset(const Manifest& manifest, const SlabNames& slabs);
 // The model of a job, as all of its hosts and this machine's store have it together.
 class Model {
  public:
-  // Looks into the stores of all hosts that are reached, and of this machine. Throws data_error when
-  // none has the model, or two have different ones.
+  // Looks into the stores of all hosts that are reached, and of this machine. Throws data_error
+  // when none has the model, or two have different ones.
   explicit Model(Hosts& hosts);
 
   const Manifest& manifest() const { return *manifest_; }
@@ -37,8 +37,9 @@ class Model {
   std::vector<std::string> missing(const Host& host, const SlabNames& wanted) const;
   std::int64_t bytes(const std::vector<std::string>& slabs) const;
 
-  // Ships each host what it lacks of `wanted`, by host as in Hosts::all(), and the tokenizer. Throws
-  // when a slab is nowhere, or cannot be shipped. Hosts that are not reached are passed over.
+  // Ships each host what it lacks of `wanted`, by host as in Hosts::all(), and the tokenizer.
+  // Throws when a slab is nowhere, or cannot be shipped. Hosts that are not reached are passed
+  // over.
   void ship(Hosts& hosts, const std::vector<SlabNames>& wanted, const Report& report);
 
  private:

@@ -1,5 +1,5 @@
-// Looks at every host of a job and says what would keep it from running, and how to mend that. Changes
-// nothing.
+// Looks at every host of a job and says what would keep it from running, and how to mend that.
+// Changes nothing.
 #pragma once
 
 #include <functional>

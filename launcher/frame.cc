@@ -39,8 +39,10 @@ std::vector<std::byte> message_payload(const Json& message) {
 
 Json parse_message(const Frame& frame, const std::string& peer) {
   if (frame.kind != FrameKind::kMessage)
-    throw data_error(fmt::format("{}: expected a message, found {} bytes of data", peer, frame.payload.size()));
-  const std::string_view text(reinterpret_cast<const char*>(frame.payload.data()), frame.payload.size());
+    throw data_error(
+        fmt::format("{}: expected a message, found {} bytes of data", peer, frame.payload.size()));
+  const std::string_view text(reinterpret_cast<const char*>(frame.payload.data()),
+                              frame.payload.size());
   Json message = parse_json(text, peer);
   if (!message.is_object()) throw data_error(fmt::format("{}: expected an object", peer));
   return message;

@@ -41,8 +41,8 @@ std::string open_mpi_version() {
 }
 
 std::vector<std::string> gpus() {
-  const auto finished =
-      run_program({"nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"}, Seconds(10));
+  const auto finished = run_program(
+      {"nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"}, Seconds(10));
   std::vector<std::string> names;
   if (!finished || finished->code != 0) return names;
   std::istringstream lines(finished->out);
@@ -62,7 +62,8 @@ std::vector<NetworkInterface> interfaces() {
   ifaddrs* list = nullptr;
   if (::getifaddrs(&list) != 0) return found;
   for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
-    if (entry->ifa_addr == nullptr || entry->ifa_addr->sa_family != AF_INET || entry->ifa_netmask == nullptr)
+    if (entry->ifa_addr == nullptr || entry->ifa_addr->sa_family != AF_INET ||
+        entry->ifa_netmask == nullptr)
       continue;
     if ((entry->ifa_flags & IFF_UP) == 0 || (entry->ifa_flags & IFF_LOOPBACK) != 0) continue;
     const auto* address = reinterpret_cast<const sockaddr_in*>(entry->ifa_addr);
@@ -82,7 +83,8 @@ std::vector<NetworkInterface> interfaces() {
 std::int64_t allowed_cores() {
   cpu_set_t cores;
   CPU_ZERO(&cores);
-  return ::sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : ::sysconf(_SC_NPROCESSORS_ONLN);
+  return ::sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores)
+                                                            : ::sysconf(_SC_NPROCESSORS_ONLN);
 }
 
 std::string host_name() {
@@ -103,8 +105,8 @@ HostRates probed_rates(const std::string& store) {
 }  // namespace
 
 bool is_virtual_interface(const std::string& name) {
-  constexpr std::array<std::string_view, 10> kStarts{"docker", "br-",  "virbr", "veth", "vnet",
-                                                     "lxc",    "lxd",  "cni",   "flannel", "podman"};
+  constexpr std::array<std::string_view, 10> kStarts{"docker", "br-", "virbr", "veth",    "vnet",
+                                                     "lxc",    "lxd", "cni",   "flannel", "podman"};
   return std::any_of(kStarts.begin(), kStarts.end(),
                      [&](std::string_view start) { return name.starts_with(start); });
 }
@@ -120,8 +122,9 @@ std::string NetworkInterface::network() const {
 }
 
 const NetworkInterface* HostFacts::interface_of(const std::string& address) const {
-  const auto found = std::find_if(interfaces.begin(), interfaces.end(),
-                                  [&](const NetworkInterface& card) { return card.address == address; });
+  const auto found =
+      std::find_if(interfaces.begin(), interfaces.end(),
+                   [&](const NetworkInterface& card) { return card.address == address; });
   return found == interfaces.end() ? nullptr : &*found;
 }
 
@@ -149,7 +152,11 @@ Json to_json(const HostFacts& facts) {
           {"clock_ns", facts.clock_ns},
           {"interfaces", cards},
           {"rates",
-           {{"memory", rates.memory}, {"f32", rates.f32}, {"bf16", rates.bf16}, {"int8", rates.int8}, {"disk", rates.disk}}}};
+           {{"memory", rates.memory},
+            {"f32", rates.f32},
+            {"bf16", rates.bf16},
+            {"int8", rates.int8},
+            {"disk", rates.disk}}}};
 }
 
 HostFacts facts_from_json(const Json& json, const std::string& where) {
@@ -188,7 +195,8 @@ HostFacts facts_from_json(const Json& json, const std::string& where) {
   return facts;
 }
 
-HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory, const std::string& store) {
+HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory,
+                                const std::string& store) {
   HostFacts facts;
   facts.version = STAGECOACH_VERSION;
   facts.build = STAGECOACH_BUILD;
@@ -231,7 +239,8 @@ std::string hash_of_build(const std::string& binary) {
     const File file = File::open_read(fs::path(root_of_build(binary)) / name);
     const std::int64_t bytes = file.size();
     for (std::int64_t at = 0; at < bytes;) {
-      const auto size = static_cast<std::size_t>(std::min<std::int64_t>(bytes - at, static_cast<std::int64_t>(buffer.size())));
+      const auto size = static_cast<std::size_t>(
+          std::min<std::int64_t>(bytes - at, static_cast<std::int64_t>(buffer.size())));
       file.read_at(at, std::span(buffer).first(size));
       all.update(std::span(buffer).first(size));
       at += static_cast<std::int64_t>(size);

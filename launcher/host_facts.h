@@ -13,8 +13,8 @@ namespace stagecoach {
 
 struct NetworkInterface {
   std::string name;
-  std::string address;  // IPv4
-  int prefix = 32;      // bits of its network
+  std::string address;        // IPv4
+  int prefix = 32;            // bits of its network
   std::int64_t megabits = 0;  // of its link; 0: it does not say
   bool is_virtual = false;    // of containers and virtual machines: never a way to another PC
 
@@ -34,7 +34,8 @@ struct HostFacts {
   std::vector<std::string> gpus;
   std::int64_t clock_ns = 0;  // wall clock, since 1970
   std::vector<NetworkInterface> interfaces;
-  HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store asked about
+  HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store
+                    // asked about
 
   // The interface that has this address; null: none has.
   const NetworkInterface* interface_of(const std::string& address) const;
@@ -44,15 +45,17 @@ Json to_json(const HostFacts& facts);
 // Throws data_error.
 HostFacts facts_from_json(const Json& json, const std::string& where);
 
-// Of this machine. `isa` and `free_memory` are the caller's to know; `store` is where the disk's rate
-// is looked up.
-HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory, const std::string& store);
+// Of this machine. `isa` and `free_memory` are the caller's to know; `store` is where the disk's
+// rate is looked up.
+HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory,
+                                const std::string& store);
 
 // Names such as docker0, virbr0 and veth12ab.
 bool is_virtual_interface(const std::string& name);
 
 // The folder of modules beside a binary is part of what runs.
-std::vector<std::string> files_of_build(const std::string& binary);  // "bin/stagecoach", "lib/…", below its root
+std::vector<std::string> files_of_build(
+    const std::string& binary);  // "bin/stagecoach", "lib/…", below its root
 std::string root_of_build(const std::string& binary);
 std::string hash_of_build(const std::string& binary);
 

@@ -23,7 +23,8 @@ std::set<std::string> own_addresses() {
   for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
     if (entry->ifa_addr == nullptr || entry->ifa_addr->sa_family != AF_INET) continue;
     char text[INET_ADDRSTRLEN] = {};
-    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(entry->ifa_addr)->sin_addr, text, sizeof(text));
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(entry->ifa_addr)->sin_addr, text,
+                sizeof(text));
     found.insert(text);
   }
   ::freeifaddrs(list);
@@ -65,7 +66,8 @@ void reach(Host& host, const LaunchJob& job, const Key& key) {
       ssh = job.ssh;
       ssh.push_back(host.spec.reached_as());
     }
-    host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh, TemporaryAgentOrder{key, {host.store}});
+    host.temporary =
+        std::make_unique<TemporaryAgent>(host.name(), ssh, TemporaryAgentOrder{key, {host.store}});
     host.agent.port = host.temporary->port();
   }
   host.client = std::make_unique<AgentClient>(host.agent, key, host.name());
@@ -79,7 +81,8 @@ void attempt(Host& host, const Work& work) {
   } catch (const Error& error) {
     host.problem = error;
   } catch (const std::exception& exception) {
-    host.problem = Error(ErrorKind::kInternal, fmt::format("{}: {}", host.name(), exception.what()));
+    host.problem =
+        Error(ErrorKind::kInternal, fmt::format("{}: {}", host.name(), exception.what()));
   }
 }
 
@@ -89,7 +92,8 @@ Hosts::Hosts(const LaunchJob& job)
     : key_(job.key.empty() ? Key::random() : read_key_file(job.key)) {
   const std::set<std::string> own = own_addresses();
   const std::string name = own_name();
-  const std::string source_store = std::filesystem::absolute(job.run_value("store")).lexically_normal();
+  const std::string source_store =
+      std::filesystem::absolute(job.run_value("store")).lexically_normal();
   bool among_them = false;
   for (const HostSpec& spec : job.cluster.hosts) {
     Host& host = hosts_.emplace_back();

@@ -1,5 +1,5 @@
-// The hosts of a job as the launcher reaches them: each through an agent, one that runs there or one
-// that the launcher has started by ssh.
+// The hosts of a job as the launcher reaches them: each through an agent, one that runs there or
+// one that the launcher has started by ssh.
 #pragma once
 
 #include <functional>
@@ -18,20 +18,21 @@ struct Host {
   HostSpec spec;
   std::string store;  // its path there
   Endpoint agent;
-  bool here = false;                         // it is this machine
+  bool here = false;                          // it is this machine
   std::unique_ptr<TemporaryAgent> temporary;  // null: one was running
   std::unique_ptr<AgentClient> client;        // null: it could not be reached
   HostFacts facts;
   std::optional<Error> problem;  // why it could not, or what went wrong since
+  bool lost = false;             // during a job, which goes on without it
 
   const std::string& name() const { return spec.name; }
-  bool reached() const { return client != nullptr && !problem; }
+  bool reached() const { return client != nullptr && !problem && !lost; }
 };
 
 class Hosts {
  public:
-  // Reaches all of them at once, and asks each for its facts; this machine, too, whether or not it is
-  // one of them, with the store of [run] as a source of slabs. Throws what keeps that from being
+  // Reaches all of them at once, and asks each for its facts; this machine, too, whether or not it
+  // is one of them, with the store of [run] as a source of slabs. Throws what keeps that from being
   // looked at.
   explicit Hosts(const LaunchJob& job);
 
@@ -39,8 +40,8 @@ class Hosts {
   std::vector<Host>& all() { return hosts_; }  // those of the file, in its order
   const Host& at(std::size_t host) const { return hosts_[host]; }
   std::size_t count() const { return hosts_.size(); }
-  // This machine with the store of [run]: one of all() if that is its store as a host, else a host of
-  // its own that no rank runs on.
+  // This machine with the store of [run]: one of all() if that is its store as a host, else a host
+  // of its own that no rank runs on.
   Host& source() { return source_ ? *source_ : hosts_[here_index_]; }
 
   // `work` for every host that can be reached, at once. What it throws becomes the host's problem.

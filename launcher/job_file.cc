@@ -35,12 +35,14 @@ void read_launch_table(const std::string& file, const toml::node& node, LaunchJo
   table.only({"command", "key", "ssh", "port", "replicas", "restarts"});
   job.command = table.string_or("command", job.command);
   if (job.command != "generate" && job.command != "score" && job.command != "time")
-    throw toml_error(file, *node.as_table()->get("command"),
-                     fmt::format("launch.command: expected generate, score or time, found '{}'", job.command));
+    throw toml_error(
+        file, *node.as_table()->get("command"),
+        fmt::format("launch.command: expected generate, score or time, found '{}'", job.command));
   job.key = with_home(table.string_or("key", ""));
   job.ssh = words_of(table.string_or("ssh", "ssh"));
   if (job.ssh.empty())
-    throw toml_error(file, *node.as_table()->get("ssh"), "launch.ssh: expected a program and its arguments");
+    throw toml_error(file, *node.as_table()->get("ssh"),
+                     "launch.ssh: expected a program and its arguments");
   job.port = static_cast<std::uint16_t>(table.integer_or("port", kAgentPort, 1, 65535));
   job.replicas = static_cast<int>(table.integer_or("replicas", 1, 1, 2));
   job.restarts = static_cast<int>(table.integer_or("restarts", job.restarts, 0, 1000));
@@ -61,7 +63,8 @@ void read_run_table(const std::string& file, const toml::node& node, LaunchJob& 
 
 void check_hosts(const LaunchJob& job) {
   if (job.cluster.hosts.empty())
-    throw usage_error(fmt::format("{}: there is no [nodes.NAME], no host to run on", job.file), kExample);
+    throw usage_error(fmt::format("{}: there is no [nodes.NAME], no host to run on", job.file),
+                      kExample);
   std::set<std::string> addresses;
   for (const HostSpec& host : job.cluster.hosts) {
     // An address becomes a word of mpirun's command line and of ssh's.
@@ -70,7 +73,8 @@ void check_hosts(const LaunchJob& job) {
       return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_' || c == ':';
     });
     if (!plain || address.empty() || address.front() == '-')
-      throw usage_error(fmt::format("{}: nodes.{}: '{}' is no address", job.file, host.name, address));
+      throw usage_error(
+          fmt::format("{}: nodes.{}: '{}' is no address", job.file, host.name, address));
     if (!addresses.insert(address).second)
       throw usage_error(fmt::format("{}: two of [nodes] have the address {}", job.file, address));
     job.store_of(host);
@@ -88,8 +92,10 @@ std::string LaunchJob::run_value(const std::string& name) const {
 std::string LaunchJob::store_of(const HostSpec& host) const {
   const std::string path = host.store.empty() ? run_value("store") : host.store;
   if (path.empty())
-    throw usage_error(fmt::format("{}: neither nodes.{}.store nor run.store says where the model is", file, host.name),
-                      kExample);
+    throw usage_error(
+        fmt::format("{}: neither nodes.{}.store nor run.store says where the model is", file,
+                    host.name),
+        kExample);
   return fs::absolute(path).lexically_normal();
 }
 
@@ -98,14 +104,18 @@ LaunchJob read_launch_job(const std::string& file) {
   LaunchJob job;
   job.file = file;
   for (const auto& [key, node] : root)
-    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" && key.str() != "launch")
-      throw toml_error(file, node,
-                       fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]", key.str()));
+    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" &&
+        key.str() != "launch")
+      throw toml_error(
+          file, node,
+          fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
+                      key.str()));
   job.ssh = {"ssh"};
   job.port = kAgentPort;
   if (const toml::node* launch = root.get("launch")) read_launch_table(file, *launch, job);
   const toml::node* const run = root.get("run");
-  if (run == nullptr) throw usage_error(fmt::format("{}: the table [run] is missing", file), kExample);
+  if (run == nullptr)
+    throw usage_error(fmt::format("{}: the table [run] is missing", file), kExample);
   read_run_table(file, *run, job);
   job.cluster = cluster_of(file, root);
   check_hosts(job);

@@ -1,5 +1,5 @@
-// The file that `launch` and `doctor` take: [launch], [run], [nodes.NAME], [network]. docs/launcher.md
-// has the keys.
+// The file that `launch` and `doctor` take: [launch], [run], [nodes.NAME], [network].
+// docs/launcher.md has the keys.
 #pragma once
 
 #include <cstdint>

@@ -39,11 +39,13 @@ Key parse_key(const std::string& text, const std::string& where) {
   std::string digits = text;
   while (!digits.empty() && (digits.back() == '\n' || digits.back() == '\r')) digits.pop_back();
   // The text itself is secret: no message quotes it.
-  const bool well_formed = digits.size() == 2 * kKeyBytes &&
-                           std::all_of(digits.begin(), digits.end(), [](char c) { return digit(c) >= 0; });
+  const bool well_formed =
+      digits.size() == 2 * kKeyBytes &&
+      std::all_of(digits.begin(), digits.end(), [](char c) { return digit(c) >= 0; });
   if (!well_formed)
-    throw data_error(fmt::format("{}: expected a key, {} hexadecimal digits in a line", where, 2 * kKeyBytes),
-                     kMakeOne);
+    throw data_error(
+        fmt::format("{}: expected a key, {} hexadecimal digits in a line", where, 2 * kKeyBytes),
+        kMakeOne);
   Key key;
   for (std::size_t i = 0; i < kKeyBytes; ++i)
     key.bytes[i] = static_cast<std::uint8_t>(16 * digit(digits[2 * i]) + digit(digits[2 * i + 1]));
@@ -59,7 +61,8 @@ Key read_key_file(const std::filesystem::path& file) {
     throw resource_error(
         fmt::format("{}: others than its owner may read this key (mode {:o})", file.string(),
                     status.st_mode & 0777),
-        fmt::format("chmod 600 {}; and a new key on every PC if somebody may have read it", file.string()));
+        fmt::format("chmod 600 {}; and a new key on every PC if somebody may have read it",
+                    file.string()));
   return parse_key(read_text_file(file, 4096), file.string());
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <ctime>
 #include <thread>
@@ -33,7 +34,9 @@ using Clock = std::chrono::steady_clock;
 constexpr double kShareOfFree = 0.85;
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};
-// After ranks have missed one of them, for the launcher to see whether its host has gone, too.
+// After ranks have missed one of them: for a host to answer, and for the watch to miss one that
+// does not.
+constexpr Seconds kAnswerPatience{2};
 constexpr Seconds kJudgement{kSilence + Seconds(2)};
 
 std::string launch_name() {
@@ -91,6 +94,7 @@ class Launch {
   int run_until_done();
   Outcome run_ranks();
   Outcome follow(Child& mpirun, const HostWatch& watch);
+  void name_lost(Outcome& outcome, std::size_t rank, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   void end_everywhere(Child& mpirun);
   void recover(const Outcome& outcome);
@@ -115,7 +119,7 @@ class Launch {
   std::optional<Hosts> hosts_;
   std::optional<Model> model_;
   StagePlan stages_;
-  std::vector<std::size_t> ranks_;    // hosts, in all()
+  std::vector<std::size_t> ranks_;     // hosts, in all()
   std::vector<std::string> binaries_;  // by host
   std::string network_, plan_text_;
   Json plan_json_;
@@ -133,7 +137,8 @@ void Launch::reach() {
     hosts_->throw_problems("hosts cannot be reached");
   } else {
     for (const Host& host : hosts())
-      if (host.problem) options_.warn(fmt::format("{}; planned from the file alone", host.problem->what()));
+      if (host.problem)
+        options_.warn(fmt::format("{}; planned from the file alone", host.problem->what()));
   }
   std::vector<const Host*> reached;
   for (const Host& host : hosts())
@@ -141,7 +146,8 @@ void Launch::reach() {
   std::string problems, fix;
   ErrorKind kind = ErrorKind::kResources;
   for (const Finding& finding : check_together(reached, job_)) {
-    const std::string text = finding.host.empty() ? finding.text : finding.host + ": " + finding.text;
+    const std::string text =
+        finding.host.empty() ? finding.text : finding.host + ": " + finding.text;
     if (!finding.serious) {
       options_.warn(text);
       continue;
@@ -153,7 +159,8 @@ void Launch::reach() {
     problems += (problems.empty() ? "" : "\n  ") + text;
   }
   if (!problems.empty()) throw Error(kind, problems, fix);
-  network_ = job_.cluster.network.subnet.empty() ? common_network(reached) : job_.cluster.network.subnet;
+  network_ =
+      job_.cluster.network.subnet.empty() ? common_network(reached) : job_.cluster.network.subnet;
 }
 
 void Launch::complete_specs() {
@@ -161,10 +168,13 @@ void Launch::complete_specs() {
   hosts_->each([&](Host& host) {
     HostSpec& spec = host.spec;
     if (spec.memory == 0)
-      spec.memory = static_cast<std::int64_t>(kShareOfFree * static_cast<double>(host.facts.free_memory));
+      spec.memory =
+          static_cast<std::int64_t>(kShareOfFree * static_cast<double>(host.facts.free_memory));
     spec.rates = spec.rates.or_else(host.facts.rates);
-    if (!spec.rates.complete() && !options_.dry_run && !(spec.rates.disk == 0 && spec.rates.memory > 0)) {
-      options_.note(fmt::format("{}: measuring how fast it is, which takes some seconds", host.name()));
+    if (!spec.rates.complete() && !options_.dry_run &&
+        !(spec.rates.disk == 0 && spec.rates.memory > 0)) {
+      options_.note(
+          fmt::format("{}: measuring how fast it is, which takes some seconds", host.name()));
       host.client->probe(host.store);
       host.facts = host.client->facts(host.store);
       spec.rates = spec.rates.or_else(host.facts.rates);
@@ -176,8 +186,10 @@ void Launch::complete_specs() {
     if (own) host.spec.rates = host.spec.rates.or_else(*own);
     if (host.spec.memory == 0 || !host.spec.rates.complete())
       throw usage_error(
-          fmt::format("{}: nodes.{}: its memory and rates are needed to plan without reaching it", job_.file, host.name()),
-          "memory, memory_gb_per_s, f32_gflop_per_s, bf16_gflop_per_s, int8_gop_per_s, disk_gb_per_s; or run its agent");
+          fmt::format("{}: nodes.{}: its memory and rates are needed to plan without reaching it",
+                      job_.file, host.name()),
+          "memory, memory_gb_per_s, f32_gflop_per_s, bf16_gflop_per_s, int8_gop_per_s, "
+          "disk_gb_per_s; or run its agent");
   }
 }
 
@@ -199,9 +211,10 @@ void Launch::make_plan() {
   for (const HostPlan& host : plan.hosts) ranks_.push_back(host.host);
   for (const LeftOut& out : plan.left_out)
     options_.warn(fmt::format("{} is left out: {}", hosts()[out.host].name(), out.reason));
-  plan_text_ = fmt::format("first token after {:.3g} s, then {:.3g} tokens/s; bound by the {} of {}\n",
-                           plan.time_to_first_token, plan.tokens_per_second, bound_name(plan.bound),
-                           hosts()[plan.bound_host].name());
+  plan_text_ =
+      fmt::format("first token after {:.3g} s, then {:.3g} tokens/s; bound by the {} of {}\n",
+                  plan.time_to_first_token, plan.tokens_per_second, bound_name(plan.bound),
+                  hosts()[plan.bound_host].name());
   plan_json_ = {{"rounds", plan.rounds},
                 {"time_to_first_token", plan.time_to_first_token},
                 {"tokens_per_second", plan.tokens_per_second},
@@ -218,7 +231,8 @@ std::vector<SlabNames> Launch::by_host(const std::vector<SlabNames>& by_rank) co
 void Launch::ship() {
   const auto some = [&](const std::vector<SlabNames>& wanted, const char* what) {
     std::int64_t bytes = 0;
-    for (std::size_t i = 0; i < wanted.size(); ++i) bytes += model_->bytes(model_->missing(hosts()[i], wanted[i]));
+    for (std::size_t i = 0; i < wanted.size(); ++i)
+      bytes += model_->bytes(model_->missing(hosts()[i], wanted[i]));
     if (bytes > 0) options_.note(fmt::format("shipping {} of {}", format_bytes(bytes), what));
     model_->ship(*hosts_, wanted, options_.shipping);
   };
@@ -240,8 +254,8 @@ void Launch::same_build_everywhere() {
       return;
     }
     if (options_.dry_run) return;
-    options_.note(fmt::format("{}: has another build of Stagecoach ({} {}); copying this one there", host.name(),
-                              host.facts.version, host.facts.build));
+    options_.note(fmt::format("{}: has another build of Stagecoach ({} {}); copying this one there",
+                              host.name(), host.facts.version, host.facts.build));
     binaries_[i] = host.client->install(own.content, files, root_of_build(own.binary));
   });
   hosts_->throw_problems("this build of Stagecoach does not run on all hosts");
@@ -252,7 +266,8 @@ MpiJob Launch::mpi_job() {
              .plan = stages_,
              .ranks = {},
              .network = ranks_.size() > 1 || !host_of(0).here ? network_ : "",
-             .shell = fmt::format("{} agent-shell {}", hosts_->source().facts.binary, (folder() / "session.json").string()),
+             .shell = fmt::format("{} agent-shell {}", hosts_->source().facts.binary,
+                                  (folder() / "session.json").string()),
              .as_root = ::geteuid() == 0 && std::getenv("OMPI_ALLOW_RUN_AS_ROOT") != nullptr};
   for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
     const Host& host = host_of(rank);
@@ -264,7 +279,8 @@ MpiJob Launch::mpi_job() {
     if (host.reached() && !options_.dry_run) {
       const std::string files = host.client->job_folder(tag(ranks_[rank]));
       if (keeps_tokens())
-        place.extra.insert(place.extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
+        place.extra.insert(place.extra.end(),
+                           {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
       if (!job_.run_value("report").empty()) place.extra.push_back("--report=" + files + "/report");
     }
     mpi.ranks.push_back(std::move(place));
@@ -273,11 +289,12 @@ MpiJob Launch::mpi_job() {
 }
 
 std::string Launch::plan_text() const {
-  std::string text = fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", "rank", "host", "address", "memory", "layers");
+  std::string text = fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", "rank", "host", "address",
+                                 "memory", "layers");
   for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
     const HostSpec& spec = hosts_->at(ranks_[rank]).spec;
-    text += fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", rank, spec.name, spec.reached_as(), format_bytes(spec.memory),
-                        stages_.describe(static_cast<int>(rank)));
+    text += fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", rank, spec.name, spec.reached_as(),
+                        format_bytes(spec.memory), stages_.describe(static_cast<int>(rank)));
   }
   return text + plan_text_;
 }
@@ -286,8 +303,9 @@ int Launch::dry_run() {
   const MpiJob mpi = mpi_job();
   const Words words = mpi_command(mpi);
   const std::vector<SlabNames> own = own_slabs(stages_, model_->manifest());
-  const std::vector<SlabNames> second =
-      job_.replicas > 1 && stages_.ranks > 1 ? replica_slabs(stages_, model_->manifest()) : std::vector<SlabNames>(own.size());
+  const std::vector<SlabNames> second = job_.replicas > 1 && stages_.ranks > 1
+                                            ? replica_slabs(stages_, model_->manifest())
+                                            : std::vector<SlabNames>(own.size());
   Json ranks = Json::array();
   std::string text = plan_text();
   for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
@@ -305,10 +323,12 @@ int Launch::dry_run() {
                      {"slabs_to_ship", missing},
                      {"bytes_to_ship", model_->bytes(missing)}});
     text += missing.empty() ? fmt::format("{} has all of its slabs\n", host.name())
-                            : fmt::format("{} would get {} slabs, {}\n", host.name(), missing.size(), format_bytes(model_->bytes(missing)));
+                            : fmt::format("{} would get {} slabs, {}\n", host.name(),
+                                          missing.size(), format_bytes(model_->bytes(missing)));
   }
   if (!options_.json) {
-    options_.out(fmt::format("{}\nhostfile:\n{}\nrankfile:\n{}\n{}\n", text, hostfile(mpi), rankfile(mpi), shell_command(words)));
+    options_.out(fmt::format("{}\nhostfile:\n{}\nrankfile:\n{}\n{}\n", text, hostfile(mpi),
+                             rankfile(mpi), shell_command(words)));
     return 0;
   }
   Json json = plan_json_;
@@ -345,15 +365,18 @@ Launch::Outcome Launch::run_ranks() {
   if (tokens_) host_of(0).client->put_job_file(tag(ranks_[0]), "tokens/tokens.json", *tokens_);
   const HostWatch watch(watched, hosts_->key());
   std::optional<TokenMirror> mirror;
-  if (keeps_tokens()) mirror.emplace(host_of(0).agent, hosts_->key(), host_of(0).name(), tag(ranks_[0]), "tokens/tokens.json");
+  if (keeps_tokens())
+    mirror.emplace(host_of(0).agent, hosts_->key(), host_of(0).name(), tag(ranks_[0]),
+                   "tokens/tokens.json");
   const char* const setting = stdin_setting(job_);
   const Input input(setting == nullptr ? "" : job_.run_value(setting));
-  Child mpirun(words, {fmt::format("{}={}", kJobVariable, own_tag)}, Child::Streams::kCapture, input.descriptor());
+  Child mpirun(words, {fmt::format("{}={}", kJobVariable, own_tag)}, Child::Streams::kCapture,
+               input.descriptor());
   Outcome outcome = follow(mpirun, watch);
   if (outcome.code != 0) judge(outcome, watch);
   end_everywhere(mpirun);
   if (mirror && mirror->latest()) tokens_ = mirror->latest();
-  messages_.end_line();
+  messages_.end(outcome.lost_host.has_value() || outcome.rank_lost);
   return outcome;
 }
 
@@ -370,18 +393,20 @@ Launch::Outcome Launch::follow(Child& mpirun, const HostWatch& watch) {
   while (mpirun.out() >= 0 || mpirun.err() >= 0 || !(code = mpirun.poll())) {
     std::array<pollfd, 2> files{pollfd{mpirun.out(), POLLIN, 0}, pollfd{mpirun.err(), POLLIN, 0}};
     ::poll(files.data(), files.size(), 100);
-    if (files[0].revents != 0 && !forward(mpirun.out(), [&](std::string_view text) { output_.take(text); })) mpirun.close_out();
-    if (files[1].revents != 0 && !forward(mpirun.err(), [&](std::string_view text) { messages_.take(text); })) mpirun.close_err();
+    if (files[0].revents != 0 &&
+        !forward(mpirun.out(), [&](std::string_view text) { output_.take(text); }))
+      mpirun.close_out();
+    if (files[1].revents != 0 &&
+        !forward(mpirun.err(), [&](std::string_view text) { messages_.take(text); }))
+      mpirun.close_err();
     if (options_.interrupted()) {
-      messages_.hush();
+      messages_.end(true);
       end_everywhere(mpirun);
       throw Error(ErrorKind::kInterrupted, "interrupted: the job was ended on all hosts");
     }
     if (const auto lost = watch.lost(); !lost.empty()) {
-      outcome.lost_host = ranks_[lost.front()];
-      outcome.reason = watch.reason(lost.front());
       outcome.code = static_cast<int>(ErrorKind::kPeerLost);
-      messages_.hush();
+      name_lost(outcome, lost.front(), watch);
       return outcome;
     }
   }
@@ -389,20 +414,43 @@ Launch::Outcome Launch::follow(Child& mpirun, const HostWatch& watch) {
   return outcome;
 }
 
-// Ranks that end for want of another may be sooner than the watch.
+// At once: what follows takes its time.
+void Launch::name_lost(Outcome& outcome, std::size_t rank, const HostWatch& watch) {
+  Host& host = host_of(rank);
+  host.lost = true;
+  outcome.lost_host = ranks_[rank];
+  outcome.reason = watch.reason(rank);
+  if (job_.replicas > 1)
+    options_.warn(
+        fmt::format("lost, with {}: {}", stages_.describe(static_cast<int>(rank)), outcome.reason));
+}
+
+// Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.
 void Launch::judge(Outcome& outcome, const HostWatch& watch) {
   if (outcome.lost_host) return;
   const bool signalled = outcome.code > 128 && outcome.code != 130;
   if (outcome.code != static_cast<int>(ErrorKind::kPeerLost) && !signalled) return;
+  std::vector<std::thread> threads;
+  std::atomic<int> answers{0};
+  for (const std::size_t host : ranks_)
+    threads.emplace_back([&, host] {
+      try {
+        AgentClient(hosts()[host].agent, hosts_->key(), hosts()[host].name()).ping(kAnswerPatience);
+        ++answers;
+      } catch (const std::exception&) {
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
   const auto deadline = Clock::now() + kJudgement;
-  while (watch.lost().empty() && Clock::now() < deadline && !options_.interrupted())
+  while (answers < static_cast<int>(ranks_.size()) && watch.lost().empty() &&
+         Clock::now() < deadline && !options_.interrupted())
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   if (const auto lost = watch.lost(); !lost.empty()) {
-    outcome.lost_host = ranks_[lost.front()];
-    outcome.reason = watch.reason(lost.front());
+    name_lost(outcome, lost.front(), watch);
   } else {
     outcome.rank_lost = true;
-    outcome.reason = signalled ? fmt::format("a rank was ended by signal {}", outcome.code - 128) : "a rank fell silent";
+    outcome.reason = signalled ? fmt::format("a rank was ended by signal {}", outcome.code - 128)
+                               : "a rank fell silent";
   }
 }
 
@@ -412,7 +460,8 @@ void Launch::end_everywhere(Child& mpirun) {
     mpirun.wait(kEndPatience);
   }
   std::vector<std::thread> threads;
-  for (const std::size_t host : ranks_)
+  for (const std::size_t host : ranks_) {
+    if (hosts()[host].lost) continue;
     threads.emplace_back([&, host] {
       try {
         AgentClient agent(hosts()[host].agent, hosts_->key(), hosts()[host].name());
@@ -420,15 +469,14 @@ void Launch::end_everywhere(Child& mpirun) {
       } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher
       }
     });
+  }
   for (std::thread& thread : threads) thread.join();
 }
 
 void Launch::recover(const Outcome& outcome) {
   if (outcome.lost_host) {
-    const auto rank = static_cast<std::size_t>(std::find(ranks_.begin(), ranks_.end(), *outcome.lost_host) - ranks_.begin());
-    Host& host = hosts()[*outcome.lost_host];
-    options_.warn(fmt::format("{} was lost, with {}: {}", host.name(), stages_.describe(static_cast<int>(rank)), outcome.reason));
-    host.problem = Error(ErrorKind::kPeerLost, fmt::format("{} was lost", host.name()));
+    const auto rank = static_cast<std::size_t>(
+        std::find(ranks_.begin(), ranks_.end(), *outcome.lost_host) - ranks_.begin());
     if (stages_.ranks < 2) throw stopped(outcome);
     stages_ = take_over(stages_, static_cast<int>(rank));
     ranks_.erase(ranks_.begin() + static_cast<std::ptrdiff_t>(rank));
@@ -443,14 +491,19 @@ void Launch::recover(const Outcome& outcome) {
 
 Error Launch::stopped(const Outcome& outcome) const {
   if (!outcome.lost_host)
-    return {ErrorKind::kPeerLost, fmt::format("{}, though its host answers: it may have run out of memory", outcome.reason),
-            "dmesg on the hosts says what ended it; lower nodes.*.memory, or run the same command again"};
+    return {
+        ErrorKind::kPeerLost,
+        fmt::format("{}, though its host answers: it may have run out of memory", outcome.reason),
+        "dmesg on the hosts says what ended it; lower nodes.*.memory, or run the same command "
+        "again"};
   const Host& host = hosts_->at(*outcome.lost_host);
-  const auto rank = static_cast<std::size_t>(std::find(ranks_.begin(), ranks_.end(), *outcome.lost_host) - ranks_.begin());
-  const std::string layers = rank < ranks_.size() ? stages_.describe(static_cast<int>(rank)) : "its layers";
-  return {ErrorKind::kPeerLost,
-          fmt::format("{} ({}) was lost, with {}: {}", host.name(), host.spec.reached_as(), layers, outcome.reason),
-          fmt::format("bring {} back and run the same command again; without it, take [nodes.{}] out of {}, and launch ships {} to "
+  const auto rank = static_cast<std::size_t>(
+      std::find(ranks_.begin(), ranks_.end(), *outcome.lost_host) - ranks_.begin());
+  const std::string layers =
+      rank < ranks_.size() ? stages_.describe(static_cast<int>(rank)) : "its layers";
+  return {ErrorKind::kPeerLost, fmt::format("lost, with {}: {}", layers, outcome.reason),
+          fmt::format("bring {} back and run the same command again; without it, take [nodes.{}] "
+                      "out of {}, and launch ships {} to "
                       "others if a host still has them; replicas = 2 goes on by itself",
                       host.name(), host.name(), job_.file, layers)};
 }
@@ -460,7 +513,12 @@ int Launch::run_until_done() {
     const Outcome outcome = run_ranks();
     if (outcome.code == 0) return 0;
     if (!outcome.lost_host && !outcome.rank_lost) return outcome.code;  // the ranks have said why
-    if (job_.replicas < 2 || restarts >= job_.restarts) throw stopped(outcome);
+    if (job_.replicas < 2 || restarts >= job_.restarts) {
+      // A rank that missed another has named it.
+      if (outcome.rank_lost && outcome.code == static_cast<int>(ErrorKind::kPeerLost))
+        return outcome.code;
+      throw stopped(outcome);
+    }
     recover(outcome);
   }
 }
@@ -481,7 +539,9 @@ void Launch::collect_report() {
 }
 
 void Launch::forget() {
-  hosts_->each([&](Host& host) { host.client->forget_job(tag(static_cast<std::size_t>(&host - hosts().data()))); });
+  hosts_->each([&](Host& host) {
+    host.client->forget_job(tag(static_cast<std::size_t>(&host - hosts().data())));
+  });
   std::error_code ignored;
   fs::remove_all(folder(), ignored);
 }

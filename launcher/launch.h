@@ -1,5 +1,5 @@
-// From a job file to results: reaches the hosts, plans, ships slabs and builds, runs mpirun, and goes on
-// without a host that is lost.
+// From a job file to results: reaches the hosts, plans, ships slabs and builds, runs mpirun, and
+// goes on without a host that is lost.
 #pragma once
 
 #include <functional>
@@ -14,8 +14,8 @@
 namespace stagecoach {
 
 struct LaunchOptions {
-  bool dry_run = false;  // plan and command, and nothing else
-  bool json = false;     // of a dry run
+  bool dry_run = false;         // plan and command, and nothing else
+  bool json = false;            // of a dry run
   std::filesystem::path state;  // for files of this launch
   bool terminal = false;        // stderr is one
 
@@ -25,7 +25,7 @@ struct LaunchOptions {
   std::function<std::optional<HostRates>(const std::string& store)> own_rates;
   std::function<bool()> interrupted;
   std::function<void(std::string_view)> out, err;
-  std::function<void(const std::string&)> note;     // a step, for people who watch
+  std::function<void(const std::string&)> note;  // a step, for people who watch
   std::function<void(const std::string&)> warn;
   Report shipping;
 };

@@ -17,8 +17,13 @@ constexpr std::int64_t kMostBytes = std::int64_t{4} << 20;
 void write_session(const std::filesystem::path& file, const LaunchSession& session) {
   Json hosts = Json::array();
   for (const SessionHost& host : session.hosts)
-    hosts.push_back({{"name", host.name}, {"address", host.address}, {"port", host.port}, {"job", host.job}});
-  write_secret(file, Json{{"format", "stagecoach-session"}, {"version", 1}, {"key", session.key.text()}, {"hosts", hosts}}.dump());
+    hosts.push_back(
+        {{"name", host.name}, {"address", host.address}, {"port", host.port}, {"job", host.job}});
+  write_secret(file, Json{{"format", "stagecoach-session"},
+                          {"version", 1},
+                          {"key", session.key.text()},
+                          {"hosts", hosts}}
+                         .dump());
 }
 
 LaunchSession read_session(const std::filesystem::path& file) {
@@ -35,10 +40,12 @@ LaunchSession read_session(const std::filesystem::path& file) {
   return session;
 }
 
-int run_daemon_of_session(const std::filesystem::path& file, const std::string& address, const Words& words) {
+int run_daemon_of_session(const std::filesystem::path& file, const std::string& address,
+                          const Words& words) {
   const LaunchSession session = read_session(file);
-  const auto host = std::find_if(session.hosts.begin(), session.hosts.end(),
-                                 [&](const SessionHost& known) { return known.address == address; });
+  const auto host =
+      std::find_if(session.hosts.begin(), session.hosts.end(),
+                   [&](const SessionHost& known) { return known.address == address; });
   if (host == session.hosts.end())
     throw usage_error(fmt::format("{}: this launch has no host {}", file.string(), address));
   std::string command;

@@ -1,4 +1,5 @@
-// What mpirun needs to reach a launch's hosts through their agents: a file that only this user reads.
+// What mpirun needs to reach a launch's hosts through their agents: a file that only this user
+// reads.
 #pragma once
 
 #include <filesystem>
@@ -11,10 +12,10 @@
 namespace stagecoach {
 
 struct SessionHost {
-  std::string name;      // in messages
-  std::string address;   // as mpirun calls it
+  std::string name;     // in messages
+  std::string address;  // as mpirun calls it
   std::uint16_t port = 0;
-  std::string job;       // of its processes
+  std::string job;  // of its processes
 };
 
 struct LaunchSession {
@@ -27,6 +28,7 @@ void write_session(const std::filesystem::path& file, const LaunchSession& sessi
 LaunchSession read_session(const std::filesystem::path& file);
 
 // In ssh's place: `words` on the host of that address. The exit code.
-int run_daemon_of_session(const std::filesystem::path& file, const std::string& address, const Words& words);
+int run_daemon_of_session(const std::filesystem::path& file, const std::string& address,
+                          const Words& words);
 
 }  // namespace stagecoach

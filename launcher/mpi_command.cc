@@ -42,7 +42,8 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
   if (place.memory > 0) add_flag(words, "memory", std::to_string(place.memory));
   const char* const from_stdin = stdin_setting(mpi.job);
   for (const auto& [setting, values] : mpi.job.run) {
-    if (std::find(kOwnOfLaunch.begin(), kOwnOfLaunch.end(), setting) != kOwnOfLaunch.end()) continue;
+    if (std::find(kOwnOfLaunch.begin(), kOwnOfLaunch.end(), setting) != kOwnOfLaunch.end())
+      continue;
     if (from_stdin != nullptr && setting == from_stdin) {
       add_flag(words, setting, "-");
       continue;

@@ -20,9 +20,9 @@ struct MpiJob {
   const LaunchJob& job;
   const StagePlan& plan;
   std::vector<RankPlace> ranks;
-  std::string network;     // "192.168.1.0/24"; empty: one host
-  std::string shell;       // what mpirun calls to reach hosts; empty: ssh
-  bool as_root = false;    // the user has allowed Open MPI to run as root
+  std::string network;   // "192.168.1.0/24"; empty: one host
+  std::string shell;     // what mpirun calls to reach hosts; empty: ssh
+  bool as_root = false;  // the user has allowed Open MPI to run as root
 };
 
 // Open MPI 4.1 and 5 take the same words: the names of the settings are those of 4.1, which 5
@@ -36,8 +36,8 @@ Words rank_command(const MpiJob& job, std::size_t rank);
 std::string hostfile(const MpiJob& job);
 std::string rankfile(const MpiJob& job);
 
-// The setting of [run] whose file is read on the launching machine and handed to rank 0's stdin; null:
-// there is none.
+// The setting of [run] whose file is read on the launching machine and handed to rank 0's stdin;
+// null: there is none.
 const char* stdin_setting(const LaunchJob& job);
 
 }  // namespace stagecoach

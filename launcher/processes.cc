@@ -56,8 +56,9 @@ std::vector<std::string> merged_environment(const Environment& changes) {
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text(*entry);
     const std::string_view name = text.substr(0, text.find('=') + 1);
-    const bool changed = std::any_of(changes.begin(), changes.end(),
-                                     [&](const std::string& change) { return change.starts_with(name); });
+    const bool changed =
+        std::any_of(changes.begin(), changes.end(),
+                    [&](const std::string& change) { return change.starts_with(name); });
     if (!changed) all.emplace_back(text);
   }
   all.insert(all.end(), changes.begin(), changes.end());
@@ -138,9 +139,15 @@ Child::~Child() {
   close_err();
 }
 
-void Child::close_in() { close_file(in_); }
-void Child::close_out() { close_file(out_); }
-void Child::close_err() { close_file(err_); }
+void Child::close_in() {
+  close_file(in_);
+}
+void Child::close_out() {
+  close_file(out_);
+}
+void Child::close_err() {
+  close_file(err_);
+}
 
 void Child::signal(int number) const {
   if (!code_) ::kill(-pid_, number);
@@ -188,12 +195,14 @@ std::optional<Finished> run_program(const Words& argv, Seconds patience, const s
     if (files[2].revents != 0) {
       const ssize_t size = ::write(child.in(), input.data() + written, input.size() - written);
       if (size > 0) written += static_cast<std::size_t>(size);
-      if ((size < 0 && errno != EAGAIN && errno != EINTR) || written == input.size()) child.close_in();
+      if ((size < 0 && errno != EAGAIN && errno != EINTR) || written == input.size())
+        child.close_in();
     }
     // A daemon that it leaves behind may keep the pipes.
     if (child.poll() && files[0].revents == 0 && files[1].revents == 0) break;
   }
-  finished.code = child.wait(std::max(Seconds(0.1), Seconds(deadline - std::chrono::steady_clock::now())));
+  finished.code =
+      child.wait(std::max(Seconds(0.1), Seconds(deadline - std::chrono::steady_clock::now())));
   return finished;
 } catch (const Error&) {
   return std::nullopt;
@@ -205,7 +214,9 @@ int end_processes_of(const std::string& job) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
     const std::string name = entry.path().filename();
-    if (!std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c) != 0; })) continue;
+    if (!std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isdigit(c) != 0; }))
+      continue;
     std::ifstream file(entry.path() / "environ", std::ios::binary);
     std::string variable;
     while (std::getline(file, variable, '\0'))

@@ -20,9 +20,9 @@ using Environment = std::vector<std::string>;
 class Child {
  public:
   enum class Streams : std::uint8_t {
-    kInherit,   // all three
-    kCapture,   // stdin is empty; stdout and stderr are pipes
-    kAll,       // stdin is a pipe, too
+    kInherit,  // all three
+    kCapture,  // stdin is empty; stdout and stderr are pipes
+    kAll,      // stdin is a pipe, too
   };
   // argv[0] is looked up in PATH. In a session of its own, so that no Ctrl-C meant for this process
   // reaches it. Throws resource_error when it cannot be started.
@@ -56,9 +56,10 @@ struct Finished {
   std::string out, err;
 };
 
-// Runs a program to its end, `input` on its stdin; after `patience` it is killed. Nullopt when it cannot
-// be started.
-std::optional<Finished> run_program(const Words& argv, Seconds patience, const std::string& input = {},
+// Runs a program to its end, `input` on its stdin; after `patience` it is killed. Nullopt when it
+// cannot be started.
+std::optional<Finished> run_program(const Words& argv, Seconds patience,
+                                    const std::string& input = {},
                                     const Environment& environment = {});
 
 // The variable that every process of a launched job has; its value is the job's on that host.

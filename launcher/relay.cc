@@ -7,19 +7,29 @@ namespace {
 
 // "generating  42 %  12 tokens of 20 tokens  3 tokens/s  ETA 4 s"
 bool is_progress(std::string_view line) {
-  return line.find(" %  ") != std::string_view::npos && line.find("  ETA ") != std::string_view::npos &&
-         line.ends_with(" s");
+  return line.find(" %  ") != std::string_view::npos &&
+         line.find("  ETA ") != std::string_view::npos && line.ends_with(" s");
 }
 
 bool is_frame(std::string_view line) {
-  return line.size() >= 60 && std::all_of(line.begin(), line.end(), [](char c) { return c == '-' || c == '='; });
+  return line.size() >= 60 &&
+         std::all_of(line.begin(), line.end(), [](char c) { return c == '-' || c == '='; });
 }
 
 bool is_of_open_mpi(std::string_view line) {
-  constexpr std::string_view kNames[]{"mpirun", "ORTE ", "[prterun", "prterun", "PRTE ", "MPI_ABORT"};
-  if (line.starts_with("[") && (line.find("] [[") != std::string_view::npos || line.find("] PRTE") != std::string_view::npos))
-    return true;
-  return std::any_of(std::begin(kNames), std::end(kNames), [&](std::string_view name) { return line.starts_with(name); });
+  constexpr std::string_view kNames[]{"mpirun",  "ORTE ", "[prterun",
+                                      "prterun", "PRTE ", "MPI_ABORT"};
+  // "[pc-a:12345] …"
+  if (const std::size_t end = line.find(']');
+      line.starts_with("[") && end != std::string_view::npos) {
+    const std::string_view place = line.substr(1, end - 1);
+    const std::size_t colon = place.rfind(':');
+    if (colon != std::string_view::npos && colon + 1 < place.size() &&
+        place.substr(colon + 1).find_first_not_of("0123456789") == std::string_view::npos)
+      return true;
+  }
+  return std::any_of(std::begin(kNames), std::end(kNames),
+                     [&](std::string_view name) { return line.starts_with(name); });
 }
 
 }  // namespace
@@ -62,21 +72,27 @@ void MessageRelay::take(std::string_view data) {
   }
 }
 
-void MessageRelay::end_line() {
+void MessageRelay::end(bool explained) {
   if (!line_.empty()) line(line_);
-  line_.clear();
   if (progress_shown_) write_("\n");
-  progress_shown_ = false;
+  if (!explained && !held_.empty()) write_(held_);
+  line_.clear();
+  held_.clear();
+  in_frame_ = progress_shown_ = false;
 }
 
 void MessageRelay::line(const std::string& text) {
-  if (hushed_) {
-    if (is_frame(text)) {
-      in_frame_ = !in_frame_;
-      return;
-    }
-    if (in_frame_ || is_of_open_mpi(text)) return;
+  if (is_frame(text)) {
+    in_frame_ = !in_frame_;
+    held_ += text + "\n";
+  } else if (in_frame_ || is_of_open_mpi(text)) {
+    held_ += text + "\n";
+  } else {
+    write(text);
   }
+}
+
+void MessageRelay::write(const std::string& text) {
   if (terminal_ && is_progress(text)) {
     write_("\r" + text + "\033[K");
     progress_shown_ = true;

@@ -26,25 +26,25 @@ class OutputRelay {
   std::string line_;         // one that is not finished
 };
 
-// Messages of the ranks, line by line: progress in one place on a terminal, and without Open MPI's
-// framed explanations once the launch knows better.
+// Messages of the ranks, line by line; progress stays in one place on a terminal. Open MPI's own
+// explanations wait for the end: a launch may know better.
 class MessageRelay {
  public:
   using Write = std::function<void(std::string_view)>;
   MessageRelay(bool terminal, Write write) : terminal_(terminal), write_(std::move(write)) {}
 
   void take(std::string_view data);
-  void end_line();
-  // Open MPI's own words are left out from here on.
-  void hush() { hushed_ = true; }
+  // Of one mpirun. `explained`: what Open MPI has to say is not said.
+  void end(bool explained);
 
  private:
   void line(const std::string& text);
+  void write(const std::string& text);
 
   const bool terminal_;
   const Write write_;
-  std::string line_;
-  bool hushed_ = false, in_frame_ = false, progress_shown_ = false;
+  std::string line_, held_;
+  bool in_frame_ = false, progress_shown_ = false;
 };
 
 }  // namespace stagecoach

@@ -90,8 +90,8 @@ void set_options(tcp::socket& socket) {
   socket.set_option(tcp::no_delay(true));
   socket.set_option(asio::socket_base::keep_alive(true));
   const int fd = socket.native_handle();
-  const auto milliseconds =
-      static_cast<unsigned>(std::chrono::duration_cast<std::chrono::milliseconds>(kSilence).count());
+  const auto milliseconds = static_cast<unsigned>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(kSilence + Seconds(2)).count());
   const int idle = 2, interval = 1, count = 4;
   ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
   ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
@@ -151,8 +151,11 @@ int SecureChannel::descriptor() const {
   return connection_->stream.lowest_layer().native_handle();
 }
 
-SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key, Seconds patience) {
-  const std::string peer = endpoint.text();
+SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key,
+                                     const std::string& name, Seconds patience) {
+  const std::string peer = name.empty() || name == endpoint.text()
+                               ? endpoint.text()
+                               : fmt::format("{} ({})", name, endpoint.text());
   auto connection = std::make_unique<Connection>(peer, key);
   tcp::resolver resolver(connection->io);
   ErrorCode error;
@@ -173,9 +176,10 @@ SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key, S
   if (error == asio::error::timed_out)
     throw peer_lost(peer, "something listens there, but does not answer as an agent does");
   if (error)
-    throw resource_error(fmt::format("{}: the agent there has another key, or this is no agent ({})", peer,
-                                     error.message()),
-                         "copy one key file to every PC: stagecoach agent --new-key FILE makes it");
+    throw resource_error(
+        fmt::format("{}: the agent there has another key, or this is no agent ({})", peer,
+                    error.message()),
+        "copy one key file to every PC: stagecoach agent --new-key FILE makes it");
   return SecureChannel(std::move(connection));
 }
 
@@ -183,9 +187,8 @@ void SecureChannel::send_frame(FrameKind kind, std::span<const std::byte> payloa
   const auto header = frame_header(kind, payload.size());
   const std::array<asio::const_buffer, 2> buffers{asio::buffer(header),
                                                   asio::buffer(payload.data(), payload.size())};
-  const ErrorCode error = connection_->run(kSendPatience, [&](auto done) {
-    asio::async_write(connection_->stream, buffers, done);
-  });
+  const ErrorCode error = connection_->run(
+      kSendPatience, [&](auto done) { asio::async_write(connection_->stream, buffers, done); });
   if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
 }
 
@@ -253,8 +256,8 @@ SecureListener::SecureListener(const Endpoint& endpoint, const Key& key)
   ErrorCode error;
   const asio::ip::address address = asio::ip::make_address(endpoint.address, error);
   if (error)
-    throw usage_error(fmt::format("expected an address of this PC to listen on, like 0.0.0.0, found '{}'",
-                                  endpoint.address));
+    throw usage_error(fmt::format(
+        "expected an address of this PC to listen on, like 0.0.0.0, found '{}'", endpoint.address));
   state_->v6 = address.is_v6();
   const tcp::endpoint place(address, endpoint.port);
   tcp::acceptor& acceptor = state_->acceptor;
@@ -296,11 +299,11 @@ void SecureListener::State::serve(Running& running, tcp::socket::native_handle_t
   }
   --handshakes;
   if (connection) try {
-    SecureChannel channel(std::move(connection));
-    session(channel);
-  } catch (const std::exception& exception) {
-    spdlog::debug("{}: {}", peer, exception.what());
-  }
+      SecureChannel channel(std::move(connection));
+      session(channel);
+    } catch (const std::exception& exception) {
+      spdlog::debug("{}: {}", peer, exception.what());
+    }
   running.ended = true;
 }
 

@@ -30,9 +30,10 @@ struct Endpoint {
 
 class SecureChannel {
  public:
-  // Throws kPeerLost when nobody answers, resource_error when the other end has another key.
+  // Throws kPeerLost when nobody answers, resource_error when the other end has another key. `name`
+  // is the other end's in messages; empty: its address.
   static SecureChannel connect(const Endpoint& endpoint, const Key& key,
-                               Seconds patience = kConnectPatience);
+                               const std::string& name = {}, Seconds patience = kConnectPatience);
   SecureChannel(SecureChannel&&) noexcept;
   SecureChannel& operator=(SecureChannel&&) noexcept;
   ~SecureChannel();

@@ -23,7 +23,8 @@ class SlabTransfer {
     for (const std::int64_t chunk : draft.missing_chunks()) open_.push_back(chunk);
   }
 
-  // Waits for all, calling `report` in between; throws what the last source said if chunks are left.
+  // Waits for all, calling `report` in between; throws what the last source said if chunks are
+  // left.
   void run(const std::vector<SlabSource>& sources, const std::function<void()>& report) {
     std::vector<std::future<void>> threads;
     for (const SlabSource& source : sources)
@@ -54,7 +55,8 @@ class SlabTransfer {
       AgentClient agent(source.agent, key_, source.agent.text());
       while ((chunk = take())) {
         const std::vector<std::byte> bytes =
-            agent.read_range(source.store, draft_.slab().file, *chunk * SlabDraft::kChunk, draft_.chunk_bytes(*chunk));
+            agent.read_range(source.store, draft_.slab().file, *chunk * SlabDraft::kChunk,
+                             draft_.chunk_bytes(*chunk));
         write(*chunk, bytes);
         chunk.reset();
       }
@@ -97,8 +99,8 @@ class SlabTransfer {
 
 }  // namespace
 
-void pull_slabs(const std::filesystem::path& store, const std::vector<SlabOrder>& orders, const Key& key,
-                const Report& report) {
+void pull_slabs(const std::filesystem::path& store, const std::vector<SlabOrder>& orders,
+                const Key& key, const Report& report) {
   std::int64_t total = 0;
   for (const SlabOrder& order : orders) total += order.slab->bytes;
   std::atomic<std::int64_t> done{0};

@@ -17,11 +17,11 @@ struct SlabOrder {
   std::vector<SlabSource> sources;
 };
 
-// Fetches them one after the other, a slab's chunks from all of its sources at once; while one slab is
-// checked, the next one comes. A source that fails is left to the others. `report` is called often, with
-// bytes. Throws what the last source of a slab said, resource_error for a full disk; what has come
-// stays, for the next try.
-void pull_slabs(const std::filesystem::path& store, const std::vector<SlabOrder>& orders, const Key& key,
-                const Report& report);
+// Fetches them one after the other, a slab's chunks from all of its sources at once; while one slab
+// is checked, the next one comes. A source that fails is left to the others. `report` is called
+// often, with bytes. Throws what the last source of a slab said, resource_error for a full disk;
+// what has come stays, for the next try.
+void pull_slabs(const std::filesystem::path& store, const std::vector<SlabOrder>& orders,
+                const Key& key, const Report& report);
 
 }  // namespace stagecoach

@@ -40,7 +40,8 @@ std::uint64_t content_of(const SlabEntry& slab) {
   StreamingHash hash;
   for (const PartEntry& part : slab.parts) {
     const std::array<std::uint64_t, 3> numbers{static_cast<std::uint64_t>(part.offset),
-                                               static_cast<std::uint64_t>(part.bytes), part.checksum};
+                                               static_cast<std::uint64_t>(part.bytes),
+                                               part.checksum};
     hash.update(std::as_bytes(std::span(numbers)));
   }
   return hash.digest();
@@ -52,13 +53,15 @@ fs::path path_inside(const fs::path& path, const std::vector<fs::path>& roots) {
   const fs::path resolved = fs::weakly_canonical(path);
   for (const fs::path& root : roots) {
     const fs::path base = fs::weakly_canonical(root);
-    const auto [end, at] = std::mismatch(base.begin(), base.end(), resolved.begin(), resolved.end());
+    const auto [end, at] =
+        std::mismatch(base.begin(), base.end(), resolved.begin(), resolved.end());
     if (path.is_absolute() && end == base.end()) return resolved;
   }
   std::string names;
   for (const fs::path& root : roots) names += (names.empty() ? "" : ", ") + root.string();
-  throw usage_error(fmt::format("'{}' is not inside a folder that this agent serves: {}", path.string(), names),
-                    "put the store there, or start the agent with --stores DIR");
+  throw usage_error(
+      fmt::format("'{}' is not inside a folder that this agent serves: {}", path.string(), names),
+      "put the store there, or start the agent with --stores DIR");
 }
 
 StoreContents look_into_store(const fs::path& store) {
@@ -69,19 +72,22 @@ StoreContents look_into_store(const fs::path& store) {
   if (fs::exists(store / kManifestFile)) {
     contents.manifest = read_manifest(store);
     for (const SlabEntry& slab : contents.manifest->slabs)
-      if (regular_size(store / slab.file) == slab.bytes) contents.slabs.push_back({slab.file, slab.bytes});
+      if (regular_size(store / slab.file) == slab.bytes)
+        contents.slabs.push_back({slab.file, slab.bytes});
   }
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(store / kTokenizerFolder, error)) {
     const std::string name = entry.path().filename();
     const auto bytes = regular_size(entry.path());
-    if (bytes && is_bare_name(name)) contents.tokenizer.push_back({fmt::format("{}/{}", kTokenizerFolder, name), *bytes});
+    if (bytes && is_bare_name(name))
+      contents.tokenizer.push_back({fmt::format("{}/{}", kTokenizerFolder, name), *bytes});
   }
   fs::path there = store;
   while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
   struct statvfs status {};
   if (::statvfs(there.c_str(), &status) == 0)
-    contents.free_bytes = static_cast<std::int64_t>(status.f_bavail) * static_cast<std::int64_t>(status.f_frsize);
+    contents.free_bytes =
+        static_cast<std::int64_t>(status.f_bavail) * static_cast<std::int64_t>(status.f_frsize);
   return contents;
 }
 
@@ -89,7 +95,8 @@ void check_store_file_name(const std::string& name) {
   const std::string_view tokenizer = std::string_view(kTokenizerFolder);
   const std::string_view text = name;
   const bool in_tokenizer = text.starts_with(tokenizer) && text.size() > tokenizer.size() &&
-                            text[tokenizer.size()] == '/' && is_bare_name(text.substr(tokenizer.size() + 1));
+                            text[tokenizer.size()] == '/' &&
+                            is_bare_name(text.substr(tokenizer.size() + 1));
   if (!in_tokenizer && !(is_bare_name(text) && text.ends_with(".slab")))
     throw data_error(fmt::format("'{}' is not the name of a store's file", name.substr(0, 128)));
 }
@@ -113,8 +120,9 @@ std::string slab_problem(const fs::path& path, const SlabEntry& slab, const Adva
       if (advance) advance(size);
     }
     if (hash.digest() != part.checksum)
-      return fmt::format("{}: the {} part is damaged: expected checksum {}, found {}", path.string(),
-                         part_name(part.kind), hash_to_hex(part.checksum), hash_to_hex(hash.digest()));
+      return fmt::format("{}: the {} part is damaged: expected checksum {}, found {}",
+                         path.string(), part_name(part.kind), hash_to_hex(part.checksum),
+                         hash_to_hex(hash.digest()));
   }
   ::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
   return {};
@@ -141,7 +149,8 @@ SlabDraft::SlabDraft(fs::path store, const SlabEntry& slab)
   }
   const bool goes_on = std::find(done_.begin(), done_.end(), true) != done_.end();
   file_ = goes_on ? File::open_update(partial_) : File::create(partial_);
-  if (const int error = ::posix_fallocate(file_->descriptor(), 0, slab.bytes); error == ENOSPC || error == EDQUOT)
+  if (const int error = ::posix_fallocate(file_->descriptor(), 0, slab.bytes);
+      error == ENOSPC || error == EDQUOT)
     throw resource_error(fmt::format("{}: no room for {} bytes", partial_.string(), slab.bytes),
                          "free some space there and run the same command again");
   notes_file_ = File::create(notes_);
@@ -188,8 +197,9 @@ void SlabDraft::finish() {
   fs::remove(notes_);
   if (!problem.empty()) {
     fs::remove(partial_);
-    throw data_error(problem + ", after it was copied: its source is damaged, or a disk or network card is",
-                     "stagecoach doctor JOB.toml says whose copy is whole");
+    throw data_error(
+        problem + ", after it was copied: its source is damaged, or a disk or network card is",
+        "stagecoach doctor JOB.toml says whose copy is whole");
   }
   rename_synced(partial_, final_);
 }
@@ -197,12 +207,15 @@ void SlabDraft::finish() {
 // ---- Manifests ----
 
 void check_same_model(const Manifest& ours, const Manifest& theirs, const std::string& where) {
-  const auto differs = [&](const std::string& what, const std::string& expected, const std::string& found) {
-    throw data_error(fmt::format("{}: holds another model: {}: expected {}, found {}", where, what, expected, found),
+  const auto differs = [&](const std::string& what, const std::string& expected,
+                           const std::string& found) {
+    throw data_error(fmt::format("{}: holds another model: {}: expected {}, found {}", where, what,
+                                 expected, found),
                      "another `store` for this job, or remove that folder");
   };
   if (ours.name != theirs.name || ours.version != theirs.version)
-    differs("name", fmt::format("{} {}", ours.name, ours.version), fmt::format("{} {}", theirs.name, theirs.version));
+    differs("name", fmt::format("{} {}", ours.name, ours.version),
+            fmt::format("{} {}", theirs.name, theirs.version));
   if (ours.weights != theirs.weights) differs("weights", "those of the job's store", "others");
   if (ours.spec != theirs.spec || ours.distinct_layers != theirs.distinct_layers)
     differs("shape", "that of the job's store", "another");
@@ -222,7 +235,8 @@ Manifest merged(const Manifest& ours, const Manifest& theirs) {
   const auto take = [&](int& mine, int other) {
     if (other >= 0) mine = index.at(theirs.slabs[static_cast<std::size_t>(other)].file);
   };
-  for (std::size_t layer = 0; layer < all.layer_slab.size(); ++layer) take(all.layer_slab[layer], theirs.layer_slab[layer]);
+  for (std::size_t layer = 0; layer < all.layer_slab.size(); ++layer)
+    take(all.layer_slab[layer], theirs.layer_slab[layer]);
   take(all.embedding_slab, theirs.embedding_slab);
   take(all.head_slab, theirs.head_slab);
   return all;
@@ -232,7 +246,8 @@ void commit_slabs(const fs::path& store, const Manifest& update) {
   for (const SlabEntry& slab : update.slabs) {
     const File file = File::open_read(store / slab.file);
     if (file.size() != slab.bytes)
-      throw data_error(fmt::format("{}: expected {} bytes, found {}", file.path().string(), slab.bytes, file.size()));
+      throw data_error(fmt::format("{}: expected {} bytes, found {}", file.path().string(),
+                                   slab.bytes, file.size()));
     SlabHeader header;
     file.read_at(0, header);
     check_slab_header(header, slab, file.path().string());

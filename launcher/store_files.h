@@ -27,7 +27,7 @@ struct StoreContents {
   std::optional<Manifest> manifest;  // nullopt: there is no store yet
   std::vector<StoreFile> slabs;      // of the manifest, those whose file has the right length
   std::vector<StoreFile> tokenizer;
-  std::int64_t free_bytes = 0;       // on its file system
+  std::int64_t free_bytes = 0;  // on its file system
 };
 
 // Throws data_error for a broken manifest or an import that is not finished.
@@ -40,7 +40,8 @@ void check_store_file_name(const std::string& name);
 using Advance = std::function<void(std::int64_t bytes)>;
 
 // The first thing that is wrong with a slab's file, empty when every byte is as the manifest says.
-std::string slab_problem(const std::filesystem::path& file, const SlabEntry& slab, const Advance& advance);
+std::string slab_problem(const std::filesystem::path& file, const SlabEntry& slab,
+                         const Advance& advance);
 
 // One slab on its way in, in FILE.partial, with a note beside it of which chunks are there.
 class SlabDraft {

@@ -28,28 +28,33 @@ std::string said(const std::string& text) {
 
 Error unreachable(const std::string& host, const Words& reach, const std::string& text) {
   return {ErrorKind::kPeerLost, fmt::format("{}: cannot be reached: {}", host, said(text)),
-          fmt::format("{} true must work without a password; or run an agent there", shell_command(reach))};
+          fmt::format("{} true must work without a password; or run an agent there",
+                      shell_command(reach))};
 }
 
 // Of this build, on another PC.
 std::string folder_there(const std::string& content) {
-  return ".cache/stagecoach/builds/" + content;
+  return "$HOME/.cache/stagecoach/builds/" + content;
 }
 
 // Sends bin and lib of this build as a tar archive.
-void copy_build(const std::string& host, const Words& reach, const std::string& binary, const std::string& content) {
+void copy_build(const std::string& host, const Words& reach, const std::string& binary,
+                const std::string& content) {
   Words tar{"tar", "-C", root_of_build(binary), "-cf", "-"};
   for (const std::string& file : files_of_build(binary)) tar.push_back(file);
   const std::string folder = folder_there(content);
-  // The archive goes from one program to the other; a name of its own makes half a copy harmless.
+  // A name of its own makes half a copy harmless, and two at once, where hosts share a home.
   const std::string there = fmt::format(
-      "mkdir -p {0}.part && tar -C {0}.part -xf - && rm -rf {0} && mv {0}.part {0}", folder);
+      "p={0}.$$ && mkdir -p $p && tar -C $p -xf - && {{ mv -T $p {0} 2>/dev/null || rm -rf $p; }} "
+      "&& test -d {0}",
+      folder);
   Words all = reach;
   all.push_back(there);
   const Words both{"sh", "-c", shell_command(tar) + " | " + shell_command(all)};
   const auto copied = run_program(both, kCopyPatience);
   if (!copied || copied->code != 0)
-    throw resource_error(fmt::format("{}: Stagecoach cannot be copied there: {}", host, said(copied ? copied->err : "")));
+    throw resource_error(fmt::format("{}: Stagecoach cannot be copied there: {}", host,
+                                     said(copied ? copied->err : "")));
 }
 
 }  // namespace
@@ -68,7 +73,8 @@ TemporaryAgentOrder order_from_json(const Json& json) {
   return order;
 }
 
-TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach, const TemporaryAgentOrder& order) {
+TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
+                               const TemporaryAgentOrder& order) {
   const std::string binary = fs::read_symlink("/proc/self/exe");
   Words start{binary, "agent", "--temporary"};
   if (!reach.empty()) {
@@ -77,7 +83,8 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach, cons
     Words look = reach;
     look.push_back(fmt::format("test -x {} && echo here || echo missing", there));
     const auto looked = run_program(look, kReachPatience);
-    if (!looked || looked->code != 0) throw unreachable(host, reach, looked ? looked->err : "ssh is not installed");
+    if (!looked || looked->code != 0)
+      throw unreachable(host, reach, looked ? looked->err : "ssh is not installed");
     if (looked->out.find("missing") != std::string::npos) copy_build(host, reach, binary, content);
     start = reach;
     start.push_back(there + " agent --temporary");
@@ -99,7 +106,8 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach, cons
       return size > 0;
     };
     const bool more_errors = take(files[1], errors);
-    if (!take(files[0], line) || (!more_errors && child_->poll()) || std::chrono::steady_clock::now() > deadline)
+    if (!take(files[0], line) || (!more_errors && child_->poll()) ||
+        std::chrono::steady_clock::now() > deadline)
       throw resource_error(fmt::format("{}: its agent does not start: {}", host, said(errors)),
                            "Stagecoach needs the libraries of its .deb on every PC");
   }

@@ -1,5 +1,5 @@
-// An agent for one launch: started by ssh (or as a child, on this PC), with a key of its own, and gone
-// when the launch is.
+// An agent for one launch: started by ssh (or as a child, on this PC), with a key of its own, and
+// gone when the launch is.
 #pragma once
 
 #include <filesystem>

@@ -14,7 +14,8 @@ constexpr auto kStep = std::chrono::milliseconds(100);
 
 }  // namespace
 
-TokenMirror::TokenMirror(Endpoint agent, const Key& key, std::string name, std::string job, std::string file)
+TokenMirror::TokenMirror(Endpoint agent, const Key& key, std::string name, std::string job,
+                         std::string file)
     : agent_(std::move(agent)),
       key_(key),
       name_(std::move(name)),
@@ -32,13 +33,15 @@ void TokenMirror::run() {
     AgentClient client(agent_, key_, name_);
     while (!stop_) {
       const std::vector<StoreFile> files = client.job_files(job_);
-      const bool there = std::any_of(files.begin(), files.end(), [&](const StoreFile& file) { return file.name == file_; });
+      const bool there = std::any_of(files.begin(), files.end(),
+                                     [&](const StoreFile& file) { return file.name == file_; });
       if (there) {
         std::vector<std::byte> content = client.read_job_file(job_, file_);
         const std::lock_guard lock(mutex_);
         latest_ = std::move(content);
       }
-      for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep) std::this_thread::sleep_for(kStep);
+      for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
+        std::this_thread::sleep_for(kStep);
     }
   } catch (const Error&) {  // the host has gone: what there is, is the latest
   }

@@ -58,25 +58,29 @@ fs::path state_folder(const AgentFlags& flags) {
 
 int make_key(const std::string& file) {
   if (fs::exists(file))
-    throw usage_error(fmt::format("{} is there already", file), "another name, or remove it; then every PC needs the new one");
+    throw usage_error(fmt::format("{} is there already", file),
+                      "another name, or remove it; then every PC needs the new one");
   const fs::path path(file);
   if (path.has_parent_path()) fs::create_directories(path.parent_path());
   write_secret(path, Key::random().text() + "\n");
-  print(fmt::format("{}: a new key; copy it to every PC of the cluster, readable by its owner only\n", file));
+  print(fmt::format(
+      "{}: a new key; copy it to every PC of the cluster, readable by its owner only\n", file));
   return 0;
 }
 
 int serve(const AgentFlags& flags) {
   const fs::path key_file = flags.key.empty() ? default_key_file() : fs::path(flags.key);
   if (key_file.empty()) throw usage_error("there is no HOME to look for a key in", "--key FILE");
-  AgentConfig config{.key = read_key_file(key_file),
-                     .listen = {flags.address, static_cast<std::uint16_t>(flags.port)},
-                     .stores = {},
-                     .state = state_folder(flags),
-                     .bytes_per_second = flags.rate.empty() ? 0 : static_cast<double>(parse_byte_size(flags.rate)),
-                     .services = services_of_this_machine()};
+  AgentConfig config{
+      .key = read_key_file(key_file),
+      .listen = {flags.address, static_cast<std::uint16_t>(flags.port)},
+      .stores = {},
+      .state = state_folder(flags),
+      .bytes_per_second = flags.rate.empty() ? 0 : static_cast<double>(parse_byte_size(flags.rate)),
+      .services = services_of_this_machine()};
   for (const std::string& folder : flags.stores) config.stores.emplace_back(fs::absolute(folder));
-  if (config.stores.empty() && !default_store_folder().empty()) config.stores.push_back(default_store_folder());
+  if (config.stores.empty() && !default_store_folder().empty())
+    config.stores.push_back(default_store_folder());
   for (const fs::path& folder : config.stores) check_writable(folder);
   setup_logging(flags.verbose ? Verbosity::kVerbose : Verbosity::kNormal, "");
   Agent agent(std::move(config));
@@ -114,9 +118,12 @@ int serve_temporarily(const AgentFlags& flags) {
 Command agent_command(CLI::App& parent) {
   auto flags = std::make_shared<AgentFlags>();
   CLI::App* app = parent.add_subcommand(
-      "agent", "Serve this PC to doctor and launch: questions, slabs, ranks; runs until it is ended");
-  app->add_option("--key", flags->key, "The cluster's key (default: ~/.config/stagecoach/key)")->type_name("FILE");
-  app->add_option("--new-key", flags->new_key, "Make a key for a new cluster, and end")->type_name("FILE");
+      "agent",
+      "Serve this PC to doctor and launch: questions, slabs, ranks; runs until it is ended");
+  app->add_option("--key", flags->key, "The cluster's key (default: ~/.config/stagecoach/key)")
+      ->type_name("FILE");
+  app->add_option("--new-key", flags->new_key, "Make a key for a new cluster, and end")
+      ->type_name("FILE");
   app->add_option("--stores", flags->stores,
                   "Folder in which stores lie; nothing outside is touched (repeatable; default: "
                   "~/.local/share/stagecoach)")
@@ -124,12 +131,17 @@ Command agent_command(CLI::App& parent) {
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app->add_option("--address", flags->address, "Address to listen on")->capture_default_str();
-  app->add_option("--port", flags->port, "Port to listen on")->capture_default_str()->check(integer_in(0, 65535));
-  app->add_option("--rate", flags->rate, "Bytes a second of slabs that it sends, at most (default: no limit)")
+  app->add_option("--port", flags->port, "Port to listen on")
+      ->capture_default_str()
+      ->check(integer_in(0, 65535));
+  app->add_option("--rate", flags->rate,
+                  "Bytes a second of slabs that it sends, at most (default: no limit)")
       ->type_name("SIZE");
-  app->add_option("--state", flags->state, "Folder for its own files (default: ~/.local/state/stagecoach)")
+  app->add_option("--state", flags->state,
+                  "Folder for its own files (default: ~/.local/state/stagecoach)")
       ->type_name("DIR");
-  app->add_flag("--temporary", flags->temporary, "Of one launch, which says the rest on stdin")->group("");
+  app->add_flag("--temporary", flags->temporary, "Of one launch, which says the rest on stdin")
+      ->group("");
   app->add_flag("--verbose", flags->verbose, "Say more on stderr");
   return {app, [flags] {
             if (!flags->new_key.empty()) return make_key(flags->new_key);
@@ -138,7 +150,8 @@ Command agent_command(CLI::App& parent) {
 }
 
 Command agent_shell_command(CLI::App& parent) {
-  CLI::App* app = parent.add_subcommand("agent-shell", "What a launch has mpirun call in ssh's place");
+  CLI::App* app =
+      parent.add_subcommand("agent-shell", "What a launch has mpirun call in ssh's place");
   app->group("");
   app->prefix_command();
   return {app, [app] {

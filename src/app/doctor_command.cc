@@ -36,8 +36,11 @@ int examine_hosts(const DoctorFlags& flags) {
 Command doctor_command(CLI::App& parent) {
   auto flags = std::make_shared<DoctorFlags>();
   CLI::App* app = parent.add_subcommand(
-      "doctor", "Look at the hosts of a job: what would keep them from it, and the fix; changes nothing");
-  app->add_option("file", flags->job, "Job file with [nodes.NAME]")->type_name("JOB.toml")->required();
+      "doctor",
+      "Look at the hosts of a job: what would keep them from it, and the fix; changes nothing");
+  app->add_option("file", flags->job, "Job file with [nodes.NAME]")
+      ->type_name("JOB.toml")
+      ->required();
   app->add_flag("--quick", flags->quick, "Without reading slabs and measuring disks and links");
   app->add_flag("--json", flags->json, "One object");
   app->add_flag("--quiet", flags->quiet, "No progress on stderr");

@@ -236,9 +236,10 @@ class GenerateJob {
   // The same of a model: whatever the plan, its tokens are these.
   std::uint64_t work_hash_of(const Manifest& manifest) const {
     StreamingHash hash;
-    hash.update(as_bytes(fmt::format("{} {} {} {} {} {} {}:", work_hash(), manifest.name, manifest.version,
-                                     dtype_name(manifest.weights), to_json(manifest.spec).dump(), flags_.run.kv,
-                                     flags_.run.activations)));
+    hash.update(
+        as_bytes(fmt::format("{} {} {} {} {} {} {}:", work_hash(), manifest.name, manifest.version,
+                             dtype_name(manifest.weights), to_json(manifest.spec).dump(),
+                             flags_.run.kv, flags_.run.activations)));
     return hash.digest();
   }
 
@@ -269,8 +270,8 @@ class GenerateJob {
                                      flags_.run.checkpoint, id, spec.vocab_size));
   }
   void save_tokens() {
-    // Passes go on exactly where the log ends. Without them a log that is a little behind costs a few
-    // tokens, and one for every token would cost a write to disk each.
+    // Passes go on exactly where the log ends. Without them a log that is a little behind costs a
+    // few tokens, and one for every token would cost a write to disk each.
     constexpr double kInterval = 0.5;  // seconds
     if (!flags_.run.keeps_passes() && saved_ns_ > 0 && seconds_since(saved_ns_) < kInterval) return;
     saved_ns_ = now_ns();

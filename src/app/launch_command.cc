@@ -31,13 +31,19 @@ struct LaunchFlags {
 class RunTable {
  public:
   explicit RunTable(const LaunchJob& job) : parent_("", "stagecoach") {
-    command_ = (job.command == "score" ? score_command : job.command == "time" ? time_command : generate_command)(parent_);
+    command_ = (job.command == "score"  ? score_command
+                : job.command == "time" ? time_command
+                                        : generate_command)(parent_);
     apply_job(*command_.app, job.file);
-    if (const std::string rounds = value("--rounds", std::string()); rounds != "auto" && value("--windows", std::string()).empty())
-      throw usage_error(fmt::format("{}: run.rounds: launch plans rounds and windows itself", job.file),
-                        "remove it, or say run.windows, too");
+    if (const std::string rounds = value("--rounds", std::string());
+        rounds != "auto" && value("--windows", std::string()).empty())
+      throw usage_error(
+          fmt::format("{}: run.rounds: launch plans rounds and windows itself", job.file),
+          "remove it, or say run.windows, too");
     if (job.replicas > 1 && !value("--checkpoint", std::string()).empty())
-      throw usage_error(fmt::format("{}: run.checkpoint and launch.replicas: a pass's checkpoint fits one plan, and a lost host changes it", job.file),
+      throw usage_error(fmt::format("{}: run.checkpoint and launch.replicas: a pass's checkpoint "
+                                    "fits one plan, and a lost host changes it",
+                                    job.file),
                         "remove run.checkpoint: launch keeps the tokens that were drawn");
   }
 
@@ -65,7 +71,8 @@ std::int64_t tokens_of_bytes(std::int64_t bytes) {
 }
 
 PlannedWork work_of(const LaunchJob& job, const RunTable& run, std::int64_t context) {
-  PlannedWork work{.micro_batch = run.value("--micro-batch", std::int64_t{256}), .activations = run.value("--activations", std::string("auto"))};
+  PlannedWork work{.micro_batch = run.value("--micro-batch", std::int64_t{256}),
+                   .activations = run.value("--activations", std::string("auto"))};
   RunSettings settings;
   settings.kv = run.value("--kv", std::string("f16"));
   work.kv_type = settings.kv_type();
@@ -75,17 +82,21 @@ PlannedWork work_of(const LaunchJob& job, const RunTable& run, std::int64_t cont
     work.new_tokens = 1;
   } else if (job.command == "score") {
     const std::string ids = run.value("--ids", std::string());
-    work.tokens = tokens_of_bytes(file_bytes(ids.empty() ? run.value("--text", std::string()) : ids));
+    work.tokens =
+        tokens_of_bytes(file_bytes(ids.empty() ? run.value("--text", std::string()) : ids));
     work.new_tokens = 0;
   } else {
     work.new_tokens = run.value("--max-new-tokens", std::int64_t{128});
-    work.tokens = tokens_of_bytes(static_cast<std::int64_t>(run.value("--prompt", std::string()).size()));
+    work.tokens =
+        tokens_of_bytes(static_cast<std::int64_t>(run.value("--prompt", std::string()).size()));
     if (const std::string file = run.value("--prompts", std::string()); !file.empty()) {
       std::ifstream lines(file);
       std::int64_t count = 0;
       for (std::string line; std::getline(lines, line); ++count)
-        work.tokens = std::max(work.tokens, tokens_of_bytes(static_cast<std::int64_t>(line.size())));
-      work.sequences = std::clamp<std::int64_t>(count, 1, run.value("--max-sequences", std::int64_t{32}));
+        work.tokens =
+            std::max(work.tokens, tokens_of_bytes(static_cast<std::int64_t>(line.size())));
+      work.sequences =
+          std::clamp<std::int64_t>(count, 1, run.value("--max-sequences", std::int64_t{32}));
     }
   }
   work.tokens = std::clamp<std::int64_t>(work.tokens, 1, context);
@@ -99,7 +110,10 @@ void write_stderr(std::string_view text) {
 }
 
 int launch_job(const LaunchFlags& flags) {
-  setup_logging(flags.verbose ? Verbosity::kVerbose : flags.quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
+  setup_logging(flags.verbose ? Verbosity::kVerbose
+                : flags.quiet ? Verbosity::kQuiet
+                              : Verbosity::kNormal,
+                "");
   LaunchJob job = read_launch_job(flags.job);
   if (flags.replicas > 0) job.replicas = flags.replicas;
   const RunTable run(job);
@@ -124,7 +138,9 @@ int launch_job(const LaunchFlags& flags) {
   options.note = [](const std::string& text) { spdlog::info("{}", text); };
   options.warn = [](const std::string& text) { spdlog::warn("{}", text); };
   options.shipping = [&](std::int64_t done, std::int64_t total) {
-    if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted; what was shipped stays for the next launch");
+    if (interrupt_requested)
+      throw Error(ErrorKind::kInterrupted,
+                  "interrupted; what was shipped stays for the next launch");
     progress.update(done, total);
   };
   return launch(job, options);
@@ -134,13 +150,19 @@ int launch_job(const LaunchFlags& flags) {
 
 Command launch_command(CLI::App& parent) {
   auto flags = std::make_shared<LaunchFlags>();
-  CLI::App* app = parent.add_subcommand(
-      "launch", "Run a job on the hosts that its file names: plans, ships slabs, starts mpirun, goes on without a lost host");
-  app->add_option("file", flags->job, "Job file: [launch], [run], [nodes.NAME], [network]")->type_name("JOB.toml")->required();
+  CLI::App* app = parent.add_subcommand("launch",
+                                        "Run a job on the hosts that its file names: plans, ships "
+                                        "slabs, starts mpirun, goes on without a lost host");
+  app->add_option("file", flags->job, "Job file: [launch], [run], [nodes.NAME], [network]")
+      ->type_name("JOB.toml")
+      ->required();
   app->add_flag("--dry-run", flags->dry_run, "Print plan and command, and change nothing");
-  app->add_option("--replicas", flags->replicas, "Hosts that have a slab, 1 or 2 (default: what the file says, else 1)")
+  app->add_option("--replicas", flags->replicas,
+                  "Hosts that have a slab, 1 or 2 (default: what the file says, else 1)")
       ->check(integer_in(1, 2));
-  app->add_option("--state", flags->state, "Folder for the launch's files (default: ~/.local/state/stagecoach)")->type_name("DIR");
+  app->add_option("--state", flags->state,
+                  "Folder for the launch's files (default: ~/.local/state/stagecoach)")
+      ->type_name("DIR");
   app->add_flag("--json", flags->json, "A dry run's plan and command as one object");
   app->add_flag("--quiet", flags->quiet, "Results, warnings and errors only");
   app->add_flag("--verbose", flags->verbose, "Say more on stderr");

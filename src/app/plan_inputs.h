@@ -1,5 +1,5 @@
-// From a store's manifest and a job's work to the question that the planner answers: what `plan` and
-// `launch` share.
+// From a store's manifest and a job's work to the question that the planner answers: what `plan`
+// and `launch` share.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ class PlanInputs {
   JobShape shape_;
 };
 
-// What `probe` has measured here; the disk's rate is that of `store`, 0 where it was not probed. Null:
-// never probed.
+// What `probe` has measured here; the disk's rate is that of `store`, 0 where it was not probed.
+// Null: never probed.
 std::optional<HostRates> rates_of_this_machine(const std::string& store);
 
 }  // namespace stagecoach

@@ -73,10 +73,12 @@ int run_stagecoach(int argc, char** argv) {
         "Exit codes: 0 done, 1 internal error, 2 usage, 3 bad data, 4 not enough resources, 5 peer "
         "lost, 130 interrupted.");
     const std::vector<Command> commands{
-        import_command(app), create_command(app),   list_command(app),     inspect_command(app),
-        verify_command(app), tokenize_command(app), generate_command(app), score_command(app),
-        time_command(app),   report_command(app),   probe_command(app),    plan_command(app),
-        launch_command(app),   doctor_command(app),   agent_command(app),    agent_shell_command(app)};
+        import_command(app),     create_command(app), list_command(app),
+        inspect_command(app),    verify_command(app), tokenize_command(app),
+        generate_command(app),   score_command(app),  time_command(app),
+        report_command(app),     probe_command(app),  plan_command(app),
+        launch_command(app),     doctor_command(app), agent_command(app),
+        agent_shell_command(app)};
     return parse_and_run(app, commands, argc, argv);
   } catch (const std::exception& exception) {
     return report(exception);

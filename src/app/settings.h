@@ -26,7 +26,7 @@ struct RunSettings {
   std::string memory;              // of each rank: "4GiB"; empty: what the host has free
   std::string checkpoint;          // directory; empty: nothing is kept
   std::string checkpoint_keeps = "passes";
-  std::string job;                 // the job file, for what stands there besides flags
+  std::string job;  // the job file, for what stands there besides flags
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";

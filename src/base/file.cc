@@ -108,12 +108,14 @@ File File::create(const fs::path& path) {
 }
 
 File File::open_update(const fs::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+  const int descriptor =
+      ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
   if (descriptor < 0) throw output_error("open", path, errno);
   File file(path, descriptor);
   struct stat status {};
   if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode))
-    throw resource_error(fmt::format("cannot write {}: something that is not a file is there", path.string()));
+    throw resource_error(
+        fmt::format("cannot write {}: something that is not a file is there", path.string()));
   return file;
 }
 
@@ -186,7 +188,8 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
 }
 
 void write_secret(const fs::path& path, std::string_view content) {
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  const int descriptor =
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (descriptor < 0) throw output_error("create", path, errno);
   const ssize_t written = ::write(descriptor, content.data(), content.size());
   const int code = errno;

@@ -32,7 +32,8 @@ class TomlTable {
   std::string string_or(std::string_view key, const std::string& fallback) const;
   // "8GiB" or a number of bytes, above 0.
   std::int64_t bytes_or(std::string_view key, std::int64_t fallback) const;
-  std::int64_t integer_or(std::string_view key, std::int64_t fallback, std::int64_t low, std::int64_t high) const;
+  std::int64_t integer_or(std::string_view key, std::int64_t fallback, std::int64_t low,
+                          std::int64_t high) const;
   // A finite number above 0.
   double rate_or(std::string_view key, double fallback) const;
 

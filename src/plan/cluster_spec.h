@@ -20,9 +20,9 @@ struct HostRates {
 };
 
 struct HostSpec {
-  std::string name;         // its own, as `hostname` prints it
-  std::string address;      // what other hosts call it; empty: the name
-  std::int64_t memory = 0;  // bytes that its rank may take; 0: the file does not say
+  std::string name;                // its own, as `hostname` prints it
+  std::string address;             // what other hosts call it; empty: the name
+  std::int64_t memory = 0;         // bytes that its rank may take; 0: the file does not say
   std::int64_t device_memory = 0;  // the same of its GPU
   std::string store;               // where its slabs are; empty: where [run] says
   HostRates rates;
@@ -34,7 +34,7 @@ struct HostSpec {
 struct NetworkSpec {
   double latency = 200e-6;          // seconds of a small message
   double bytes_per_second = 117e6;  // what 1 GbE carries
-  std::string subnet;               // that MPI keeps to, "192.168.1.0/24"; empty: that of the hosts' addresses
+  std::string subnet;  // that MPI keeps to, "192.168.1.0/24"; empty: that of the hosts' addresses
 };
 
 struct ClusterSpec {

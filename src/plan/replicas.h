@@ -1,6 +1,6 @@
-// Second copies of layers, and who takes over when a rank's host is lost. A window's first half goes to
-// the rank before it in the ring, the second half to the one behind it: what those then run is still
-// one window after another in ring order, and each has at most half a slice more to do.
+// Second copies of layers, and who takes over when a rank's host is lost. A window's first half
+// goes to the rank before it in the ring, the second half to the one behind it: what those then run
+// is still one window after another in ring order, and each has at most half a slice more to do.
 #pragma once
 
 #include <cstdint>
