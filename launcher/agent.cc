@@ -50,7 +50,7 @@ std::uint16_t Agent::port() const {
 
 void Agent::run(const std::function<bool()>& stop) {
   state_->listener.run(
-      [this](SecureChannel& channel) {
+      [this](Channel& channel) {
         AgentSession session(state_->context, channel);
         session.run();
       },

@@ -20,6 +20,8 @@ struct HostServices {
   std::function<std::int64_t()> free_memory;
   // Direct reads of the store's disk, measured now, bytes a second; 0 where they cannot be.
   std::function<double(const std::filesystem::path&)> disk_rate;
+  // Runs `probe`, some seconds, which keeps what it finds. Throws resource_error.
+  std::function<void(const std::filesystem::path& store)> probe;
 };
 
 struct AgentConfig {

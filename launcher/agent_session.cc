@@ -30,7 +30,6 @@ constexpr Seconds kLinkTime{0.5};
 constexpr int kLinkPings = 20;
 // Kept free on a disk that slabs come to.
 constexpr std::int64_t kSpareBytes = std::int64_t{64} << 20;
-constexpr Seconds kProbePatience{300};
 
 using Clock = std::chrono::steady_clock;
 
@@ -43,7 +42,7 @@ std::int64_t wall_clock_ns() {
 // {"done", "total"} to the peer, some times a second.
 class Reporter {
  public:
-  explicit Reporter(SecureChannel& channel) : channel_(channel) {}
+  explicit Reporter(Channel& channel) : channel_(channel) {}
   void operator()(std::int64_t done, std::int64_t total) {
     const auto now = Clock::now();
     if (now - last_ < std::chrono::milliseconds(200)) return;
@@ -52,7 +51,7 @@ class Reporter {
   }
 
  private:
-  SecureChannel& channel_;
+  Channel& channel_;
   Clock::time_point last_{};
 };
 
@@ -160,7 +159,7 @@ fs::path AgentSession::folder_of_job(const JsonObject& request) const {
 void AgentSession::receive_content(std::int64_t bytes,
                                    const std::function<void(std::span<const std::byte>)>& take) {
   for (std::int64_t got = 0; got < bytes;) {
-    const Frame frame = channel_.receive();
+    const Frame frame = channel_.receive(kSilence);
     if (frame.kind != FrameKind::kData || frame.payload.empty() ||
         static_cast<std::int64_t>(frame.payload.size()) > bytes - got)
       throw Error(ErrorKind::kPeerLost,
@@ -213,13 +212,7 @@ void AgentSession::sink(const JsonObject& request) {
 }
 
 void AgentSession::probe(const JsonObject& request) {
-  const fs::path store = store_of(request);
-  Words words{fs::read_symlink("/proc/self/exe"), "probe", "--quiet"};
-  if (fs::exists(store)) words.insert(words.end(), {"--store", store});
-  const auto finished = run_program(words, kProbePatience);
-  if (!finished || finished->code != 0)
-    throw resource_error(fmt::format(
-        "probe failed: {}", finished ? finished->err.substr(0, 1000) : "it does not start"));
+  context_.config.services.probe(store_of(request));
   ok();
 }
 

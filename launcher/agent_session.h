@@ -22,8 +22,7 @@ struct AgentContext {
 
 class AgentSession {
  public:
-  AgentSession(AgentContext& context, SecureChannel& channel)
-      : context_(context), channel_(channel) {}
+  AgentSession(AgentContext& context, Channel& channel) : context_(context), channel_(channel) {}
   ~AgentSession();
 
   // Until the peer closes or falls silent, which throws kPeerLost.
@@ -64,7 +63,7 @@ class AgentSession {
   void send_file(const File& file, std::int64_t offset, std::int64_t bytes);
 
   AgentContext& context_;
-  SecureChannel& channel_;
+  Channel& channel_;
   std::string held_job_;  // whose processes end with this connection
 };
 

@@ -167,7 +167,8 @@ void Model::ship(Hosts& hosts, const std::vector<SlabNames>& wanted, const Repor
     lacking[i] = missing(all[i], wanted[i]);
     for (const std::string& slab : lacking[i]) sources[i].push_back(sources_of(slab, all[i]));
     total += bytes(lacking[i]);
-    tokenizer_files_[&all[i]];  // made before threads look for it
+    tokenizer_files_[&all[i]];  // made before threads look for them
+    holdings_[&all[i]];
   }
   std::mutex mutex;
   hosts.each([&](Host& host) {
@@ -182,7 +183,10 @@ void Model::ship(Hosts& hosts, const std::vector<SlabNames>& wanted, const Repor
                         for (const std::int64_t part : done) sum += part;
                         report(sum, total);
                       });
-    host.client->commit(host.store, subset(*manifest_, {lacking[i].begin(), lacking[i].end()}));
+    // With what it has already: a tied head is listed only beside its embedding.
+    SlabNames all_there = holdings_[&host];
+    all_there.insert(lacking[i].begin(), lacking[i].end());
+    host.client->commit(host.store, subset(*manifest_, all_there));
   });
   hosts.throw_problems("slabs cannot be shipped");
   for (std::size_t i = 0; i < all.size(); ++i)

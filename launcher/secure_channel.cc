@@ -220,12 +220,6 @@ Frame SecureChannel::receive(Seconds patience) {
   return frame;
 }
 
-Json SecureChannel::receive_message(Seconds patience) {
-  Json message = parse_message(receive(patience), peer());
-  throw_if_error(message, peer());
-  return message;
-}
-
 // ---- Listening ----
 
 struct SecureListener::State {

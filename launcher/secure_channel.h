@@ -2,23 +2,18 @@
 // pre-shared key (RFC 8446, 2.2), both ends proven by it, frames inside. Every wait has a deadline.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
-#include "launcher/frame.h"
+#include "launcher/channel.h"
 #include "launcher/key.h"
 
 namespace stagecoach {
 
-using Seconds = std::chrono::duration<double>;
-
 inline constexpr std::uint16_t kAgentPort = 7317;
-// Who says nothing for so long has gone.
-inline constexpr Seconds kSilence{6};
 inline constexpr Seconds kConnectPatience{4};
 
 struct Endpoint {
@@ -28,7 +23,7 @@ struct Endpoint {
   std::string text() const;
 };
 
-class SecureChannel {
+class SecureChannel : public Channel {
  public:
   // Throws kPeerLost when nobody answers, resource_error when the other end has another key. `name`
   // is the other end's in messages; empty: its address.
@@ -36,22 +31,13 @@ class SecureChannel {
                                const std::string& name = {}, Seconds patience = kConnectPatience);
   SecureChannel(SecureChannel&&) noexcept;
   SecureChannel& operator=(SecureChannel&&) noexcept;
-  ~SecureChannel();
+  ~SecureChannel() override;
 
-  // Of errors and messages.
-  const std::string& peer() const;
-
-  // Throw kPeerLost when the other end closes or does not take it in time.
-  void send(const Json& message);
-  void send_data(std::span<const std::byte> data);
-  // Throws kPeerLost at the end of the connection or of the patience, data_error for what is no
-  // frame.
-  Frame receive(Seconds patience = kSilence);
-  // A message that is no error, else throws that error.
-  Json receive_message(Seconds patience = kSilence);
-
-  // The socket, for polling whether the other end has closed: one that owes nothing sends nothing.
-  int descriptor() const;
+  const std::string& peer() const override;
+  void send(const Json& message) override;
+  void send_data(std::span<const std::byte> data) override;
+  Frame receive(Seconds patience) override;
+  int descriptor() const override;
 
  private:
   friend class SecureListener;
@@ -64,7 +50,7 @@ class SecureChannel {
 // Waits for connections, and gives each a thread once it has shown the key.
 class SecureListener {
  public:
-  using Session = std::function<void(SecureChannel&)>;
+  using Session = std::function<void(Channel&)>;
 
   // Port 0: any that is free. Throws resource_error when the address cannot be had.
   SecureListener(const Endpoint& endpoint, const Key& key);

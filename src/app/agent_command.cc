@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/launch_session.h"
+#include "launcher/processes.h"
 #include "launcher/temporary_agent.h"
 
 namespace stagecoach {
@@ -43,11 +44,22 @@ double measured_disk_rate(const fs::path& store) {
   return found ? found->bytes_per_second : 0;
 }
 
+void run_probe(const fs::path& store) {
+  constexpr Seconds kPatience{300};
+  Words words{fs::read_symlink("/proc/self/exe"), "probe", "--quiet"};
+  if (fs::exists(store)) words.insert(words.end(), {"--store", store});
+  const auto finished = run_program(words, kPatience);
+  if (!finished || finished->code != 0)
+    throw resource_error(fmt::format(
+        "probe failed: {}", finished ? finished->err.substr(0, 1000) : "it does not start"));
+}
+
 HostServices services_of_this_machine() {
   const std::string isa = make_cpu_backend({.threads = 1, .isa = {}})->isa();
   return {.isa = [isa] { return isa; },
           .free_memory = [] { return available_bytes(1); },
-          .disk_rate = measured_disk_rate};
+          .disk_rate = measured_disk_rate,
+          .probe = run_probe};
 }
 
 fs::path state_folder(const AgentFlags& flags) {

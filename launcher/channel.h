@@ -1,0 +1,34 @@
+// A conversation with one other end, in frames. TLS in real life (secure_channel.h); tests bring
+// their own.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include "launcher/frame.h"
+
+namespace stagecoach {
+
+using Seconds = std::chrono::duration<double>;
+
+// Who says nothing for so long has gone.
+inline constexpr Seconds kSilence{6};
+
+class Channel {
+ public:
+  virtual ~Channel() = default;
+
+  // The other end, in messages.
+  virtual const std::string& peer() const = 0;
+  // All throw kPeerLost when the other end closes or lets time run out; receive throws data_error
+  // for what is no frame.
+  virtual void send(const Json& message) = 0;
+  virtual void send_data(std::span<const std::byte> data) = 0;
+  virtual Frame receive(Seconds patience) = 0;
+  // A socket, for polling whether the other end has closed: one that owes nothing sends nothing.
+  virtual int descriptor() const = 0;
+};
+
+}  // namespace stagecoach

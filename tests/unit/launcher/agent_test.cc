@@ -1,0 +1,294 @@
+// Agents in this process, and clients that talk to them over the loopback network.
+#include "launcher/agent.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <thread>
+
+#include "base/hash.h"
+#include "launcher/agent_client.h"
+#include "launcher/distribution.h"
+#include "launcher/processes.h"
+#include "launcher/secure_channel.h"
+#include "unit/store/small_store.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+class RunningAgent {
+ public:
+  RunningAgent(const Key& key, std::vector<fs::path> stores, const fs::path& state, double rate = 0)
+      : agent_({.key = key,
+                .listen = {"127.0.0.1", 0},
+                .stores = std::move(stores),
+                .state = state,
+                .bytes_per_second = rate,
+                .services = {.isa = [] { return "test"; },
+                             .free_memory = [] { return std::int64_t{123}; },
+                             .disk_rate = [](const fs::path&) { return 5e8; },
+                             .probe = [](const fs::path&) {}}}),
+        thread_([this] { agent_.run([this] { return stop_.load(); }); }) {}
+  ~RunningAgent() {
+    stop_ = true;
+    thread_.join();
+  }
+  Endpoint endpoint() const { return {"127.0.0.1", agent_.port()}; }
+
+ private:
+  Agent agent_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+class Agents : public ::testing::Test {
+ protected:
+  Agents()
+      : a_(key_, {folder_ / "a"}, folder_ / "state-a"),
+        b_(key_, {folder_ / "b"}, folder_ / "state-b") {
+    fs::create_directories(folder_ / "a");
+    fs::create_directories(folder_ / "b");
+    write_small_store(folder_ / "a/model");
+    manifest_ = read_manifest(folder_ / "a/model");
+  }
+  AgentClient client_a() { return AgentClient(a_.endpoint(), key_, "pc-a"); }
+  AgentClient client_b() { return AgentClient(b_.endpoint(), key_, "pc-b"); }
+  SlabSource source_a() { return {a_.endpoint(), folder_ / "a/model"}; }
+  std::string store_b() { return folder_ / "b/model"; }
+
+  const Key key_ = Key::random();
+  TemporaryFolder folder_;
+  RunningAgent a_, b_;
+  Manifest manifest_;
+};
+
+TEST_F(Agents, TellFactsOfTheirMachine) {
+  const HostFacts facts = client_a().facts({});
+  EXPECT_EQ(facts.isa, "test");
+  EXPECT_EQ(facts.free_memory, 123);
+  EXPECT_GT(facts.cores, 0);
+  EXPECT_FALSE(facts.host.empty());
+  EXPECT_TRUE(hash_from_hex(facts.content));
+  EXPECT_LT(std::abs(client_a().clock_offset()), 1);
+  EXPECT_EQ(client_a().disk_rate(folder_ / "a/model"), 5e8);
+  EXPECT_GT(client_a().link_to(b_.endpoint()).bytes_per_second, 0);
+}
+
+TEST_F(Agents, TurnStrangersAway) {
+  const auto refused = [&](const auto& attempt) { return error_of(attempt).kind(); };
+  EXPECT_EQ(refused([&] { AgentClient(a_.endpoint(), Key::random(), "pc-a"); }),
+            ErrorKind::kResources);
+  EXPECT_EQ(refused([&] { AgentClient({"127.0.0.1", 1}, key_, "pc-a"); }), ErrorKind::kPeerLost);
+  EXPECT_EQ(refused([&] {
+              AgentClient({"no-such-host.invalid", 1}, key_, "pc-a");
+            }),
+            ErrorKind::kPeerLost);
+  EXPECT_NO_THROW(client_a());  // and serve on
+}
+
+TEST_F(Agents, MoveASlabAndListIt) {
+  AgentClient b = client_b();
+  EXPECT_FALSE(b.store(store_b()).manifest);
+  std::int64_t last = 0;
+  const SlabNames names{"embedding.slab", "layer-001.slab", "head.slab"};
+  b.pull(store_b(), manifest_, {names.begin(), names.end()},
+         {{source_a()}, {source_a()}, {source_a()}},
+         [&](std::int64_t done, std::int64_t) { last = done; });
+  b.put_file(store_b(), "tokenizer/tokenizer.json", std::as_bytes(std::span("{}", 2)));
+  EXPECT_EQ(file_bytes(folder_ / "b/model/layer-001.slab"),
+            file_bytes(folder_ / "a/model/layer-001.slab"));
+  EXPECT_FALSE(fs::exists(folder_ / "b/model/manifest.json"));  // not before it is told
+  // A head that is tied is worth nothing without the embedding.
+  EXPECT_EQ(error_of([&] { b.commit(store_b(), subset(manifest_, {"head.slab"})); }).kind(),
+            ErrorKind::kData);
+  EXPECT_EQ(error_of([&] { b.commit(store_b(), subset(manifest_, {"layer-002.slab"})); }).kind(),
+            ErrorKind::kData);
+  b.commit(store_b(), subset(manifest_, names));
+  const StoreContents contents = b.store(store_b());
+  ASSERT_TRUE(contents.manifest);
+  EXPECT_EQ(contents.slabs.size(), 3U);
+  EXPECT_EQ(contents.tokenizer.size(), 1U);
+  EXPECT_TRUE(b.verify(store_b(), {}).empty());
+  EXPECT_GT(last, 0);
+}
+
+TEST_F(Agents, GoOnWhereATransferStopped) {
+  // Its first chunk is there, and marked; were it fetched again, the wrong byte would be gone.
+  const SlabEntry& slab = manifest_.slabs.front();
+  fs::create_directories(folder_ / "b/model");
+  SlabDraft draft(folder_ / "b/model", slab);
+  std::string bytes = file_bytes(folder_ / "a/model" / slab.file);
+  bytes[5000] ^= 1;
+  ASSERT_EQ(draft.missing_chunks().size(), 1U);
+  draft.write(0, as_bytes(bytes));
+  draft.note(0);
+  AgentClient b = client_b();
+  const Error error =
+      error_of([&] { b.pull(store_b(), manifest_, {slab.file}, {{source_a()}}, {}); });
+  EXPECT_EQ(error.kind(), ErrorKind::kData);
+  EXPECT_NE(std::string(error.what()).find("damaged"), std::string::npos) << error.what();
+  EXPECT_FALSE(fs::exists(folder_ / "b/model" / (slab.file + ".partial")));
+  // Thrown away, so that the next try is a fresh one.
+  b.pull(store_b(), manifest_, {slab.file}, {{source_a()}}, {});
+  EXPECT_EQ(file_bytes(folder_ / "b/model" / slab.file),
+            file_bytes(folder_ / "a/model" / slab.file));
+}
+
+TEST_F(Agents, LeaveAFailingSourceToTheOthers) {
+  AgentClient b = client_b();
+  const SlabSource dead{{"127.0.0.1", 1}, "/nowhere"}, empty{b_.endpoint(), folder_ / "b/other"};
+  b.pull(store_b(), manifest_, {"layer-000.slab"}, {{dead, source_a(), empty}}, {});
+  EXPECT_TRUE(fs::exists(folder_ / "b/model/layer-000.slab"));
+  const Error error = error_of([&] {
+    b.pull(store_b(), manifest_, {"layer-002.slab"}, {{dead, empty}}, {});
+  });
+  EXPECT_NE(error.kind(), ErrorKind::kInternal);
+}
+
+TEST_F(Agents, RefuseADamagedSource) {
+  const fs::path file = folder_ / "a/model/layer-002.slab";
+  std::string bytes = file_bytes(file);
+  bytes[bytes.size() / 2] ^= 1;
+  set_file_bytes(file, bytes);
+  EXPECT_EQ(client_a().verify(folder_ / "a/model", {}).size(), 1U);
+  AgentClient b = client_b();
+  const Error error =
+      error_of([&] { b.pull(store_b(), manifest_, {"layer-002.slab"}, {{source_a()}}, {}); });
+  EXPECT_EQ(error.kind(), ErrorKind::kData);
+  EXPECT_FALSE(fs::exists(folder_ / "b/model/layer-002.slab"));
+}
+
+TEST_F(Agents, KeepToTheirFolders) {
+  AgentClient b = client_b();
+  fs::create_directories(folder_ / "secret");
+  set_file_bytes(folder_ / "secret/layer-000.slab", "secret");
+  fs::create_directory_symlink(folder_ / "secret", folder_ / "b/link");
+  for (const std::string& store :
+       {(folder_ / "secret").string(), (folder_ / "b/../secret").string(),
+        (folder_ / "b/link").string(), std::string("/etc"), std::string("b"), std::string(),
+        (folder_ / "bb").string()}) {
+    EXPECT_EQ(error_of([&] { b.store(store); }).kind(), ErrorKind::kUsage) << store;
+    EXPECT_EQ(error_of([&] { b.read_range(store, "layer-000.slab", 0, 1); }).kind(),
+              ErrorKind::kUsage)
+        << store;
+    EXPECT_EQ(error_of([&] { b.put_file(store, "tokenizer/x", {}); }).kind(), ErrorKind::kUsage)
+        << store;
+    EXPECT_EQ(
+        error_of([&] { b.pull(store, manifest_, {"layer-000.slab"}, {{source_a()}}, {}); }).kind(),
+        ErrorKind::kUsage)
+        << store;
+  }
+  for (const char* name :
+       {"../secret/layer-000.slab", "/etc/passwd", "manifest.json", "tokenizer/../manifest.json",
+        "tokenizer/", ".slab", "tokenizer/.hidden", "a/b.slab"}) {
+    EXPECT_EQ(error_of([&] { b.read_range(store_b(), name, 0, 1); }).kind(), ErrorKind::kData)
+        << name;
+    EXPECT_EQ(error_of([&] { b.put_file(store_b(), name, {}); }).kind(), ErrorKind::kData) << name;
+  }
+  EXPECT_EQ(error_of([&] { b.put_file(store_b(), "layer-000.slab", {}); }).kind(),
+            ErrorKind::kUsage);
+  EXPECT_EQ(error_of([&] { b.read_job_file("job", "../../a"); }).kind(), ErrorKind::kUsage);
+  for (const char* job : {"", "..", "a/b", ".hidden"})
+    EXPECT_EQ(error_of([&] { b.job_folder(job); }).kind(), ErrorKind::kUsage) << job;
+}
+
+TEST_F(Agents, RefuseAnotherModelWhereOneLies) {
+  AgentClient a = client_a();
+  Manifest other = manifest_;
+  other.name = "another";
+  EXPECT_EQ(error_of([&] {
+              a.pull(folder_ / "a/model", other, {"head.slab"}, {{source_a()}}, {});
+            }).kind(),
+            ErrorKind::kData);
+  EXPECT_EQ(error_of([&] { a.commit(folder_ / "a/model", other); }).kind(), ErrorKind::kData);
+  EXPECT_EQ(read_manifest(folder_ / "a/model").name, manifest_.name);
+}
+
+TEST_F(Agents, KeepFilesOfAJob) {
+  AgentClient a = client_a();
+  EXPECT_TRUE(fs::is_directory(a.job_folder("job@0")));
+  a.put_job_file("job@0", "report/run.json", std::as_bytes(std::span("{}", 2)));
+  ASSERT_EQ(a.job_files("job@0").size(), 1U);
+  EXPECT_EQ(a.job_files("job@0")[0].name, "report/run.json");
+  EXPECT_EQ(a.read_job_file("job@0", "report/run.json").size(), 2U);
+  const std::string folder = a.job_folder("job@0");
+  a.forget_job("job@0");
+  EXPECT_FALSE(fs::exists(folder));
+}
+
+TEST_F(Agents, EndAJobWhoseLauncherHasGone) {
+  const std::string job = fmt::format("test-{}@0", ::getpid());
+  Child sleeper({"sleep", "1000"}, {fmt::format("{}={}", kJobVariable, job)},
+                Child::Streams::kCapture);
+  Child other({"sleep", "1000"}, {fmt::format("{}={}x", kJobVariable, job)},
+              Child::Streams::kCapture);
+  {
+    AgentClient a = client_a();
+    a.hold(job);
+    a.ping();
+    EXPECT_FALSE(sleeper.poll());
+  }
+  EXPECT_EQ(sleeper.wait(Seconds(20)), 128 + SIGKILL);
+  EXPECT_FALSE(other.poll());
+  AgentClient a = client_a();
+  EXPECT_EQ(a.end(job + "x"), 1);
+  EXPECT_EQ(other.wait(Seconds(20)), 128 + SIGKILL);
+}
+
+TEST_F(Agents, StartNothingButADaemon) {
+  AgentClient a = client_a();
+  EXPECT_EQ(error_of([&] { a.run_daemon("job", "touch /tmp/x"); }).kind(), ErrorKind::kUsage);
+}
+
+TEST_F(Agents, SendNoFasterThanTheyMay) {
+  // Twice the bucket's rate of a file takes a second at least, whatever the machine.
+  const auto bytes = static_cast<double>(fs::file_size(folder_ / "a/model/layer-000.slab"));
+  RunningAgent slow(key_, {folder_ / "a"}, folder_ / "state-slow", bytes);
+  AgentClient client(slow.endpoint(), key_, "pc-slow");
+  const auto begin = std::chrono::steady_clock::now();
+  const auto size = static_cast<std::int64_t>(bytes);
+  client.read_range(folder_ / "a/model", "layer-000.slab", 0, size);
+  client.read_range(folder_ / "a/model", "layer-000.slab", 0, size);
+  EXPECT_GE(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 0.99);
+}
+
+TEST_F(Agents, SurviveNonsense) {
+  SecureChannel channel = SecureChannel::connect(a_.endpoint(), key_);
+  const auto answer = [&](const Json& request) {
+    channel.send(request);
+    return parse_message(channel.receive(kSilence), "agent");
+  };
+  EXPECT_TRUE(answer({{"op", "no such thing"}}).contains("error"));
+  EXPECT_TRUE(answer({{"op", 5}}).contains("error"));
+  EXPECT_TRUE(answer(Json::object()).contains("error"));
+  EXPECT_TRUE(answer({{"op", "read"},
+                      {"store", folder_ / "a/model"},
+                      {"file", "head.slab"},
+                      {"offset", -1},
+                      {"bytes", 1}})
+                  .contains("error"));
+  EXPECT_TRUE(answer({{"op", "read"},
+                      {"store", folder_ / "a/model"},
+                      {"file", "head.slab"},
+                      {"offset", 0},
+                      {"bytes", 1e18}})
+                  .contains("error"));
+  EXPECT_TRUE(
+      answer({{"op", "pull"}, {"store", folder_ / "a/model"}, {"manifest", 1}, {"slabs", 2}})
+          .contains("error"));
+  EXPECT_TRUE(
+      answer({{"op", "install"}, {"content", "xyz"}, {"files", Json::array()}}).contains("error"));
+  EXPECT_TRUE(answer({{"op", "ping"}}).contains("ok"));
+  channel.send_data(std::as_bytes(std::span("data", 4)));  // no request: the end of this connection
+  EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
+  EXPECT_NO_THROW(client_a());
+}
+
+}  // namespace
+}  // namespace stagecoach

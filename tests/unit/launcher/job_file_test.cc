@@ -1,0 +1,121 @@
+#include "launcher/job_file.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "launcher/mpi_command.h"
+
+namespace stagecoach {
+namespace {
+
+LaunchJob read(const std::string& text) {
+  const auto file = std::filesystem::temp_directory_path() /
+                    ("stagecoach-job-" + std::to_string(::getpid()) + ".toml");
+  std::ofstream(file) << text;
+  try {
+    LaunchJob job = read_launch_job(file);
+    std::filesystem::remove(file);
+    return job;
+  } catch (const Error&) {
+    std::filesystem::remove(file);
+    throw;
+  }
+}
+
+constexpr const char* kGood = R"([launch]
+command = "generate"
+key = "/etc/key"
+replicas = 2
+[run]
+store = "/srv/model"
+prompts = "in.txt"
+stop = ["a", "-b"]
+json = true
+[nodes.pc-b]
+address = "10.0.0.2"
+store = "/data/model"
+[nodes.pc-a]
+address = "10.0.0.1"
+memory = "4GB"
+)";
+
+TEST(JobFile, SaysWhatLaunchNeeds) {
+  const LaunchJob job = read(kGood);
+  EXPECT_EQ(job.key, "/etc/key");
+  EXPECT_EQ(job.replicas, 2);
+  ASSERT_EQ(job.cluster.hosts.size(), 2U);
+  EXPECT_EQ(job.cluster.hosts[0].name, "pc-b");  // the order of the file
+  EXPECT_EQ(job.store_of(job.cluster.hosts[0]), "/data/model");
+  EXPECT_EQ(job.store_of(job.cluster.hosts[1]), "/srv/model");
+  EXPECT_STREQ(stdin_setting(job), "prompts");
+}
+
+TEST(JobFile, ProblemsHaveLineAndColumn) {
+  const std::string good = kGood;
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    return text;
+  };
+  const std::vector<std::pair<std::string, std::string>> wrong{
+      {with("command = \"generate\"", "command = \"import\""), ":2:11: launch.command"},
+      {with("replicas = 2", "replicas = 3"), ":4:12: launch.replicas"},
+      {with("replicas = 2", "replica = 2"), ":4:11: 'replica' is not a setting"},
+      {with("memory = \"4GB\"", "memory = \"4GX\""), ":15:10: nodes.pc-a.memory"},
+      {with("[run]", "[runs]"), "unknown table"},
+      {with("[run]", "[run"), ":5:"},
+      {with("10.0.0.2", "10.0.0.1"), "two of [nodes]"},
+      {with("10.0.0.2", "a b"), "is no address"},
+      {with("10.0.0.2", "-oProxyCommand=x"), "is no address"},
+      {with("store = \"/srv/model\"\n", ""), "says where the model is"},
+      {"[run]\nstore = \"/a\"\n", "no host to run on"},
+      {"[nodes.a]\n", "[run] is missing"}};
+  for (const auto& [text, expected] : wrong) {
+    try {
+      read(text);
+      FAIL() << expected;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(MpiCommand, HasARankOfItsOwnForEachHost) {
+  const LaunchJob job = read(kGood);
+  const StagePlan plan = explicit_plan("0:2,2:5", 0, 5, 2);
+  const MpiJob mpi{.job = job,
+                   .plan = plan,
+                   .ranks = {{.address = "10.0.0.2",
+                              .binary = "/opt/stagecoach",
+                              .store = "/data/model",
+                              .memory = 0,
+                              .extra = {}},
+                             {.address = "10.0.0.1",
+                              .binary = "/usr/bin/stagecoach",
+                              .store = "/srv/model",
+                              .memory = 4000000000,
+                              .extra = {"--report=x"}}},
+                   .network = "10.0.0.0/24",
+                   .shell = "/usr/bin/stagecoach agent-shell /s",
+                   .as_root = false};
+  EXPECT_EQ(shell_command(mpi_command(mpi)),
+            "mpirun --oversubscribe --bind-to none --leave-session-attached --mca plm_rsh_agent "
+            "'/usr/bin/stagecoach agent-shell /s' --mca plm_rsh_no_tree_spawn 1 --mca "
+            "oob_tcp_if_include 10.0.0.0/24 "
+            "--mca btl_tcp_if_include 10.0.0.0/24 -np 1 --host 10.0.0.2 /opt/stagecoach generate "
+            "--store=/data/model "
+            "--windows=0:2,2:5 --json=true --prompts=- --stop=a --stop=-b : -np 1 --host 10.0.0.1 "
+            "/usr/bin/stagecoach generate "
+            "--store=/srv/model --windows=0:2,2:5 --memory=4000000000 --json=true --prompts=- "
+            "--stop=a --stop=-b --report=x");
+  EXPECT_EQ(hostfile(mpi), "10.0.0.2 slots=1\n10.0.0.1 slots=1\n");
+  EXPECT_EQ(rankfile(mpi), "rank 0=10.0.0.2 slot=*\nrank 1=10.0.0.1 slot=*\n");
+}
+
+}  // namespace
+}  // namespace stagecoach

@@ -1,0 +1,65 @@
+#include "launcher/relay.h"
+
+#include <gtest/gtest.h>
+
+namespace stagecoach {
+namespace {
+
+TEST(OutputRelay, TextGoesOnWhereItBroke) {
+  std::string shown;
+  OutputRelay relay(false, [&](std::string_view text) { shown += text; });
+  relay.take("once upon");
+  relay.take(" a ti");
+  relay.restart();
+  relay.take("once");
+  relay.take(" upon a time");
+  EXPECT_EQ(shown, "once upon a time");
+  relay.restart();
+  relay.take("once upon a time, again");
+  EXPECT_EQ(shown, "once upon a time, again");
+}
+
+TEST(OutputRelay, LinesAreCountedNotCompared) {
+  std::string shown;
+  OutputRelay relay(true, [&](std::string_view text) { shown += text; });
+  relay.take("{\"seconds\": 1}\n{\"sec");  // the half line was never shown
+  relay.restart();
+  relay.take("{\"seconds\": 22}\n{\"seconds\": 3}\n");
+  EXPECT_EQ(shown, "{\"seconds\": 1}\n{\"seconds\": 3}\n");
+  relay.restart();
+  relay.take("a\nb\nc\n");
+  EXPECT_EQ(shown, "{\"seconds\": 1}\n{\"seconds\": 3}\nc\n");
+}
+
+constexpr const char* kFrame =
+    "--------------------------------------------------------------------------\n";
+
+TEST(MessageRelay, OpenMpiWaitsForTheVerdict) {
+  for (const bool explained : {false, true}) {
+    std::string shown;
+    MessageRelay relay(false, [&](std::string_view text) { shown += text; });
+    relay.take(std::string("before\n") + kFrame + "mpirun noticed that\n" + kFrame +
+               "[pc-a:123] 1 more process\n12:00:00 info: af");
+    relay.take("ter\nlast");
+    EXPECT_EQ(shown, "before\n12:00:00 info: after\n");
+    relay.end(explained);
+    EXPECT_EQ(shown.find("last") != std::string::npos, true);
+    EXPECT_EQ(shown.find("mpirun noticed") != std::string::npos, !explained);
+    EXPECT_EQ(shown.find("1 more") != std::string::npos, !explained);
+  }
+}
+
+TEST(MessageRelay, ProgressStaysInPlaceOnATerminal) {
+  const std::string line = "generating  42 %  12 tokens of 20 tokens  3 tokens/s  ETA 4 s";
+  std::string shown;
+  MessageRelay relay(true, [&](std::string_view text) { shown += text; });
+  relay.take(line + "\n" + line + "\nwarning: x\n");
+  EXPECT_EQ(shown, "\r" + line + "\033[K\r" + line + "\033[K\nwarning: x\n");
+  std::string plain;
+  MessageRelay file(false, [&](std::string_view text) { plain += text; });
+  file.take(line + "\n");
+  EXPECT_EQ(plain, line + "\n");
+}
+
+}  // namespace
+}  // namespace stagecoach
