@@ -136,9 +136,12 @@ void Launch::reach() {
   if (!options_.dry_run) {
     hosts_->throw_problems("hosts cannot be reached");
   } else {
-    for (const Host& host : hosts())
-      if (host.problem)
-        options_.warn(fmt::format("{}; planned from the file alone", host.problem->what()));
+    for (Host& host : hosts()) {
+      if (!host.problem) continue;
+      options_.warn(fmt::format("{}; planned from the file alone", host.problem->what()));
+      host.problem.reset();
+      host.client.reset();
+    }
   }
   std::vector<const Host*> reached;
   for (const Host& host : hosts())
@@ -170,6 +173,7 @@ void Launch::complete_specs() {
     if (spec.memory == 0)
       spec.memory =
           static_cast<std::int64_t>(kShareOfFree * static_cast<double>(host.facts.free_memory));
+    if (!job_.run_value("windows").empty()) return;  // nothing is to be planned
     spec.rates = spec.rates.or_else(host.facts.rates);
     if (!spec.rates.complete() && !options_.dry_run &&
         !(spec.rates.disk == 0 && spec.rates.memory > 0)) {
@@ -182,6 +186,7 @@ void Launch::complete_specs() {
     if (spec.rates.disk == 0) spec.rates.disk = host.client->disk_rate(host.store);
   });
   hosts_->throw_problems("hosts cannot be measured");
+  if (!job_.run_value("windows").empty()) return;
   for (Host& host : hosts()) {
     if (own) host.spec.rates = host.spec.rates.or_else(*own);
     if (host.spec.memory == 0 || !host.spec.rates.complete())

@@ -168,7 +168,7 @@ SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key,
   });
   if (error)
     throw peer_lost(peer, fmt::format("no agent answers: {}", error.message()),
-                    "on that PC: systemctl --user start stagecoach-agent, or stagecoach agent");
+                    "on that PC: systemctl start stagecoach-agent, or stagecoach agent");
   set_options(connection->stream.next_layer());
   error = connection->run(patience, [&](auto done) {
     connection->stream.async_handshake(asio::ssl::stream_base::client, done);

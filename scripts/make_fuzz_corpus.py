@@ -6,8 +6,10 @@ Run scripts/make_pytorch_golden.py first. Needs a built binary, for the manifest
     python3 scripts/make_fuzz_corpus.py build/release/bin/stagecoach
 """
 
+import json
 import pathlib
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -39,6 +41,31 @@ def pickle_of(path: pathlib.Path) -> bytes:
         return archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
 
 
+def frames(*parts) -> bytes:
+    """What a client of an agent sends: objects are messages, bytes are data (launcher/frame.h). "@" stands for the
+    agent's folder."""
+    raw = b""
+    for part in parts:
+        payload = part if isinstance(part, bytes) else json.dumps(part).encode()
+        raw += struct.pack("<IB", len(payload), 2 if isinstance(part, bytes) else 1) + payload
+    return raw
+
+
+def agent_seeds(manifest: dict) -> dict[str, bytes]:
+    store, job = {"store": "@/model"}, {"job": "job-0"}
+    return {
+        "questions": frames({"op": "hello"}, {"op": "ping"}, {"op": "store"} | store, {"op": "disk_rate"} | store, {"op": "verify"} | store,
+                            {"op": "sink", "bytes": 3}, b"abc"),
+        "files": frames({"op": "put", "name": "tokenizer/a.json", "bytes": 4} | store, b"ab", b"cd",
+                        {"op": "read", "file": "tokenizer/vocab.json", "offset": 0, "bytes": 2} | store),
+        "commit": frames({"op": "commit", "manifest": manifest} | store),
+        "job": frames({"op": "job_folder"} | job, {"op": "put_job", "name": "tokens/tokens.json", "bytes": 2} | job, b"{}",
+                      {"op": "job_files"} | job, {"op": "read_job", "name": "tokens/tokens.json"} | job, {"op": "end"} | job,
+                      {"op": "forget_job"} | job),
+        "orted": b'PATH=/opt/bin:$PATH;export PATH;/opt/bin/orted -mca ess "env" -mca uri "1.0;tcp://10.0.0.1:5"',
+    }
+
+
 def main() -> None:
     binary = sys.argv[1]
     shutil.rmtree(CORPUS, ignore_errors=True)
@@ -56,6 +83,10 @@ def main() -> None:
         subprocess.run([binary, "import", DATA / "pytorch/gpt2", store, "--layers", "0:1",
                         "--weights", "bf16", "--quiet"], check=True)
         shutil.copyfile(store / "manifest.json", CORPUS / "manifest/gpt2.json")
+        manifest = json.loads((store / "manifest.json").read_text())
+    (CORPUS / "agent").mkdir()
+    for name, seed in agent_seeds(manifest).items():
+        (CORPUS / "agent" / name).write_bytes(seed)
     for path in CORPUS.rglob("*.*"):
         assert path.stat().st_size <= LIMIT_BYTES, path
 

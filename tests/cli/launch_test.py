@@ -1,0 +1,167 @@
+"""launch, doctor and agent on this machine alone; tests/lan has them on several."""
+
+import json
+import signal
+import socket
+import subprocess
+import unittest
+
+from support import BINARY, ENVIRONMENT, MPIRUN, SOURCE, TIMEOUT, StoreTest, json_lines, run
+
+
+class Launch(StoreTest):
+    def setUp(self):
+        super().setUp()
+        self.environment = {"HOME": str(self.folder)}  # for keys, states and caches
+
+    def job(self, text, node="address = \"127.0.0.1\"\nmemory = \"1GB\"\n"):
+        file = self.folder / "job.toml"
+        file.write_text(text.replace("STORE", str(self.store)) + f"[nodes.here]\n{node}")
+        return file
+
+    def run_here(self, *arguments):
+        return run(*arguments, environment=self.environment)
+
+    RUN = '[run]\nstore = "STORE"\nprompt = "In the beginning"\nmax_new_tokens = 6\ngreedy = true\njson = true\nwindows = "0:7"\n'
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_one_host_is_a_cluster_too(self):
+        launched = self.succeeds(self.run_here("launch", self.job(self.RUN + f'report = "{self.folder}/report"\n')))
+        alone = self.succeeds(run("generate", "--store", self.store, "--prompt", "In the beginning", "--max-new-tokens", "6", "--greedy", "--json", "--quiet"))
+        self.assertEqual(json_lines(launched)[0]["ids"], json_lines(alone)[0]["ids"])
+        self.assertTrue((self.folder / "report/run.json").exists())
+        left = [path for path in (self.folder / ".local/state/stagecoach").rglob("*") if path.is_file()]
+        self.assertEqual(left, [], "files of the launch are left")
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_a_dry_run_says_what_would_be_run(self):
+        plan = json.loads(self.succeeds(self.run_here("launch", self.job(self.RUN), "--dry-run", "--json")).stdout)
+        self.assertEqual(plan["windows"], "0:7")
+        self.assertEqual(plan["ranks"][0]["bytes_to_ship"], 0)
+        self.assertEqual(plan["hostfile"], "127.0.0.1 slots=1\n")
+        self.assertEqual(plan["rankfile"], "rank 0=127.0.0.1 slot=*\n")
+        self.assertEqual(plan["command"][0], "mpirun")
+        self.assertIn("--prompt=In the beginning", plan["command"])
+        text = self.succeeds(self.run_here("launch", self.job(self.RUN), "--dry-run")).stdout
+        self.assertIn("mpirun --oversubscribe --bind-to none", text)
+        self.assertIn("here has all of its slabs", text)
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_an_error_of_the_ranks_is_said_once(self):
+        self.fails(self.run_here("launch", self.job(self.RUN.replace("max_new_tokens = 6", "temperature = -1"))), 2, "temperature")
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_hosts_without_rates_are_measured(self):
+        # Without windows there is something to plan.
+        launched = self.succeeds(self.run_here("launch", self.job(self.RUN.replace('windows = "0:7"\n', ""))))
+        self.assertIn("measuring how fast it is", launched.stderr)
+        again = self.succeeds(self.run_here("launch", self.job(self.RUN.replace('windows = "0:7"\n', ""))))
+        self.assertNotIn("measuring", again.stderr)
+
+    def test_mistakes_in_the_file_have_their_place(self):
+        for text, place in ((self.RUN.replace("greedy = true", "greedly = true"), "job.toml:5:11: 'greedly' is not a setting of stagecoach generate"),
+                            (self.RUN.replace("max_new_tokens = 6", 'max_new_tokens = "six"'), "job.toml:4:18: max_new_tokens"),
+                            ('[launch]\ncommand = "import"\n' + self.RUN, "job.toml:2:11: launch.command"),
+                            (self.RUN.replace('windows = "0:7"', "rounds = 2"), "launch plans rounds"),
+                            ('[launch]\nreplicas = 2\n' + self.RUN + f'checkpoint = "{self.folder}/c"\n', "run.checkpoint and launch.replicas"),
+                            ('[launch]\nreplicas = 2\n' + self.RUN, "replicas = 2 needs two hosts")):
+            with self.subTest(place):
+                self.fails(self.run_here("launch", self.job(text)), 2, place)
+        self.fails(self.run_here("launch", self.folder / "none.toml"), 2, "none.toml")
+        self.fails(self.run_here("launch"), 2)
+
+    def test_no_model_anywhere(self):
+        self.fails(self.run_here("launch", self.job(self.RUN.replace("STORE", str(self.folder / "nothing")))), 3, "no host has the model", "stagecoach import")
+
+    def test_the_example_plans_without_its_hosts(self):
+        text = (SOURCE / "configs/jobs/gptj-4pc.toml").read_text()
+        key = self.folder / ".config/stagecoach/key"
+        self.succeeds(self.run_here("agent", "--new-key", key))
+        rates = "memory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\nbf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n"
+        # Addresses that nobody has (RFC 5737), and a model that is there.
+        text = text.replace("192.168.1.", "192.0.2.").replace("/srv/stagecoach/gpt-j-6b-q8", str(self.store)).replace("GiB\"", f"GiB\"\n{rates}")
+        file = self.folder / "job.toml"
+        file.write_text(text)
+        dry = self.run_here("launch", file, "--dry-run", "--json")
+        self.succeeds(dry)
+        self.assertIn("planned from the file", dry.stderr)
+        self.assertFalse(json.loads(dry.stdout)["ranks"][0]["reached"])
+
+    def test_the_doctor_on_one_host(self):
+        examined = self.run_here("doctor", self.job(self.RUN), "--json", "--quick", "--quiet")
+        report = json.loads(examined.stdout)
+        self.assertEqual(report["hosts"][0]["slabs"], 9)
+        self.assertEqual(report["hosts"][0]["damaged"], 0)
+        slab = self.folder / "store"
+        subprocess.run(["cp", "-r", self.store, slab], check=True)
+        with (slab / "layer-002.slab").open("r+b") as file:
+            file.seek(9000)
+            byte = file.read(1)
+            file.seek(9000)
+            file.write(bytes([byte[0] ^ 1]))
+        examined = self.run_here("doctor", self.job(self.RUN.replace("STORE", str(slab))), "--json", "--quiet")
+        self.assertEqual(examined.returncode, 3, examined.stderr)
+        report = json.loads(examined.stdout)
+        self.assertEqual(report["hosts"][0]["damaged"], 1)
+        self.assertTrue(any("layer-002.slab" in finding["problem"] for finding in report["findings"]))
+
+    def test_a_doctor_needs_no_open_mpi(self):
+        # PATH has nothing in it: no mpirun, no nvidia-smi.
+        empty = self.folder / "empty"
+        empty.mkdir()
+        examined = run("doctor", self.job(self.RUN), "--json", "--quick", "--quiet", environment=self.environment | {"PATH": str(empty)})
+        self.assertEqual(examined.returncode, 4, examined.stderr)
+        self.assertIn("Open MPI is not installed", [finding["problem"] for finding in json.loads(examined.stdout)["findings"]])
+
+
+class Agent(StoreTest):
+    def agent(self, *arguments):
+        return run("agent", *arguments, environment={"HOME": str(self.folder)})
+
+    def test_a_key_is_made_once_and_for_its_owner(self):
+        key = self.folder / "keys/key"
+        self.succeeds(self.agent("--new-key", key))
+        self.assertEqual(key.stat().st_mode & 0o777, 0o600)
+        self.assertRegex(key.read_text(), r"^[0-9a-f]{64}\n$")
+        self.fails(self.agent("--new-key", key), 2, "is there already")
+
+    def test_what_it_needs_to_start(self):
+        self.fails(self.agent(), 3, ".config/stagecoach/key", "--new-key")
+        key = self.folder / ".config/stagecoach/key"
+        self.succeeds(self.agent("--new-key", key))
+        key.chmod(0o644)
+        self.fails(self.agent(), 4, "others than its owner", "chmod 600")
+        key.chmod(0o600)
+        self.fails(self.agent("--address", "not-an-address"), 2, "not-an-address")
+        self.fails(self.agent("--stores", "/proc/none"), 4, "/proc/none")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            self.fails(self.agent("--address", "127.0.0.1", "--port", taken.getsockname()[1]), 4, "cannot listen")
+        key.write_text("short\n")
+        self.fails(self.agent(), 3, "64 hexadecimal digits")
+
+    def test_it_ends_when_it_is_told(self):
+        self.succeeds(self.agent("--new-key", self.folder / ".config/stagecoach/key"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen([BINARY, "agent", "--address", "127.0.0.1", "--port", "0"], stderr=subprocess.PIPE, text=True,
+                                       env=ENVIRONMENT | {"HOME": str(self.folder)})
+            self.assertIn("listening", process.stderr.readline())
+            process.send_signal(number)
+            process.communicate(timeout=TIMEOUT)
+            self.assertEqual(process.returncode, 0)
+
+    def test_a_temporary_one_ends_with_its_launch(self):
+        order = json.dumps({"key": "ab" * 32, "stores": [str(self.folder)]}) + "\n"
+        process = subprocess.Popen([BINARY, "agent", "--temporary"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                   env=ENVIRONMENT | {"HOME": str(self.folder)})
+        process.stdin.write(order)
+        process.stdin.flush()
+        self.assertGreater(json.loads(process.stdout.readline())["port"], 0)
+        process.stdin.close()
+        self.assertEqual(process.wait(TIMEOUT), 0)
+        process.stdout.close()
+        for wrong in ("", "{}\n", "[]\n", '{"key": "x", "stores": []}\n', "garbage\n"):
+            self.fails(run("agent", "--temporary", stdin=wrong, environment={"HOME": str(self.folder)}), 3)
+
+
+if __name__ == "__main__":
+    unittest.main()
