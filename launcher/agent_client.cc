@@ -19,6 +19,9 @@ constexpr Seconds kShellPatience{kSilence + Seconds(4)};
 // Of those that say nothing until they are done.
 constexpr Seconds kLongPatience{310};
 
+// Of a tokenizer or a report.
+constexpr std::int64_t kMostFile = std::int64_t{1} << 30;
+
 std::int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::system_clock::now().time_since_epoch())
@@ -29,7 +32,7 @@ std::vector<StoreFile> files_from_json(const Json& list, const std::string& wher
   std::vector<StoreFile> files;
   for (const Json& item : list) {
     const JsonObject file(item, where);
-    files.push_back({file.string("name"), file.integer("bytes")});
+    files.push_back({file.string("name"), file.integer_in("bytes", 0, std::int64_t{1} << 50)});
   }
   return files;
 }
@@ -77,16 +80,8 @@ Json AgentClient::follow(const Report& report) {
   }
 }
 
-std::vector<std::byte> AgentClient::receive_content(std::int64_t bytes) {
-  std::vector<std::byte> content;
-  while (static_cast<std::int64_t>(content.size()) < bytes) {
-    const Frame frame = channel_.receive(kPatience);
-    if (frame.kind != FrameKind::kData ||
-        content.size() + frame.payload.size() > static_cast<std::size_t>(bytes))
-      throw data_error(fmt::format("{}: expected {} bytes of data", name_, bytes));
-    content.insert(content.end(), frame.payload.begin(), frame.payload.end());
-  }
-  return content;
+void AgentClient::receive_content(std::span<std::byte> into) {
+  while (!into.empty()) into = into.subspan(channel_.receive_data(into, kPatience));
 }
 
 HostFacts AgentClient::facts(const std::string& store) {
@@ -169,20 +164,23 @@ void AgentClient::probe(const std::string& store) {
   ask({{"op", "probe"}, {"store", store}}, kLongPatience);
 }
 
-std::vector<std::byte> AgentClient::read_range(const std::string& store, const std::string& file,
-                                               std::int64_t offset, std::int64_t bytes) {
-  ask({{"op", "read"}, {"store", store}, {"file", file}, {"offset", offset}, {"bytes", bytes}},
+void AgentClient::read_range(const std::string& store, const std::string& file, std::int64_t offset,
+                             std::span<std::byte> into) {
+  ask({{"op", "read"},
+       {"store", store},
+       {"file", file},
+       {"offset", offset},
+       {"bytes", into.size()}},
       kPatience);
-  return receive_content(bytes);
+  receive_content(into);
 }
 
 std::vector<std::byte> AgentClient::read_file(const std::string& store, const StoreFile& file) {
-  std::vector<std::byte> content;
-  while (static_cast<std::int64_t>(content.size()) < file.bytes) {
-    const auto at = static_cast<std::int64_t>(content.size());
-    const std::vector<std::byte> part =
-        read_range(store, file.name, at, std::min(file.bytes - at, SlabDraft::kChunk));
-    content.insert(content.end(), part.begin(), part.end());
+  std::vector<std::byte> content(static_cast<std::size_t>(file.bytes));
+  for (std::int64_t at = 0; at < file.bytes; at += SlabDraft::kChunk) {
+    const auto size = static_cast<std::size_t>(std::min(file.bytes - at, SlabDraft::kChunk));
+    read_range(store, file.name, at,
+               std::span(content).subspan(static_cast<std::size_t>(at), size));
   }
   return content;
 }
@@ -262,7 +260,10 @@ std::vector<StoreFile> AgentClient::job_files(const std::string& job) {
 
 std::vector<std::byte> AgentClient::read_job_file(const std::string& job, const std::string& name) {
   const Json reply = ask({{"op", "read_job"}, {"job", job}, {"name", name}}, kPatience);
-  return receive_content(JsonObject(reply, name_).integer("bytes"));
+  std::vector<std::byte> content(
+      static_cast<std::size_t>(JsonObject(reply, name_).integer_in("bytes", 0, kMostFile)));
+  receive_content(content);
+  return content;
 }
 
 void AgentClient::put_job_file(const std::string& job, const std::string& name,

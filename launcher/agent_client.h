@@ -50,8 +50,9 @@ class AgentClient {
   // Runs `probe` there, and waits for it: some seconds.
   void probe(const std::string& store);
 
-  std::vector<std::byte> read_range(const std::string& store, const std::string& file,
-                                    std::int64_t offset, std::int64_t bytes);
+  // As many bytes of a store's file as `into` has room for.
+  void read_range(const std::string& store, const std::string& file, std::int64_t offset,
+                  std::span<std::byte> into);
   std::vector<std::byte> read_file(const std::string& store, const StoreFile& file);
   void put_file(const std::string& store, const std::string& name,
                 std::span<const std::byte> content);
@@ -87,7 +88,7 @@ class AgentClient {
   Json receive(Seconds patience);
   // To the last message of a request that reports; that message.
   Json follow(const Report& report);
-  std::vector<std::byte> receive_content(std::int64_t bytes);
+  void receive_content(std::span<std::byte> into);
   void send_content(std::span<const std::byte> content);
 
   std::string name_;

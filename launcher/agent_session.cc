@@ -158,22 +158,20 @@ fs::path AgentSession::folder_of_job(const JsonObject& request) const {
 
 void AgentSession::receive_content(std::int64_t bytes,
                                    const std::function<void(std::span<const std::byte>)>& take) {
+  buffer_.resize(kMaxData);
   for (std::int64_t got = 0; got < bytes;) {
-    const Frame frame = channel_.receive(kSilence);
-    if (frame.kind != FrameKind::kData || frame.payload.empty() ||
-        static_cast<std::int64_t>(frame.payload.size()) > bytes - got)
-      throw Error(ErrorKind::kPeerLost,
-                  fmt::format("{}: expected {} more bytes of data", channel_.peer(), bytes - got));
-    take(frame.payload);
-    got += static_cast<std::int64_t>(frame.payload.size());
+    const auto most = static_cast<std::size_t>(std::min<std::int64_t>(bytes - got, kMaxData));
+    const std::size_t size = channel_.receive_data(std::span(buffer_).first(most), kSilence);
+    take(std::span(buffer_).first(size));
+    got += static_cast<std::int64_t>(size);
   }
 }
 
 void AgentSession::send_file(const File& file, std::int64_t offset, std::int64_t bytes) {
-  std::vector<std::byte> buffer(kMaxData);
+  buffer_.resize(kMaxData);
   for (std::int64_t at = 0; at < bytes;) {
     const auto size = std::min<std::int64_t>(bytes - at, kMaxData);
-    const std::span<std::byte> chunk = std::span(buffer).first(static_cast<std::size_t>(size));
+    const std::span<std::byte> chunk = std::span(buffer_).first(static_cast<std::size_t>(size));
     try {
       file.read_at(offset + at, chunk);
     } catch (const Error& error) {

@@ -64,7 +64,8 @@ class AgentSession {
 
   AgentContext& context_;
   Channel& channel_;
-  std::string held_job_;  // whose processes end with this connection
+  std::vector<std::byte> buffer_;  // of content on its way
+  std::string held_job_;           // whose processes end with this connection
 };
 
 // Throws usage_error unless it can be the name of a launched job.

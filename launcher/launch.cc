@@ -189,12 +189,18 @@ void Launch::complete_specs() {
   if (!job_.run_value("windows").empty()) return;
   for (Host& host : hosts()) {
     if (own) host.spec.rates = host.spec.rates.or_else(*own);
-    if (host.spec.memory == 0 || !host.spec.rates.complete())
-      throw usage_error(
-          fmt::format("{}: nodes.{}: its memory and rates are needed to plan without reaching it",
-                      job_.file, host.name()),
-          "memory, memory_gb_per_s, f32_gflop_per_s, bf16_gflop_per_s, int8_gop_per_s, "
-          "disk_gb_per_s; or run its agent");
+    if (host.spec.memory > 0 && host.spec.rates.complete()) continue;
+    throw usage_error(
+        fmt::format("{}: nodes.{}: {}", job_.file, host.name(),
+                    host.reached()
+                        ? "how fast it is has not been measured, and a dry run changes nothing"
+                        : "without reaching it, its memory and rates are needed to plan"),
+        host.reached()
+            ? fmt::format(
+                  "stagecoach probe --store {} there; or launch without --dry-run, which does that",
+                  host.store)
+            : "memory, memory_gb_per_s, f32_gflop_per_s, bf16_gflop_per_s, int8_gop_per_s, "
+              "disk_gb_per_s in the file; or run its agent");
   }
 }
 

@@ -203,21 +203,36 @@ void SecureChannel::send_data(std::span<const std::byte> data) {
   send_frame(FrameKind::kData, data);
 }
 
-Frame SecureChannel::receive(Seconds patience) {
-  const auto read = [&](std::span<std::byte> bytes) {
-    const ErrorCode error = connection_->run(patience, [&](auto done) {
-      asio::async_read(connection_->stream, asio::buffer(bytes.data(), bytes.size()), done);
-    });
-    if (error == asio::error::timed_out)
-      throw peer_lost(peer(), fmt::format("silent for {:.0f} s", patience.count()));
-    if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
-  };
+void SecureChannel::read(std::span<std::byte> bytes, Seconds patience) {
+  const ErrorCode error = connection_->run(patience, [&](auto done) {
+    asio::async_read(connection_->stream, asio::buffer(bytes.data(), bytes.size()), done);
+  });
+  if (error == asio::error::timed_out)
+    throw peer_lost(peer(), fmt::format("silent for {:.0f} s", patience.count()));
+  if (error == asio::error::eof || error == asio::ssl::error::stream_truncated)
+    throw peer_lost(peer(), "the connection was closed");
+  if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
+}
+
+FrameStart SecureChannel::read_header(Seconds patience) {
   std::array<std::byte, kFrameHeader> header;
-  read(header);
-  const FrameStart start = parse_frame_header(header);
+  read(header, patience);
+  return parse_frame_header(header);
+}
+
+Frame SecureChannel::receive(Seconds patience) {
+  const FrameStart start = read_header(patience);
   Frame frame{.kind = start.kind, .payload = std::vector<std::byte>(start.bytes)};
-  if (start.bytes > 0) read(frame.payload);
+  if (start.bytes > 0) read(frame.payload, patience);
   return frame;
+}
+
+std::size_t SecureChannel::receive_data(std::span<std::byte> into, Seconds patience) {
+  const FrameStart start = read_header(patience);
+  if (start.kind != FrameKind::kData || start.bytes == 0 || start.bytes > into.size())
+    throw data_error(fmt::format("{}: expected 1 to {} bytes of data", peer(), into.size()));
+  read(into.first(start.bytes), patience);
+  return start.bytes;
 }
 
 // ---- Listening ----

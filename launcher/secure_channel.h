@@ -37,12 +37,15 @@ class SecureChannel : public Channel {
   void send(const Json& message) override;
   void send_data(std::span<const std::byte> data) override;
   Frame receive(Seconds patience) override;
+  std::size_t receive_data(std::span<std::byte> into, Seconds patience) override;
   int descriptor() const override;
 
  private:
   friend class SecureListener;
   struct Connection;
   explicit SecureChannel(std::unique_ptr<Connection> connection);
+  void read(std::span<std::byte> bytes, Seconds patience);
+  FrameStart read_header(Seconds patience);
   void send_frame(FrameKind kind, std::span<const std::byte> payload);
   std::unique_ptr<Connection> connection_;
 };

@@ -53,10 +53,11 @@ class SlabTransfer {
     std::optional<std::int64_t> chunk;
     try {
       AgentClient agent(source.agent, key_, source.agent.text());
+      std::vector<std::byte> buffer(SlabDraft::kChunk);
       while ((chunk = take())) {
-        const std::vector<std::byte> bytes =
-            agent.read_range(source.store, draft_.slab().file, *chunk * SlabDraft::kChunk,
-                             draft_.chunk_bytes(*chunk));
+        const std::span<std::byte> bytes =
+            std::span(buffer).first(static_cast<std::size_t>(draft_.chunk_bytes(*chunk)));
+        agent.read_range(source.store, draft_.slab().file, *chunk * SlabDraft::kChunk, bytes);
         write(*chunk, bytes);
         chunk.reset();
       }

@@ -47,6 +47,15 @@ class InputChannel : public Channel {
     return frame;
   }
 
+  std::size_t receive_data(std::span<std::byte> into, Seconds patience) override {
+    const Frame frame = receive(patience);
+    if (frame.kind != FrameKind::kData || frame.payload.empty() ||
+        frame.payload.size() > into.size())
+      throw data_error("expected data");
+    std::copy(frame.payload.begin(), frame.payload.end(), into.begin());
+    return frame.payload.size();
+  }
+
  private:
   static Error ended() { return {ErrorKind::kPeerLost, "the input ends"}; }
   std::span<const std::byte> rest_;

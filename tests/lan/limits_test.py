@@ -42,6 +42,13 @@ def disk_limits(host):
     return first_file(host, "blkio.throttle.read_bps_device", "io.max")
 
 
+def cpu_limit(host):
+    """Quota and period, or max."""
+    if (CGROUPS / f"sc-host{host}/cpu.max").exists():
+        return first_file(host, "cpu.max")
+    return f'{first_file(host, "cpu.cfs_quota_us").replace("-1", "max")} {first_file(host, "cpu.cfs_period_us")}'
+
+
 def usage(host):
     return {key: int(value) for key, value in (line.split() for line in lan("usage", host).stdout.splitlines())}
 
@@ -121,13 +128,16 @@ class Limits(unittest.TestCase):
         self.assertEqual(lan("limit", 2, "--memory", "512MiB", "--disk", "1MB", "--disk-path", BUILD).returncode, 0)
         self.assertEqual(memory_limit(2), str(512 << 20))
         self.assertRegex(disk_limits(2), r"\b1000000\b")
-        self.assertEqual(lan("limit", 2, "--memory", "none", "--disk", "none", "--rate", "none").returncode, 0)
+        self.assertEqual(lan("limit", 2, "--cpus", "0.5").returncode, 0)
+        self.assertEqual(cpu_limit(2), "5000 10000")
+        self.assertEqual(lan("limit", 2, "--memory", "none", "--disk", "none", "--rate", "none", "--cpus", "none").returncode, 0)
+        self.assertEqual(cpu_limit(2), "max 10000")
         self.assertNotEqual(memory_limit(2), str(512 << 20))
         self.assertEqual(disk_limits(2), "")
         self.assertEqual(memory_limit(1), str(MEMORY))
 
     def test_what_is_no_limit_is_refused(self):
-        for flags in (("--memory", "3X"), ("--memory", "0"), ("--memory",), ("--disk", "fast"), ("--rate", "1.5"), ("--speed", "3"),
+        for flags in (("--memory", "3X"), ("--memory", "0"), ("--memory",), ("--disk", "fast"), ("--rate", "1.5"), ("--cpus", "0"), ("--cpus", "-1"), ("--speed", "3"),
                       ("--disk", "1MB", "--disk-path", "/does/not/exist"), ()):
             refused = lan("limit", 1, *flags)
             self.assertEqual(refused.returncode, 2, (flags, refused.stderr))

@@ -165,6 +165,7 @@ TEST_F(Agents, RefuseADamagedSource) {
 }
 
 TEST_F(Agents, KeepToTheirFolders) {
+  std::array<std::byte, 1> byte{};
   AgentClient b = client_b();
   fs::create_directories(folder_ / "secret");
   set_file_bytes(folder_ / "secret/layer-000.slab", "secret");
@@ -174,7 +175,7 @@ TEST_F(Agents, KeepToTheirFolders) {
         (folder_ / "b/link").string(), std::string("/etc"), std::string("b"), std::string(),
         (folder_ / "bb").string()}) {
     EXPECT_EQ(error_of([&] { b.store(store); }).kind(), ErrorKind::kUsage) << store;
-    EXPECT_EQ(error_of([&] { b.read_range(store, "layer-000.slab", 0, 1); }).kind(),
+    EXPECT_EQ(error_of([&] { b.read_range(store, "layer-000.slab", 0, byte); }).kind(),
               ErrorKind::kUsage)
         << store;
     EXPECT_EQ(error_of([&] { b.put_file(store, "tokenizer/x", {}); }).kind(), ErrorKind::kUsage)
@@ -187,7 +188,7 @@ TEST_F(Agents, KeepToTheirFolders) {
   for (const char* name :
        {"../secret/layer-000.slab", "/etc/passwd", "manifest.json", "tokenizer/../manifest.json",
         "tokenizer/", ".slab", "tokenizer/.hidden", "a/b.slab"}) {
-    EXPECT_EQ(error_of([&] { b.read_range(store_b(), name, 0, 1); }).kind(), ErrorKind::kData)
+    EXPECT_EQ(error_of([&] { b.read_range(store_b(), name, 0, byte); }).kind(), ErrorKind::kData)
         << name;
     EXPECT_EQ(error_of([&] { b.put_file(store_b(), name, {}); }).kind(), ErrorKind::kData) << name;
   }
@@ -252,9 +253,9 @@ TEST_F(Agents, SendNoFasterThanTheyMay) {
   RunningAgent slow(key_, {folder_ / "a"}, folder_ / "state-slow", bytes);
   AgentClient client(slow.endpoint(), key_, "pc-slow");
   const auto begin = std::chrono::steady_clock::now();
-  const auto size = static_cast<std::int64_t>(bytes);
-  client.read_range(folder_ / "a/model", "layer-000.slab", 0, size);
-  client.read_range(folder_ / "a/model", "layer-000.slab", 0, size);
+  std::vector<std::byte> content(static_cast<std::size_t>(bytes));
+  client.read_range(folder_ / "a/model", "layer-000.slab", 0, content);
+  client.read_range(folder_ / "a/model", "layer-000.slab", 0, content);
   EXPECT_GE(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 0.99);
 }
 
