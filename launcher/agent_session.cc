@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 constexpr Seconds kIdle{86400};
 constexpr std::int64_t kMostRead = std::int64_t{64} << 20;        // bytes of one request
 constexpr std::int64_t kMostSmallFile = std::int64_t{256} << 20;  // a tokenizer's, a report's
-constexpr std::int64_t kMostBuild = std::int64_t{1} << 30;
+constexpr std::int64_t kMostBuild = std::int64_t{256} << 20;
 constexpr std::int64_t kLinkBytes = std::int64_t{128} << 20;
 constexpr Seconds kLinkTime{0.5};
 constexpr int kLinkPings = 20;
@@ -81,7 +81,12 @@ void check_job_name(const std::string& job) {
 
 AgentSession::~AgentSession() {
   if (held_job_.empty()) return;
-  const int ended = end_processes_of(held_job_);
+  int ended = 0;
+  try {
+    ended = end_processes_of(held_job_);
+  } catch (const std::exception& exception) {
+    spdlog::error("job {}: {}", held_job_, exception.what());
+  }
   if (ended > 0)
     spdlog::warn("job {}: its launcher has gone, {} processes ended", held_job_, ended);
 }
@@ -258,16 +263,21 @@ void AgentSession::read(const JsonObject& request) {
   send_file(file, offset, bytes);
 }
 
+std::string AgentSession::receive_text(const JsonObject& request) {
+  std::string content;
+  receive_content(request.integer_in("bytes", 0, kMostSmallFile),
+                  [&](std::span<const std::byte> data) {
+                    content.append(reinterpret_cast<const char*>(data.data()), data.size());
+                  });
+  return content;
+}
+
 void AgentSession::put(const JsonObject& request) {
+  const std::string content = receive_text(request);
   const std::string name = request.string("name");
   check_store_file_name(name);
   if (name.ends_with(".slab")) throw usage_error("slabs are pulled, not put");
   const fs::path file = store_of(request) / name;
-  const std::int64_t bytes = request.integer_in("bytes", 0, kMostSmallFile);
-  std::string content;
-  receive_content(bytes, [&](std::span<const std::byte> data) {
-    content.append(reinterpret_cast<const char*>(data.data()), data.size());
-  });
   fs::create_directories(file.parent_path());
   write_file_atomically(file, content);
   ok();
@@ -301,6 +311,7 @@ void AgentSession::pull(const JsonObject& request) {
                                      path.string(), bytes, here.free_bytes),
                          "free some space there, or give this host fewer layers");
   fs::create_directories(path);
+  const FileLock lock = lock_store(path);
   Reporter report(channel_);
   pull_slabs(path, orders, context_.config.key,
              [&](std::int64_t done, std::int64_t total) { report(done, total); });
@@ -308,6 +319,7 @@ void AgentSession::pull(const JsonObject& request) {
 }
 
 void AgentSession::commit(const JsonObject& request) {
+  const FileLock lock = lock_store(store_of(request));
   commit_slabs(store_of(request),
                manifest_from_json(request.at("manifest"), "a request's manifest"));
   ok();
@@ -316,21 +328,24 @@ void AgentSession::commit(const JsonObject& request) {
 // ---- Jobs ----
 
 void AgentSession::install(const JsonObject& request) {
-  const std::string content = request.string("content");
-  if (!hash_from_hex(content)) throw data_error("the hash of a build is no hash");
-  const fs::path root = context_.config.state / "builds" / content;
+  // All of it is taken first: a reply amid what still comes would not be heard.
+  std::vector<std::pair<std::string, std::string>> files;
   std::int64_t total = 0;
   for (const Json& item : request.array("files")) {
     const JsonObject file(item, "a file of a build");
-    const std::string name = file.string("name");
-    if (!is_build_file(name))
-      throw data_error(fmt::format("'{}' is not a file of a build", name.substr(0, 128)));
+    files.emplace_back(file.string("name"), std::string());
     const std::int64_t bytes = file.integer_in("bytes", 0, kMostBuild - total);
     total += bytes;
-    std::string text;
     receive_content(bytes, [&](std::span<const std::byte> data) {
-      text.append(reinterpret_cast<const char*>(data.data()), data.size());
+      files.back().second.append(reinterpret_cast<const char*>(data.data()), data.size());
     });
+  }
+  const std::string content = request.string("content");
+  if (!hash_from_hex(content)) throw data_error("the hash of a build is no hash");
+  const fs::path root = context_.config.state / "builds" / content;
+  for (const auto& [name, text] : files) {
+    if (!is_build_file(name))
+      throw data_error(fmt::format("'{}' is not a file of a build", name.substr(0, 128)));
     fs::create_directories((root / name).parent_path());
     write_file_atomically(root / name, text);
     fs::permissions(root / name,
@@ -356,17 +371,26 @@ void AgentSession::start(const JsonObject& request) {
   command.environment.push_back(fmt::format("{}={}", kJobVariable, job));
   Child child(command.words, command.environment, Child::Streams::kCapture);
   ok();
+  try {
+    attend(child);
+  } catch (const Error&) {  // mpirun has gone
+    child.signal(SIGKILL);
+    end_processes_of(job);
+    throw;
+  }
+  ok({{"code", child.wait(Seconds(1))}});
+}
+
+// Sends what the daemon prints, and signs of life, until it ends.
+void AgentSession::attend(Child& child) {
   auto last_sign = Clock::now();
   while (child.out() >= 0 || child.err() >= 0 || !child.poll()) {
     std::array<pollfd, 3> files{pollfd{child.out(), POLLIN, 0}, pollfd{child.err(), POLLIN, 0},
                                 pollfd{channel_.descriptor(), POLLIN | POLLRDHUP, 0}};
     ::poll(files.data(), files.size(), 500);
     // The peer has nothing more to say: what comes is its end.
-    if (files[2].revents != 0) {
-      child.signal(SIGKILL);
-      end_processes_of(job);
+    if (files[2].revents != 0)
       throw Error(ErrorKind::kPeerLost, fmt::format("{}: mpirun has gone", channel_.peer()));
-    }
     const auto forward = [&](const pollfd& file, const char* stream) {
       if (file.revents == 0) return true;
       std::array<char, 16384> text;
@@ -377,12 +401,10 @@ void AgentSession::start(const JsonObject& request) {
     };
     if (!forward(files[0], "out")) child.close_out();
     if (!forward(files[1], "err")) child.close_err();
-    if (Clock::now() - last_sign >= std::chrono::seconds(1)) {
-      channel_.send({{"alive", true}});
-      last_sign = Clock::now();
-    }
+    if (Clock::now() - last_sign < std::chrono::seconds(1)) continue;
+    channel_.send({{"alive", true}});
+    last_sign = Clock::now();
   }
-  ok({{"code", child.wait(Seconds(1))}});
 }
 
 void AgentSession::hold(const JsonObject& request) {
@@ -409,10 +431,15 @@ void AgentSession::job_files(const JsonObject& request) {
   Json files = Json::array();
   std::error_code error;
   for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end;
-       entry.increment(error))
-    if (entry->is_regular_file() && !entry->is_symlink())
-      files.push_back({{"name", fs::relative(entry->path(), folder).string()},
-                       {"bytes", static_cast<std::int64_t>(entry->file_size())}});
+       entry.increment(error)) {
+    // A file that is written now may be gone between two looks.
+    std::error_code gone;
+    const bool regular = entry->is_regular_file(gone) && !entry->is_symlink(gone);
+    const auto bytes = regular ? entry->file_size(gone) : 0;
+    if (regular && !gone)
+      files.push_back({{"name", fs::relative(entry->path(), folder, gone).string()},
+                       {"bytes", static_cast<std::int64_t>(bytes)}});
+  }
   ok({{"files", files}});
 }
 
@@ -428,15 +455,10 @@ void AgentSession::read_job(const JsonObject& request) {
 }
 
 void AgentSession::put_job(const JsonObject& request) {
+  const std::string content = receive_text(request);
   const fs::path folder = folder_of_job(request);
-  const std::string name = request.string("name");
-  const std::int64_t bytes = request.integer_in("bytes", 0, kMostSmallFile);
-  std::string content;
-  receive_content(bytes, [&](std::span<const std::byte> data) {
-    content.append(reinterpret_cast<const char*>(data.data()), data.size());
-  });
   fs::create_directories(folder);
-  const fs::path path = path_inside(folder / name, {folder});
+  const fs::path path = path_inside(folder / request.string("name"), {folder});
   fs::create_directories(path.parent_path());
   write_file_atomically(path, content);
   ok();

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "launcher/agent.h"
+#include "launcher/processes.h"
 #include "launcher/rate_limit.h"
 #include "launcher/slab_pull.h"
 #include "launcher/store_files.h"
@@ -46,6 +47,7 @@ class AgentSession {
   void install(const JsonObject& request);
   void probe(const JsonObject& request);
   void start(const JsonObject& request);
+  void attend(Child& child);
   void hold(const JsonObject& request);
   void end(const JsonObject& request);
   void job_folder(const JsonObject& request);
@@ -60,6 +62,7 @@ class AgentSession {
   // Bytes that follow a request, in frames.
   void receive_content(std::int64_t bytes,
                        const std::function<void(std::span<const std::byte>)>& take);
+  std::string receive_text(const JsonObject& request);  // "bytes" of it
   void send_file(const File& file, std::int64_t offset, std::int64_t bytes);
 
   AgentContext& context_;

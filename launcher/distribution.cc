@@ -147,11 +147,16 @@ std::vector<SlabSource> Model::sources_of(const std::string& slab, const Host& e
 }
 
 void Model::ship_tokenizer(Host& host) {
+  std::map<std::string, std::int64_t>& files = tokenizer_files_.at(&host);
   for (const auto& [name, content] : tokenizer_) {
-    const auto& files = tokenizer_files_[&host];
+    const auto bytes = static_cast<std::int64_t>(content.size());
     const auto there = files.find(name);
-    if (there == files.end() || there->second != static_cast<std::int64_t>(content.size()))
-      host.client->put_file(host.store, name, content);
+    // Of the same length: a few megabytes, which are read to see.
+    if (there != files.end() && there->second == bytes &&
+        host.client->read_file(host.store, {name, bytes}) == content)
+      continue;
+    host.client->put_file(host.store, name, content);
+    files[name] = bytes;
   }
 }
 
@@ -173,7 +178,7 @@ void Model::ship(Hosts& hosts, const std::vector<SlabNames>& wanted, const Repor
   std::mutex mutex;
   hosts.each([&](Host& host) {
     const auto i = static_cast<std::size_t>(&host - all.data());
-    if (!wanted[i].empty()) ship_tokenizer(host);
+    if (!wanted[i].empty() && &host != &hosts.source()) ship_tokenizer(host);
     if (lacking[i].empty()) return;
     host.client->pull(host.store, *manifest_, lacking[i], sources[i],
                       [&](std::int64_t some, std::int64_t) {

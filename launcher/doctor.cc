@@ -165,14 +165,20 @@ void check_slabs(std::vector<Host>& hosts, DoctorReport& report, Host& source,
     if (options.progress)
       options.progress(
           fmt::format("{}: reading {} slabs", all[i]->name(), contents[i].slabs.size()));
-    for (const std::string& problem : all[i]->client->verify(all[i]->store, {})) {
-      if (i < report.hosts.size()) ++report.hosts[i].damaged;
-      report.findings.push_back(
-          {.host = all[i]->name(),
-           .text = problem,
-           .fix =
-               "remove that file there: launch fetches it again from another host, if one has it",
-           .kind = ErrorKind::kData});
+    try {
+      for (const std::string& problem : all[i]->client->verify(all[i]->store, {})) {
+        if (i < report.hosts.size()) ++report.hosts[i].damaged;
+        report.findings.push_back({.host = all[i]->name(),
+                                   .text = problem,
+                                   .fix = "remove that file there: launch fetches it again from "
+                                          "another host, if one has it",
+                                   .kind = ErrorKind::kData});
+      }
+    } catch (const Error& error) {
+      report.findings.push_back({.host = all[i]->name(),
+                                 .text = error.what(),
+                                 .fix = error.hint(),
+                                 .kind = error.kind()});
     }
   }
 }
@@ -227,13 +233,18 @@ std::string common_network(const std::vector<const Host*>& hosts) {
   return network;
 }
 
-std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const LaunchJob& job) {
+std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const Host& source,
+                                    const LaunchJob& job) {
   std::vector<Finding> findings;
   for (const Host* host : hosts) {
     check_address(*host, hosts.size() == 1, findings);
     check_memory(*host, findings);
   }
-  check_open_mpi(hosts, findings);
+  std::vector<const Host*> with_source = hosts;
+  // mpirun runs here, on a host of the job or not.
+  if (std::none_of(hosts.begin(), hosts.end(), [](const Host* host) { return host->here; }))
+    with_source.push_back(&source);
+  check_open_mpi(with_source, findings);
   check_names(hosts, findings);
   if (hosts.size() > 1 && job.cluster.network.subnet.empty() && common_network(hosts).empty())
     findings.push_back(
@@ -241,6 +252,16 @@ std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const
          .text = "the hosts' addresses are not in one network, so MPI cannot be told which to use",
          .fix = "numeric addresses of one network in nodes.*.address, or network.subnet = "
                 "\"A.B.C.D/BITS\"",
+         .kind = ErrorKind::kUsage});
+  const std::string network = common_network(hosts);
+  const std::vector<NetworkInterface>& cards = source.facts.interfaces;
+  if (hosts.size() > 1 && job.cluster.network.subnet.empty() && !network.empty() &&
+      std::none_of(cards.begin(), cards.end(),
+                   [&](const NetworkInterface& card) { return card.network() == network; }))
+    findings.push_back(
+        {.host = {},
+         .text = fmt::format("this PC, where mpirun starts, has no address in {}", network),
+         .fix = "launch from a PC of that network",
          .kind = ErrorKind::kUsage});
   return findings;
 }
@@ -269,6 +290,12 @@ DoctorReport examine(const LaunchJob& job, const DoctorOptions& options) {
     exam.clock_offset = host.client->clock_offset();
     if (options.measure) exam.disk_rate = host.client->disk_rate(host.store);
   });
+  for (const Host& host : hosts)
+    if (host.problem && host.client != nullptr)
+      report.findings.push_back({.host = host.name(),
+                                 .text = host.problem->what(),
+                                 .fix = host.problem->hint(),
+                                 .kind = host.problem->kind()});
   std::vector<const Host*> reached;
   for (std::size_t i = 0; i < hosts.size(); ++i) {
     const HostExam& exam = report.hosts[i];
@@ -287,7 +314,8 @@ DoctorReport examine(const LaunchJob& job, const DoctorOptions& options) {
                                  .fix = "none is needed: launch copies this one there for its jobs",
                                  .serious = false});
   }
-  for (const Finding& finding : check_together(reached, job)) report.findings.push_back(finding);
+  for (const Finding& finding : check_together(reached, cluster.source(), job))
+    report.findings.push_back(finding);
   check_slabs(hosts, report, cluster.source(), options);
   if (options.measure) measure_links(hosts, report, options);
   return report;

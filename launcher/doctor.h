@@ -52,8 +52,10 @@ struct DoctorOptions {
 
 DoctorReport examine(const LaunchJob& job, const DoctorOptions& options);
 
-// What launch refuses, too: hosts that cannot work together. `hosts` have been reached.
-std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const LaunchJob& job);
+// What launch refuses, too: hosts that cannot work together. `hosts` have been reached; `source` is
+// the machine that launches.
+std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const Host& source,
+                                    const LaunchJob& job);
 
 // The network that all hosts' addresses are in, "192.168.1.0/24"; empty: there is none.
 std::string common_network(const std::vector<const Host*>& hosts);

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -149,7 +148,6 @@ Json to_json(const HostFacts& facts) {
           {"memory", facts.memory},
           {"free_memory", facts.free_memory},
           {"gpus", facts.gpus},
-          {"clock_ns", facts.clock_ns},
           {"interfaces", cards},
           {"rates",
            {{"memory", rates.memory},
@@ -173,7 +171,6 @@ HostFacts facts_from_json(const Json& json, const std::string& where) {
                   .memory = object.integer("memory"),
                   .free_memory = object.integer("free_memory"),
                   .gpus = {},
-                  .clock_ns = object.integer("clock_ns"),
                   .interfaces = {},
                   .rates = {}};
   for (const Json& gpu : object.array("gpus"))
@@ -212,9 +209,6 @@ HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory
   facts.gpus = gpus();
   facts.interfaces = interfaces();
   facts.rates = probed_rates(store);
-  facts.clock_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
-                       std::chrono::system_clock::now().time_since_epoch())
-                       .count();
   return facts;
 }
 

@@ -32,7 +32,6 @@ struct HostFacts {
   std::int64_t cores = 0;
   std::int64_t memory = 0, free_memory = 0;  // bytes
   std::vector<std::string> gpus;
-  std::int64_t clock_ns = 0;  // wall clock, since 1970
   std::vector<NetworkInterface> interfaces;
   HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store
                     // asked about

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "base/error.h"
 
@@ -14,31 +15,48 @@ constexpr auto kStep = std::chrono::milliseconds(100);
 
 }  // namespace
 
-HostWatch::HostWatch(const std::vector<WatchedHost>& hosts, const Key& key)
-    : watches_(hosts.size()) {
-  for (std::size_t i = 0; i < hosts.size(); ++i) {
-    watches_[i].client = std::make_unique<AgentClient>(hosts[i].agent, key, hosts[i].name);
-    watches_[i].client->hold(hosts[i].job);
-  }
+HostWatch::HostWatch(const std::vector<WatchedHost>& hosts, const Key& key) {
+  // A host that is held wants to be pinged at once, however long others take.
+  std::vector<std::promise<void>> held(hosts.size());
   for (std::size_t i = 0; i < hosts.size(); ++i)
-    watches_[i].thread = std::thread([this, i] { watch(i); });
+    threads_.emplace_back([this, i, host = hosts[i], key, &held] { watch(i, host, key, held[i]); });
+  std::exception_ptr failure;
+  for (std::promise<void>& promise : held) try {
+      promise.get_future().get();
+    } catch (const std::exception&) {
+      if (!failure) failure = std::current_exception();
+    }
+  if (!failure) return;
+  stop_ = true;
+  for (std::thread& thread : threads_) thread.join();
+  std::rethrow_exception(failure);
 }
 
 HostWatch::~HostWatch() {
   stop_ = true;
-  for (Watch& watch : watches_) watch.thread.join();
+  for (std::thread& thread : threads_) thread.join();
 }
 
-void HostWatch::watch(std::size_t host) {
+void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& key,
+                      std::promise<void>& held) {
+  std::optional<AgentClient> client;
+  try {
+    client.emplace(host.agent, key, host.name);
+    client->hold(host.job);
+  } catch (const std::exception&) {
+    held.set_exception(std::current_exception());
+    return;
+  }
+  held.set_value();
   try {
     while (!stop_) {
-      watches_[host].client->ping(kPatience);
+      client->ping(kPatience);
       for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
         std::this_thread::sleep_for(kStep);
     }
   } catch (const std::exception& exception) {
     const std::lock_guard lock(mutex_);
-    lost_.emplace_back(host, exception.what());
+    lost_.emplace_back(number, exception.what());
   }
 }
 

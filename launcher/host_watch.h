@@ -3,10 +3,8 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
-#include <memory>
+#include <future>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,13 +31,9 @@ class HostWatch {
   std::string reason(std::size_t host) const;
 
  private:
-  struct Watch {
-    std::thread thread;
-    std::unique_ptr<AgentClient> client;
-  };
-  void watch(std::size_t host);
+  void watch(std::size_t number, const WatchedHost& host, const Key& key, std::promise<void>& held);
 
-  std::vector<Watch> watches_;
+  std::vector<std::thread> threads_;
   std::atomic<bool> stop_{false};
   mutable std::mutex mutex_;
   std::vector<std::pair<std::size_t, std::string>> lost_;

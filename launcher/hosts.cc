@@ -53,6 +53,21 @@ std::string address_towards(const std::string& host) {
   return address;
 }
 
+// Whether a name or an address is this machine's.
+bool is_own(const std::string& host, const std::set<std::string>& own) {
+  if (own.contains(host)) return true;
+  addrinfo hints{};
+  hints.ai_family = AF_INET;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return false;
+  char text[INET_ADDRSTRLEN] = {};
+  ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(found->ai_addr)->sin_addr, text,
+              sizeof(text));
+  ::freeaddrinfo(found);
+  return own.contains(text) || std::string_view(text).starts_with("127.");
+}
+
 std::string own_name() {
   char name[256] = {};
   return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
@@ -99,7 +114,7 @@ Hosts::Hosts(const LaunchJob& job)
     Host& host = hosts_.emplace_back();
     host.spec = spec;
     host.store = job.store_of(spec);
-    host.here = own.contains(spec.reached_as()) || spec.reached_as() == name;
+    host.here = spec.reached_as() == name || is_own(spec.reached_as(), own);
     if (!host.here || among_them || host.store != source_store) continue;
     among_them = true;
     here_index_ = hosts_.size() - 1;
@@ -107,25 +122,33 @@ Hosts::Hosts(const LaunchJob& job)
   if (!among_them) {
     source_.emplace();
     source_->spec.name = name;
-    source_->spec.address = address_towards(hosts_.front().spec.reached_as());
+    const auto other =
+        std::find_if(hosts_.begin(), hosts_.end(), [](const Host& host) { return !host.here; });
+    source_->spec.address =
+        other == hosts_.end() ? "127.0.0.1" : address_towards(other->spec.reached_as());
     source_->store = source_store;
     source_->here = true;
   }
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;  // joined when it goes
   const auto start = [&](Host& host) {
     threads.emplace_back([&] { attempt(host, [&] { reach(host, job, key_); }); });
   };
   for (Host& host : hosts_) start(host);
   if (source_) start(*source_);
-  for (std::thread& thread : threads) thread.join();
+  threads.clear();
   if (source().problem) throw Error(*source().problem);
 }
 
 void Hosts::each(const std::function<void(Host&)>& work) {
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;  // joined when it goes
   for (Host& host : hosts_)
     if (host.reached()) threads.emplace_back([&] { attempt(host, [&] { work(host); }); });
-  for (std::thread& thread : threads) thread.join();
+}
+
+void Hosts::reconnect() {
+  each([this](Host& host) {
+    host.client = std::make_unique<AgentClient>(host.agent, key_, host.name());
+  });
 }
 
 void Hosts::throw_problems(const std::string& what) const {
@@ -133,6 +156,8 @@ void Hosts::throw_problems(const std::string& what) const {
   for (const Host& host : hosts_)
     if (host.problem) troubled.push_back(&host);
   if (troubled.empty()) return;
+  for (const Host* host : troubled)  // the user's doing, and no host's
+    if (host->problem->kind() == ErrorKind::kInterrupted) throw Error(*host->problem);
   if (troubled.size() == 1) throw Error(*troubled.front()->problem);
   std::string text = fmt::format("{}: {} of {} hosts", what, troubled.size(), hosts_.size());
   for (const Host* host : troubled) text += fmt::format("\n  {}", host->problem->what());

@@ -43,9 +43,12 @@ class Hosts {
   // This machine with the store of [run]: one of all() if that is its store as a host, else a host
   // of its own that no rank runs on.
   Host& source() { return source_ ? *source_ : hosts_[here_index_]; }
+  const Host& source() const { return source_ ? *source_ : hosts_[here_index_]; }
 
   // `work` for every host that can be reached, at once. What it throws becomes the host's problem.
   void each(const std::function<void(Host&)>& work);
+  // A new connection to each that is reached; one that cannot be had is that host's problem.
+  void reconnect();
   // One error for all of their problems. Nothing where there are none.
   void throw_problems(const std::string& what) const;
 

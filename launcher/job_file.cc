@@ -70,11 +70,11 @@ void check_hosts(const LaunchJob& job) {
     // An address becomes a word of mpirun's command line and of ssh's.
     const std::string& address = host.reached_as();
     const bool plain = std::all_of(address.begin(), address.end(), [](unsigned char c) {
-      return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_' || c == ':';
+      return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_';
     });
     if (!plain || address.empty() || address.front() == '-')
-      throw usage_error(
-          fmt::format("{}: nodes.{}: '{}' is no address", job.file, host.name, address));
+      throw usage_error(fmt::format("{}: nodes.{}: '{}' is no IPv4 address and no name", job.file,
+                                    host.name, address));
     if (!addresses.insert(address).second)
       throw usage_error(fmt::format("{}: two of [nodes] have the address {}", job.file, address));
     job.store_of(host);

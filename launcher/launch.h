@@ -16,6 +16,7 @@ namespace stagecoach {
 struct LaunchOptions {
   bool dry_run = false;         // plan and command, and nothing else
   bool json = false;            // of a dry run
+  bool quiet = false;           // ranks say no more than they must
   std::filesystem::path state;  // for files of this launch
   bool terminal = false;        // stderr is one
 
@@ -25,7 +26,8 @@ struct LaunchOptions {
   std::function<std::optional<HostRates>(const std::string& store)> own_rates;
   std::function<bool()> interrupted;
   std::function<void(std::string_view)> out, err;
-  std::function<void(const std::string&)> note;  // a step, for people who watch
+  std::function<void(std::string_view)> messages;  // of the ranks
+  std::function<void(const std::string&)> note;    // a step, for people who watch
   std::function<void(const std::string&)> warn;
   Report shipping;
 };

@@ -43,9 +43,15 @@ LaunchSession read_session(const std::filesystem::path& file) {
 int run_daemon_of_session(const std::filesystem::path& file, const std::string& address,
                           const Words& words) {
   const LaunchSession session = read_session(file);
-  const auto host =
-      std::find_if(session.hosts.begin(), session.hosts.end(),
-                   [&](const SessionHost& known) { return known.address == address; });
+  // Open MPI cuts the domain off a name: "pc-a.lan" comes as "pc-a".
+  const auto is_called = [&](const SessionHost& known, bool cut) {
+    return known.address == address || (cut && known.address.starts_with(address + "."));
+  };
+  auto host = session.hosts.end();
+  for (const bool cut : {false, true})
+    if (host == session.hosts.end())
+      host = std::find_if(session.hosts.begin(), session.hosts.end(),
+                          [&](const SessionHost& known) { return is_called(known, cut); });
   if (host == session.hosts.end())
     throw usage_error(fmt::format("{}: this launch has no host {}", file.string(), address));
   std::string command;

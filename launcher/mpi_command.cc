@@ -13,6 +13,8 @@ namespace {
 constexpr std::array<std::string_view, 4> kOwnOfLaunch{"store", "memory", "windows", "report"};
 constexpr std::array<const char*, 3> kFiles{"prompts", "text", "ids"};
 
+constexpr std::size_t kConcurrent = 128;  // Open MPI's own
+
 void add_flag(Words& words, const std::string& setting, const std::string& value) {
   std::string flag = "--" + setting;
   std::replace(flag.begin(), flag.end(), '_', '-');
@@ -65,6 +67,9 @@ Words mpi_command(const MpiJob& mpi) {
     words.emplace_back("--leave-session-attached");
     set("plm_rsh_agent", mpi.shell);
     set("plm_rsh_no_tree_spawn", "1");
+    // Daemons that stay with their shells are started all at once or not at all.
+    set("plm_rsh_num_concurrent",
+        std::to_string(std::max<std::size_t>(mpi.ranks.size(), kConcurrent)));
   }
   if (!mpi.network.empty()) {
     set("oob_tcp_if_include", mpi.network);

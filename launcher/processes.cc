@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -83,25 +84,25 @@ Child::Child(const Words& argv, const Environment& environment, Streams streams,
   posix_spawnattr_t attributes;
   posix_spawn_file_actions_init(&actions);
   posix_spawnattr_init(&attributes);
-  if (streams != Streams::kInherit) {
-    out.emplace();
-    err.emplace();
-    if (streams == Streams::kAll) {
-      in.emplace();
-      posix_spawn_file_actions_adddup2(&actions, in->ends[0], 0);
-    } else {
-      posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    }
-    posix_spawn_file_actions_adddup2(&actions, out->ends[1], 1);
-    posix_spawn_file_actions_adddup2(&actions, err->ends[1], 2);
+  out.emplace();
+  err.emplace();
+  if (streams == Streams::kAll) {
+    in.emplace();
+    posix_spawn_file_actions_adddup2(&actions, in->ends[0], 0);
+  } else if (stdin_file >= 0) {
+    posix_spawn_file_actions_adddup2(&actions, stdin_file, 0);
+  } else {
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   }
-  if (stdin_file >= 0) posix_spawn_file_actions_adddup2(&actions, stdin_file, 0);
+  posix_spawn_file_actions_adddup2(&actions, out->ends[1], 1);
+  posix_spawn_file_actions_adddup2(&actions, err->ends[1], 2);
   // Sockets are nobody else's: a copy in a child would keep them open.
   posix_spawn_file_actions_addclosefrom_np(&actions, 3);
   sigset_t defaults, none;
   sigemptyset(&none);
   sigemptyset(&defaults);
-  for (const int number : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ}) sigaddset(&defaults, number);
+  for (const int number : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ, SIGCHLD})
+    sigaddset(&defaults, number);
   posix_spawnattr_setsigdefault(&attributes, &defaults);
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setflags(&attributes,
@@ -120,13 +121,6 @@ Child::Child(const Words& argv, const Environment& environment, Streams streams,
   if (out) out_ = out->take(0);
   if (err) err_ = err->take(0);
 }
-
-Child::Child(Child&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)),
-      in_(std::exchange(other.in_, -1)),
-      out_(std::exchange(other.out_, -1)),
-      err_(std::exchange(other.err_, -1)),
-      code_(other.code_) {}
 
 Child::~Child() {
   if (pid_ < 0) return;
@@ -157,7 +151,10 @@ std::optional<int> Child::poll() {
   if (code_) return code_;
   int status = 0;
   const pid_t ended = ::waitpid(pid_, &status, WNOHANG);
-  if (ended == pid_) code_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  if (ended == pid_)
+    code_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  else if (ended < 0 && errno == ECHILD)  // whoever started this process has it ignore its children
+    code_ = 0;
   return code_;
 }
 
@@ -208,25 +205,50 @@ std::optional<Finished> run_program(const Words& argv, Seconds patience, const s
   return std::nullopt;
 }
 
-int end_processes_of(const std::string& job) {
+namespace {
+
+// Those that are there now; one may start another while this looks.
+int end_some_of(const std::string& job) {
   const std::string wanted = fmt::format("{}={}", kJobVariable, job);
   int ended = 0;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
-    const std::string name = entry.path().filename();
+  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename();
     if (!std::all_of(name.begin(), name.end(),
                      [](unsigned char c) { return std::isdigit(c) != 0; }))
       continue;
-    std::ifstream file(entry.path() / "environ", std::ios::binary);
+    std::ifstream file(entry->path() / "environ", std::ios::binary);
     std::string variable;
-    while (std::getline(file, variable, '\0'))
-      if (variable == wanted) {
-        const auto pid = static_cast<pid_t>(std::stol(name));
-        if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
-        break;
-      }
+    while (std::getline(file, variable, '\0')) {
+      if (variable != wanted) continue;
+      const auto pid = static_cast<pid_t>(std::stol(name));
+      if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
+      break;
+    }
   }
   return ended;
+}
+
+}  // namespace
+
+int end_processes_of(const std::string& job) {
+  constexpr int kMostRounds = 20;
+  int ended = 0;
+  for (int round = 0; round < kMostRounds; ++round) {
+    const int some = end_some_of(job);
+    if (some == 0) break;
+    ended = std::max(ended, some);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // until those have gone
+  }
+  return ended;
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 std::string shell_word(const std::string& word) {

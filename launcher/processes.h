@@ -20,17 +20,16 @@ using Environment = std::vector<std::string>;
 class Child {
  public:
   enum class Streams : std::uint8_t {
-    kInherit,  // all three
-    kCapture,  // stdin is empty; stdout and stderr are pipes
+    kCapture,  // stdin is empty, or a file; stdout and stderr are pipes
     kAll,      // stdin is a pipe, too
   };
   // argv[0] is looked up in PATH. In a session of its own, so that no Ctrl-C meant for this process
   // reaches it. Throws resource_error when it cannot be started.
   Child(const Words& argv, const Environment& environment, Streams streams, int stdin_file = -1);
-  Child(Child&& other) noexcept;
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
   ~Child();
 
-  pid_t pid() const { return pid_; }
   int in() const { return in_; }
   int out() const { return out_; }
   int err() const { return err_; }
@@ -67,6 +66,9 @@ inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";
 
 // Kills the processes of this user that have that value. The number of them.
 int end_processes_of(const std::string& job);
+
+// As many open files as the system lets this user have: a host takes several connections.
+void raise_descriptor_limit();
 
 // As a shell takes it.
 std::string shell_word(const std::string& word);

@@ -158,8 +158,14 @@ SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key,
                                : fmt::format("{} ({})", name, endpoint.text());
   auto connection = std::make_unique<Connection>(peer, key);
   tcp::resolver resolver(connection->io);
-  ErrorCode error;
-  const auto found = resolver.resolve(endpoint.address, std::to_string(endpoint.port), error);
+  tcp::resolver::results_type found;
+  ErrorCode error = connection->run(patience, [&](auto done) {
+    resolver.async_resolve(endpoint.address, std::to_string(endpoint.port),
+                           [&found, done](const ErrorCode& failure, const auto& results) {
+                             found = results;
+                             done(failure);
+                           });
+  });
   if (error)
     throw peer_lost(peer, fmt::format("this name has no address: {}", error.message()),
                     "check `address` in [nodes]");
@@ -287,7 +293,13 @@ std::uint16_t SecureListener::port() const {
 
 std::unique_ptr<SecureChannel::Connection> SecureListener::State::shake_hands(
     tcp::socket::native_handle_type descriptor, const std::string& peer) {
-  auto connection = std::make_unique<SecureChannel::Connection>(peer, key);
+  std::unique_ptr<SecureChannel::Connection> connection;
+  try {
+    connection = std::make_unique<SecureChannel::Connection>(peer, key);
+  } catch (const std::exception&) {
+    ::close(descriptor);
+    throw;
+  }
   connection->stream.lowest_layer().assign(v6 ? tcp::v6() : tcp::v4(), descriptor);
   set_options(connection->stream.next_layer());
   const ErrorCode error = connection->run(kConnectPatience, [&](auto done) {

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -23,33 +25,49 @@ class SlabTransfer {
     for (const std::int64_t chunk : draft.missing_chunks()) open_.push_back(chunk);
   }
 
-  // Waits for all, calling `report` in between; throws what the last source said if chunks are
-  // left.
+  // Waits for all, calling `report` in between. What a failing source leaves goes to those that did
+  // not fail; throws what the last one said.
   void run(const std::vector<SlabSource>& sources, const std::function<void()>& report) {
-    std::vector<std::future<void>> threads;
-    for (const SlabSource& source : sources)
-      threads.push_back(std::async(std::launch::async, [this, &source] { fetch_from(source); }));
-    const auto running = [&] {
-      return std::any_of(threads.begin(), threads.end(), [](const std::future<void>& thread) {
-        return thread.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
-      });
-    };
-    try {
-      while (running()) {
-        threads.front().wait_for(kReportEvery);
-        report();
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::vector<bool> failed(sources.size(), false);
+    while (!open_.empty()) {
+      std::vector<std::future<bool>> threads(sources.size());
+      std::size_t started = 0;
+      for (std::size_t i = 0; i < sources.size(); ++i) {
+        if (failed[i]) continue;
+        ++started;
+        threads[i] =
+            std::async(std::launch::async, [this, &sources, i] { return fetch_from(sources[i]); });
       }
-    } catch (...) {
-      stopped_ = true;
-      for (std::future<void>& thread : threads) thread.wait();
-      throw;
+      if (started == 0) std::rethrow_exception(failure_);
+      wait_for(threads, report);
+      for (std::size_t i = 0; i < threads.size(); ++i)
+        if (threads[i].valid() && !threads[i].get()) failed[i] = true;
+      if (fatal_) std::rethrow_exception(failure_);
     }
-    if (failure_ && (fatal_ || !open_.empty())) std::rethrow_exception(failure_);
   }
 
  private:
-  void fetch_from(const SlabSource& source) {
+  void wait_for(std::vector<std::future<bool>>& threads, const std::function<void()>& report) {
+    const auto running = [](const std::future<bool>& thread) {
+      return thread.valid() &&
+             thread.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+    };
+    try {
+      for (std::future<bool>& thread : threads)
+        while (running(thread)) {
+          thread.wait_for(kReportEvery);
+          report();
+        }
+    } catch (...) {
+      stopped_ = true;
+      for (std::future<bool>& thread : threads)
+        if (thread.valid()) thread.wait();
+      throw;
+    }
+  }
+
+  // False when the source failed.
+  bool fetch_from(const SlabSource& source) {
     std::optional<std::int64_t> chunk;
     try {
       AgentClient agent(source.agent, key_, source.agent.text());
@@ -61,11 +79,13 @@ class SlabTransfer {
         write(*chunk, bytes);
         chunk.reset();
       }
-    } catch (const Error& error) {
-      spdlog::debug("{} from {}: {}", draft_.slab().file, source.agent.text(), error.what());
+      return true;
+    } catch (const std::exception& exception) {
+      spdlog::debug("{} from {}: {}", draft_.slab().file, source.agent.text(), exception.what());
       const std::lock_guard lock(mutex_);
       if (chunk) open_.push_front(*chunk);
       failure_ = std::current_exception();
+      return false;
     }
   }
 
@@ -100,23 +120,49 @@ class SlabTransfer {
 
 }  // namespace
 
+namespace {
+
+void fetch(SlabDraft& draft, const SlabOrder& order, const Key& key,
+           std::atomic<std::int64_t>& done, const std::function<void()>& report) {
+  done += order.slab->bytes - draft.missing_bytes();
+  SlabTransfer(draft, key, done).run(order.sources, report);
+}
+
+}  // namespace
+
 void pull_slabs(const std::filesystem::path& store, const std::vector<SlabOrder>& orders,
                 const Key& key, const Report& report) {
   std::int64_t total = 0;
   for (const SlabOrder& order : orders) total += order.slab->bytes;
   std::atomic<std::int64_t> done{0};
-  const auto tell = [&] { report(done, total); };
+  const std::function<void()> tell = [&] { report(done, total); };
+  const SlabOrder* checked = nullptr;
+  std::shared_ptr<SlabDraft> draft;
   std::future<void> checking;
+  const auto end_check = [&] {
+    if (!checking.valid()) return;
+    while (checking.wait_for(kReportEvery) != std::future_status::ready) tell();
+    try {
+      checking.get();
+    } catch (const Error& error) {
+      // A power cut may leave the note of a chunk that the disk never got: once more, from nothing.
+      if (error.kind() != ErrorKind::kData || !draft->resumed()) throw;
+      done -= checked->slab->bytes;
+      SlabDraft again(store, *checked->slab);
+      fetch(again, *checked, key, done, tell);
+      again.finish();
+    }
+  };
   for (const SlabOrder& order : orders) {
     STAGECOACH_CHECK(!order.sources.empty());
-    auto draft = std::make_shared<SlabDraft>(store, *order.slab);
-    done += order.slab->bytes - draft->missing_bytes();
-    SlabTransfer(*draft, key, done).run(order.sources, tell);
-    if (checking.valid()) checking.get();
+    auto next = std::make_shared<SlabDraft>(store, *order.slab);
+    fetch(*next, order, key, done, tell);
+    end_check();
+    draft = std::move(next);
+    checked = &order;
     checking = std::async(std::launch::async, [draft] { draft->finish(); });
   }
-  while (checking.valid() && checking.wait_for(kReportEvery) != std::future_status::ready) tell();
-  if (checking.valid()) checking.get();
+  end_check();
   tell();
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 #include <map>
+#include <thread>
 #include <utility>
 
 #include "base/aligned_buffer.h"
@@ -147,8 +148,8 @@ SlabDraft::SlabDraft(fs::path store, const SlabEntry& slab)
       for (std::size_t chunk = 0; notes >> chunk;)
         if (chunk < done_.size()) done_[chunk] = true;
   }
-  const bool goes_on = std::find(done_.begin(), done_.end(), true) != done_.end();
-  file_ = goes_on ? File::open_update(partial_) : File::create(partial_);
+  resumed_ = std::find(done_.begin(), done_.end(), true) != done_.end();
+  file_ = resumed_ ? File::open_update(partial_) : File::create(partial_);
   if (const int error = ::posix_fallocate(file_->descriptor(), 0, slab.bytes);
       error == ENOSPC || error == EDQUOT)
     throw resource_error(fmt::format("{}: no room for {} bytes", partial_.string(), slab.bytes),
@@ -240,6 +241,19 @@ Manifest merged(const Manifest& ours, const Manifest& theirs) {
   take(all.embedding_slab, theirs.embedding_slab);
   take(all.head_slab, theirs.head_slab);
   return all;
+}
+
+FileLock lock_store(const fs::path& store) {
+  constexpr int kTries = 50;  // of a tenth of a second: a check that was interrupted ends soon
+  for (int i = 1;; ++i) {
+    try {
+      return FileLock::of_folder(
+          store, fmt::format("{}: somebody else is changing this store", store.string()));
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kUsage || i == kTries) throw;
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
 }
 
 void commit_slabs(const fs::path& store, const Manifest& update) {

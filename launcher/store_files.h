@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/file_lock.h"
 #include "store/manifest.h"
 
 namespace stagecoach {
@@ -52,6 +53,7 @@ class SlabDraft {
   SlabDraft(std::filesystem::path store, const SlabEntry& slab);
 
   const SlabEntry& slab() const { return slab_; }
+  bool resumed() const { return resumed_; }
   std::vector<std::int64_t> missing_chunks() const;  // their numbers
   std::int64_t chunk_bytes(std::int64_t chunk) const;
   std::int64_t missing_bytes() const;
@@ -66,8 +68,12 @@ class SlabDraft {
   std::filesystem::path final_, partial_, notes_;
   SlabEntry slab_;
   std::vector<bool> done_;
+  bool resumed_ = false;
   std::optional<File> file_, notes_file_;
 };
+
+// Of whoever changes a store: one at a time. Waits a little for another to end. Throws usage_error.
+FileLock lock_store(const std::filesystem::path& store);
 
 // Lists in the manifest, besides what it lists now, these slabs of `update`, whose files are there.
 // Throws data_error when the store holds another model or a file is missing.

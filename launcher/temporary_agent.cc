@@ -17,6 +17,7 @@ namespace fs = std::filesystem;
 
 constexpr Seconds kReachPatience{20};
 constexpr Seconds kCopyPatience{300};
+constexpr Seconds kEndPatience{3};
 
 // What ssh or the program behind it said, in one line.
 std::string said(const std::string& text) {
@@ -84,7 +85,7 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
     look.push_back(fmt::format("test -x {} && echo here || echo missing", there));
     const auto looked = run_program(look, kReachPatience);
     if (!looked || looked->code != 0)
-      throw unreachable(host, reach, looked ? looked->err : "ssh is not installed");
+      throw unreachable(host, reach, looked ? looked->err : reach.front() + " cannot be started");
     if (looked->out.find("missing") != std::string::npos) copy_build(host, reach, binary, content);
     start = reach;
     start.push_back(there + " agent --temporary");
@@ -111,8 +112,17 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
       throw resource_error(fmt::format("{}: its agent does not start: {}", host, said(errors)),
                            "Stagecoach needs the libraries of its .deb on every PC");
   }
+  // Nobody reads what it may say from now on.
+  child_->close_out();
+  child_->close_err();
   const Json json = parse_json(line.substr(0, line.find('\n')), host);
   port_ = static_cast<std::uint16_t>(JsonObject(json, host).integer_in("port", 1, 65535));
+}
+
+TemporaryAgent::~TemporaryAgent() {
+  if (!child_) return;
+  child_->close_in();
+  child_->wait(kEndPatience);
 }
 
 }  // namespace stagecoach

@@ -28,6 +28,9 @@ class TemporaryAgent {
   // kPeerLost or resource_error with what ssh said.
   TemporaryAgent(const std::string& host, const Words& reach, const TemporaryAgentOrder& order);
 
+  // It ends by itself when its stdin does, and what it holds with it.
+  ~TemporaryAgent();
+
   std::uint16_t port() const { return port_; }
 
  private:

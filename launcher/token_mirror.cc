@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "base/error.h"
+#include "base/log.h"
 #include "launcher/agent_client.h"
 
 namespace stagecoach {
@@ -29,22 +29,29 @@ TokenMirror::~TokenMirror() {
 }
 
 void TokenMirror::run() {
-  try {
-    AgentClient client(agent_, key_, name_);
-    while (!stop_) {
-      const std::vector<StoreFile> files = client.job_files(job_);
-      const bool there = std::any_of(files.begin(), files.end(),
-                                     [&](const StoreFile& file) { return file.name == file_; });
-      if (there) {
-        std::vector<std::byte> content = client.read_job_file(job_, file_);
-        const std::lock_guard lock(mutex_);
-        latest_ = std::move(content);
-      }
-      for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
-        std::this_thread::sleep_for(kStep);
+  std::optional<AgentClient> client;
+  while (!stop_) {
+    try {
+      if (!client) client.emplace(agent_, key_, name_);
+      look(*client);
+    } catch (
+        const std::exception& exception) {  // it may come back; else what there is, is the latest
+      spdlog::debug("{}: {}", name_, exception.what());
+      client.reset();
     }
-  } catch (const Error&) {  // the host has gone: what there is, is the latest
+    for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
+      std::this_thread::sleep_for(kStep);
   }
+}
+
+void TokenMirror::look(AgentClient& client) {
+  const std::vector<StoreFile> files = client.job_files(job_);
+  const bool there = std::any_of(files.begin(), files.end(),
+                                 [&](const StoreFile& file) { return file.name == file_; });
+  if (!there) return;
+  std::vector<std::byte> content = client.read_job_file(job_, file_);
+  const std::lock_guard lock(mutex_);
+  latest_ = std::move(content);
 }
 
 std::optional<std::vector<std::byte>> TokenMirror::latest() const {

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "launcher/secure_channel.h"
+#include "launcher/agent_client.h"
 
 namespace stagecoach {
 
@@ -23,6 +23,7 @@ class TokenMirror {
 
  private:
   void run();
+  void look(AgentClient& client);
 
   const Endpoint agent_;
   const Key key_;

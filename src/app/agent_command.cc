@@ -81,6 +81,7 @@ int make_key(const std::string& file) {
 }
 
 int serve(const AgentFlags& flags) {
+  raise_descriptor_limit();
   const fs::path key_file = flags.key.empty() ? default_key_file() : fs::path(flags.key);
   if (key_file.empty()) throw usage_error("there is no HOME to look for a key in", "--key FILE");
   AgentConfig config{
@@ -90,6 +91,10 @@ int serve(const AgentFlags& flags) {
       .state = state_folder(flags),
       .bytes_per_second = flags.rate.empty() ? 0 : static_cast<double>(parse_byte_size(flags.rate)),
       .services = services_of_this_machine()};
+  // A frame of a slab must come before its receiver gives up.
+  constexpr double kLeastRate = 1e6;
+  if (config.bytes_per_second > 0 && config.bytes_per_second < kLeastRate)
+    throw usage_error(fmt::format("--rate {}: expected 1MB or more", flags.rate));
   for (const std::string& folder : flags.stores) config.stores.emplace_back(fs::absolute(folder));
   if (config.stores.empty() && !default_store_folder().empty())
     config.stores.push_back(default_store_folder());
@@ -103,6 +108,7 @@ int serve(const AgentFlags& flags) {
 
 // A launch's own: told on stdin what it needs, gone when stdin ends.
 int serve_temporarily(const AgentFlags& flags) {
+  raise_descriptor_limit();
   std::string line;
   if (!std::getline(std::cin, line)) throw data_error("expected the order of a launch on stdin");
   const TemporaryAgentOrder order = order_from_json(parse_json(line, "the order of a launch"));

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "launcher/doctor.h"
+#include "launcher/processes.h"
 
 namespace stagecoach {
 namespace {
@@ -19,6 +20,7 @@ struct DoctorFlags {
 };
 
 int examine_hosts(const DoctorFlags& flags) {
+  raise_descriptor_limit();
   setup_logging(flags.quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
   const LaunchJob job = read_launch_job(flags.job);
   DoctorOptions options{.verify = !flags.quick, .measure = !flags.quick};

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 
 #include "app/command.h"
 #include "app/output.h"
@@ -15,6 +16,7 @@
 #include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/launch.h"
+#include "launcher/processes.h"
 
 namespace stagecoach {
 namespace {
@@ -40,6 +42,11 @@ class RunTable {
       throw usage_error(
           fmt::format("{}: run.rounds: launch plans rounds and windows itself", job.file),
           "remove it, or say run.windows, too");
+    for (const char* const file : {"--prompts", "--text", "--ids"})
+      if (value(file, std::string()) == "-")
+        throw usage_error(
+            fmt::format("{}: {} = \"-\": a launch may have to read it twice", job.file, file),
+            "a file");
     if (job.replicas > 1 && !value("--checkpoint", std::string()).empty())
       throw usage_error(fmt::format("{}: run.checkpoint and launch.replicas: a pass's checkpoint "
                                     "fits one plan, and a lost host changes it",
@@ -110,6 +117,7 @@ void write_stderr(std::string_view text) {
 }
 
 int launch_job(const LaunchFlags& flags) {
+  raise_descriptor_limit();
   setup_logging(flags.verbose ? Verbosity::kVerbose
                 : flags.quiet ? Verbosity::kQuiet
                               : Verbosity::kNormal,
@@ -119,10 +127,11 @@ int launch_job(const LaunchFlags& flags) {
   const RunTable run(job);
   const fs::path state = flags.state.empty() ? default_state_folder() : fs::absolute(flags.state);
   if (state.empty()) throw usage_error("there is no HOME for the launch's files", "--state DIR");
-  Progress progress("shipping", ProgressUnit::kBytes, !flags.quiet);
+  std::optional<Progress> progress;  // while slabs are shipped
   LaunchOptions options;
   options.dry_run = flags.dry_run;
   options.json = flags.json;
+  options.quiet = flags.quiet;
   options.state = state;
   options.terminal = ::isatty(2) == 1;
   options.plan = [&](const Manifest& manifest, const ClusterSpec& cluster) {
@@ -135,13 +144,24 @@ int launch_job(const LaunchFlags& flags) {
   options.err = [&](std::string_view text) {
     if (!flags.quiet) write_stderr(text);
   };
-  options.note = [](const std::string& text) { spdlog::info("{}", text); };
-  options.warn = [](const std::string& text) { spdlog::warn("{}", text); };
+  options.messages = [&](std::string_view text) {
+    progress.reset();
+    write_stderr(text);
+  };
+  options.note = [&](const std::string& text) {
+    progress.reset();
+    spdlog::info("{}", text);
+  };
+  options.warn = [&](const std::string& text) {
+    progress.reset();
+    spdlog::warn("{}", text);
+  };
   options.shipping = [&](std::int64_t done, std::int64_t total) {
     if (interrupt_requested)
       throw Error(ErrorKind::kInterrupted,
                   "interrupted; what was shipped stays for the next launch");
-    progress.update(done, total);
+    if (!progress) progress.emplace("shipping", ProgressUnit::kBytes, !flags.quiet);
+    progress->update(done, total);
   };
   return launch(job, options);
 }

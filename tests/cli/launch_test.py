@@ -48,7 +48,8 @@ class Launch(StoreTest):
 
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
     def test_an_error_of_the_ranks_is_said_once(self):
-        self.fails(self.run_here("launch", self.job(self.RUN.replace("max_new_tokens = 6", "temperature = -1"))), 2, "temperature")
+        for flags in ((), ("--quiet",)):
+            self.fails(self.run_here("launch", self.job(self.RUN.replace("max_new_tokens = 6", "temperature = -1")), *flags), 2, "temperature")
 
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
     def test_hosts_without_rates_are_measured(self):
@@ -63,12 +64,16 @@ class Launch(StoreTest):
                             (self.RUN.replace("max_new_tokens = 6", 'max_new_tokens = "six"'), "job.toml:4:18: max_new_tokens"),
                             ('[launch]\ncommand = "import"\n' + self.RUN, "job.toml:2:11: launch.command"),
                             (self.RUN.replace('windows = "0:7"', "rounds = 2"), "launch plans rounds"),
+                            (self.RUN.replace('prompt = "In the beginning"', 'prompts = "-"'), "read it twice"),
                             ('[launch]\nreplicas = 2\n' + self.RUN + f'checkpoint = "{self.folder}/c"\n', "run.checkpoint and launch.replicas"),
                             ('[launch]\nreplicas = 2\n' + self.RUN, "replicas = 2 needs two hosts")):
             with self.subTest(place):
                 self.fails(self.run_here("launch", self.job(text)), 2, place)
         self.fails(self.run_here("launch", self.folder / "none.toml"), 2, "none.toml")
         self.fails(self.run_here("launch"), 2)
+
+    def test_a_missing_file_of_prompts(self):
+        self.fails(self.run_here("launch", self.job(self.RUN.replace('prompt = "In the beginning"', 'prompts = "/none"'))), 3, "/none")
 
     def test_no_model_anywhere(self):
         self.fails(self.run_here("launch", self.job(self.RUN.replace("STORE", str(self.folder / "nothing")))), 3, "no host has the model", "stagecoach import")
@@ -132,6 +137,7 @@ class Agent(StoreTest):
         key.chmod(0o644)
         self.fails(self.agent(), 4, "others than its owner", "chmod 600")
         key.chmod(0o600)
+        self.fails(self.agent("--rate", "10kB"), 2, "1MB or more")
         self.fails(self.agent("--address", "not-an-address"), 2, "not-an-address")
         self.fails(self.agent("--stores", "/proc/none"), 4, "/proc/none")
         with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -69,8 +69,9 @@ TEST(JobFile, ProblemsHaveLineAndColumn) {
       {with("[run]", "[runs]"), "unknown table"},
       {with("[run]", "[run"), ":5:"},
       {with("10.0.0.2", "10.0.0.1"), "two of [nodes]"},
-      {with("10.0.0.2", "a b"), "is no address"},
-      {with("10.0.0.2", "-oProxyCommand=x"), "is no address"},
+      {with("10.0.0.2", "a b"), "is no IPv4 address"},
+      {with("10.0.0.2", "fe80::1"), "is no IPv4 address"},
+      {with("10.0.0.2", "-oProxyCommand=x"), "is no IPv4 address"},
       {with("store = \"/srv/model\"\n", ""), "says where the model is"},
       {"[run]\nstore = \"/a\"\n", "no host to run on"},
       {"[nodes.a]\n", "[run] is missing"}};
@@ -106,6 +107,7 @@ TEST(MpiCommand, HasARankOfItsOwnForEachHost) {
   EXPECT_EQ(shell_command(mpi_command(mpi)),
             "mpirun --oversubscribe --bind-to none --leave-session-attached --mca plm_rsh_agent "
             "'/usr/bin/stagecoach agent-shell /s' --mca plm_rsh_no_tree_spawn 1 --mca "
+            "plm_rsh_num_concurrent 128 --mca "
             "oob_tcp_if_include 10.0.0.0/24 "
             "--mca btl_tcp_if_include 10.0.0.0/24 -np 1 --host 10.0.0.2 /opt/stagecoach generate "
             "--store=/data/model "

@@ -1,0 +1,415 @@
+#include "launcher/job_runner.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "base/error.h"
+#include "launcher/launch_session.h"
+#include "launcher/token_mirror.h"
+#include "plan/replicas.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+// mpirun may take so long to end its ranks, before it is killed.
+constexpr Seconds kEndPatience{2};
+// After ranks have missed one of them: for a host to answer, and for the watch to miss one that
+// does not.
+constexpr Seconds kAnswerPatience{2};
+constexpr Seconds kJudgement{kSilence + Seconds(2)};
+constexpr const char* kTokens = "tokens/tokens.json";
+constexpr int kPeerLostCode = static_cast<int>(ErrorKind::kPeerLost);
+
+// A file that is given to rank 0's stdin.
+class Input {
+ public:
+  explicit Input(const std::string& file) {
+    if (file.empty()) return;
+    descriptor_ = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor_ < 0) throw data_error(fmt::format("cannot open {}", file), "check [run]");
+  }
+  Input(const Input&) = delete;
+  Input& operator=(const Input&) = delete;
+  ~Input() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  int descriptor() const { return descriptor_; }
+
+ private:
+  int descriptor_ = -1;
+};
+
+// A process that a signal has ended, as mpirun and shells tell it.
+std::optional<int> signal_of(int code) {
+  constexpr int kLastSignal = 64;
+  if (code <= 128 || code > 128 + kLastSignal || code == static_cast<int>(ErrorKind::kInterrupted))
+    return std::nullopt;
+  return code - 128;
+}
+
+}  // namespace
+
+JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& hosts, Model& model,
+                     PlannedJob planned)
+    : job_(job),
+      options_(options),
+      hosts_(hosts),
+      model_(model),
+      planned_(std::move(planned)),
+      output_(job.run_value("json") == "true", options.out),
+      messages_(options.terminal, options.messages) {}
+
+JobRunner::~JobRunner() {
+  if (runs_ == 0) return;
+  std::error_code ignored;
+  fs::remove_all(folder(), ignored);
+  for (Host& host : hosts_.all()) host.problem.reset();
+  hosts_.each([this](Host& host) {
+    AgentClient(host.agent, hosts_.key(), host.name())
+        .forget_job(files_tag(static_cast<std::size_t>(&host - hosts_.all().data())));
+  });
+}
+
+// ---- Names ----
+
+std::size_t JobRunner::rank_of(std::size_t host) const {
+  return static_cast<std::size_t>(std::find(planned_.ranks.begin(), planned_.ranks.end(), host) -
+                                  planned_.ranks.begin());
+}
+
+std::string JobRunner::layers_of(std::size_t host) const {
+  return planned_.stages.describe(static_cast<int>(rank_of(host)));
+}
+
+std::string JobRunner::files_tag(std::size_t host) const {
+  return fmt::format("{}@{}", planned_.name, host);
+}
+
+std::string JobRunner::run_tag(std::size_t host) const {
+  return fmt::format("{}-{}@{}", planned_.name, runs_, host);
+}
+
+std::string JobRunner::own_tag() const {
+  for (const std::size_t host : planned_.ranks)
+    if (hosts_.at(host).here) return run_tag(host);
+  return run_tag(hosts_.count());
+}
+
+std::vector<SlabNames> JobRunner::by_host(const std::vector<SlabNames>& by_rank) const {
+  std::vector<SlabNames> names(hosts_.count());
+  for (std::size_t rank = 0; rank < by_rank.size(); ++rank)
+    names[planned_.ranks[rank]] = by_rank[rank];
+  return names;
+}
+
+// ---- One run ----
+
+MpiJob JobRunner::mpi_job() const {
+  const bool alone_here = planned_.ranks.size() == 1 && hosts_.at(planned_.ranks[0]).here;
+  MpiJob mpi{.job = job_,
+             .plan = planned_.stages,
+             .ranks = {},
+             .network = alone_here ? "" : planned_.network,
+             .shell = fmt::format("{} agent-shell {}", hosts_.source().facts.binary,
+                                  (folder() / "session.json").string()),
+             .as_root = ::geteuid() == 0 && std::getenv("OMPI_ALLOW_RUN_AS_ROOT") != nullptr};
+  for (const std::size_t place : planned_.ranks) {
+    const Host& host = hosts_.at(place);
+    mpi.ranks.push_back({.address = host.spec.reached_as(),
+                         .binary = planned_.binaries[place],
+                         .store = host.store,
+                         .memory = host.spec.memory,
+                         .extra = {}});
+    if (options_.quiet && job_.run_value("quiet").empty())
+      mpi.ranks.back().extra.emplace_back("--quiet");
+  }
+  return mpi;
+}
+
+// With the folders of a job that runs.
+MpiJob JobRunner::placed_job() {
+  MpiJob mpi = mpi_job();
+  for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) {
+    const std::string files = host_of(rank).client->job_folder(files_tag(planned_.ranks[rank]));
+    std::vector<std::string>& extra = mpi.ranks[rank].extra;
+    if (keeps_tokens())
+      extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
+    if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
+  }
+  return mpi;
+}
+
+// The host that had rank 0 has them, and newer ones.
+void JobRunner::place_tokens() {
+  if (tokens_ && tokens_host_ != planned_.ranks[0])
+    host_of(0).client->put_job_file(files_tag(planned_.ranks[0]), kTokens, *tokens_);
+  tokens_host_ = planned_.ranks[0];
+}
+
+std::vector<WatchedHost> JobRunner::watched() const {
+  std::vector<WatchedHost> watched;
+  for (const std::size_t host : planned_.ranks)
+    watched.push_back({hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host)});
+  // mpirun itself ends with this process, too.
+  watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag()});
+  return watched;
+}
+
+void JobRunner::write_files(const MpiJob& mpi) const {
+  LaunchSession session{.key = hosts_.key(), .hosts = {}};
+  for (const std::size_t host : planned_.ranks) {
+    const Host& place = hosts_.at(host);
+    session.hosts.push_back(
+        {place.name(), place.spec.reached_as(), place.agent.port, run_tag(host)});
+  }
+  fs::create_directories(folder());
+  fs::remove(folder() / "session.json");
+  write_session(folder() / "session.json", session);
+  write_file_atomically(folder() / "hostfile", hostfile(mpi));
+  write_file_atomically(folder() / "rankfile", rankfile(mpi));
+  write_file_atomically(folder() / "command", shell_command(mpi_command(mpi)) + "\n");
+}
+
+JobRunner::Outcome JobRunner::run_once() {
+  ++runs_;
+  Outcome outcome;
+  // Connections that have waited for a long job may be gone, and so may hosts.
+  hosts_.reconnect();
+  take_unreached(outcome);
+  if (!outcome.lost_hosts.empty()) return outcome;
+  try {
+    return run_ranks();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kPeerLost) throw;
+    // Between two steps a host has gone, or stumbled.
+    hosts_.reconnect();
+    take_unreached(outcome);
+    outcome.rank_lost = outcome.lost_hosts.empty();
+    if (outcome.rank_lost) outcome.reason = error.what();
+    outcome.code = kPeerLostCode;
+    return outcome;
+  }
+}
+
+JobRunner::Outcome JobRunner::run_ranks() {
+  const MpiJob mpi = placed_job();
+  write_files(mpi);
+  place_tokens();
+  const char* const setting = stdin_setting(job_);
+  const Input input(setting == nullptr ? "" : job_.run_value(setting));
+  const HostWatch watch(watched(), hosts_.key());
+  std::optional<TokenMirror> mirror;
+  if (keeps_tokens())
+    mirror.emplace(host_of(0).agent, hosts_.key(), host_of(0).name(), files_tag(planned_.ranks[0]),
+                   kTokens);
+  Child mpirun(mpi_command(mpi), {fmt::format("{}={}", kJobVariable, own_tag())},
+               Child::Streams::kCapture, input.descriptor());
+  Outcome outcome = follow(mpirun, watch);
+  if (outcome.code != 0) judge(outcome, watch);
+  end_everywhere(mpirun);
+  if (mirror && mirror->latest()) tokens_ = mirror->latest();
+  messages_.end(outcome.lost());
+  return outcome;
+}
+
+// Until mpirun ends, a host is lost or the user ends it, who gets kInterrupted.
+JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) try {
+  Outcome outcome;
+  std::array<char, 65536> buffer;
+  const auto forward = [&](int file, const auto& take) {
+    const ssize_t size = ::read(file, buffer.data(), buffer.size());
+    if (size > 0) take(std::string_view(buffer.data(), static_cast<std::size_t>(size)));
+    return size > 0 || (size < 0 && errno == EINTR);
+  };
+  std::optional<int> code;
+  while (mpirun.out() >= 0 || mpirun.err() >= 0 || !(code = mpirun.poll())) {
+    std::array<pollfd, 2> files{pollfd{mpirun.out(), POLLIN, 0}, pollfd{mpirun.err(), POLLIN, 0}};
+    ::poll(files.data(), files.size(), 100);
+    if (files[0].revents != 0 &&
+        !forward(mpirun.out(), [&](std::string_view text) { output_.take(text); }))
+      mpirun.close_out();
+    if (files[1].revents != 0 &&
+        !forward(mpirun.err(), [&](std::string_view text) { messages_.take(text); }))
+      mpirun.close_err();
+    if (options_.interrupted())
+      throw Error(ErrorKind::kInterrupted, "interrupted: the job was ended on all hosts");
+    take_lost(outcome, watch);
+    if (!outcome.lost_hosts.empty()) return outcome;
+  }
+  outcome.code = *code;
+  return outcome;
+} catch (const Error&) {  // Ctrl-C, or nobody takes the output any more
+  messages_.end(true);
+  end_everywhere(mpirun);
+  throw;
+}
+
+// ---- What went wrong ----
+
+// At once: what follows takes its time.
+void JobRunner::name_lost(Outcome& outcome, std::size_t host, const std::string& reason) {
+  hosts_.all()[host].lost = true;
+  if (outcome.lost_hosts.empty()) outcome.reason = reason;
+  outcome.lost_hosts.push_back(host);
+  outcome.code = kPeerLostCode;
+  if (job_.replicas > 1) options_.warn(fmt::format("lost, with {}: {}", layers_of(host), reason));
+}
+
+void JobRunner::take_lost(Outcome& outcome, const HostWatch& watch) {
+  for (const std::size_t number : watch.lost()) {
+    if (number >= planned_.ranks.size()) continue;  // this machine
+    const std::size_t host = planned_.ranks[number];
+    if (!hosts_.at(host).lost) name_lost(outcome, host, watch.reason(number));
+  }
+}
+
+void JobRunner::take_unreached(Outcome& outcome) {
+  for (const std::size_t place : planned_.ranks) {
+    Host& host = hosts_.all()[place];
+    if (!host.problem) continue;
+    const std::string reason = host.problem->what();
+    host.problem.reset();
+    name_lost(outcome, place, reason);
+  }
+}
+
+bool JobRunner::all_answer() {
+  std::atomic<std::size_t> answers{0};
+  {
+    std::vector<std::jthread> threads;
+    for (const std::size_t host : planned_.ranks)
+      threads.emplace_back([&, host] {
+        try {
+          const Host& asked = hosts_.at(host);
+          AgentClient(asked.agent, hosts_.key(), asked.name()).ping(kAnswerPatience);
+          ++answers;
+        } catch (const std::exception&) {  // the watch will say
+        }
+      });
+  }
+  return answers == planned_.ranks.size();
+}
+
+// Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.
+void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
+  if (!outcome.lost_hosts.empty()) return;
+  const std::optional<int> signal = signal_of(outcome.code);
+  if (outcome.code != kPeerLostCode && !signal) return;
+  const bool answered = all_answer();
+  const auto deadline = Clock::now() + kJudgement;
+  while (!answered && watch.lost().empty() && Clock::now() < deadline && !options_.interrupted())
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  take_lost(outcome, watch);
+  if (!outcome.lost_hosts.empty()) return;
+  outcome.rank_lost = true;
+  outcome.reason = signal ? fmt::format("a rank was ended by signal {}", *signal)
+                          : std::string("a rank fell silent");
+}
+
+void JobRunner::end_everywhere(Child& mpirun) {
+  if (!mpirun.poll()) {
+    mpirun.signal(SIGTERM);
+    mpirun.wait(kEndPatience);
+  }
+  std::vector<std::jthread> threads;
+  const auto end = [&](const Host& host, const std::string& tag) {
+    threads.emplace_back([&, tag] {
+      try {
+        AgentClient(host.agent, hosts_.key(), host.name()).end(tag);
+      } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher
+      }
+    });
+  };
+  for (const std::size_t host : planned_.ranks)
+    if (!hosts_.at(host).lost) end(hosts_.at(host), run_tag(host));
+  end(hosts_.source(), own_tag());
+}
+
+void JobRunner::recover(const Outcome& outcome) {
+  if (outcome.lost_hosts.empty()) {
+    options_.warn(fmt::format("{}; all hosts answer: starting again", outcome.reason));
+    output_.restart();
+    return;
+  }
+  for (const std::size_t host : outcome.lost_hosts) {
+    if (planned_.stages.ranks < 2) throw stopped(outcome);
+    const std::size_t rank = rank_of(host);
+    planned_.stages = take_over(planned_.stages, static_cast<int>(rank));
+    planned_.ranks.erase(planned_.ranks.begin() + static_cast<std::ptrdiff_t>(rank));
+  }
+  // After a second loss some second copies are no longer where the plan looks for them.
+  hosts_.reconnect();
+  model_.ship(hosts_, by_host(own_slabs(planned_.stages, model_.manifest())), options_.shipping);
+  options_.warn(fmt::format("going on with {} host{}: {}", planned_.ranks.size(),
+                            planned_.ranks.size() == 1 ? "" : "s", windows_flag(planned_.stages)));
+  output_.restart();
+}
+
+Error JobRunner::stopped(const Outcome& outcome) const {
+  if (outcome.lost_hosts.empty())
+    return {
+        ErrorKind::kPeerLost,
+        fmt::format("{}, though its host answers: it may have run out of memory", outcome.reason),
+        "dmesg on the hosts says what ended it; lower nodes.*.memory, or run the same command "
+        "again"};
+  const Host& host = hosts_.at(outcome.lost_hosts.front());
+  const bool has_rank = rank_of(outcome.lost_hosts.front()) < planned_.ranks.size();
+  const std::string layers = has_rank ? layers_of(outcome.lost_hosts.front()) : "its layers";
+  return {ErrorKind::kPeerLost, fmt::format("lost, with {}: {}", layers, outcome.reason),
+          fmt::format("bring {} back and run the same command again; without it, take [nodes.{}] "
+                      "out of {}, and launch ships {} to others if a host still has them; "
+                      "replicas = 2 goes on by itself",
+                      host.name(), host.name(), job_.file, layers)};
+}
+
+// ---- All of it ----
+
+int JobRunner::run() {
+  for (int restarts = 0;; ++restarts) {
+    const Outcome outcome = run_once();
+    if (outcome.code == 0) break;
+    if (options_.interrupted()) throw Error(ErrorKind::kInterrupted, "interrupted");
+    if (!outcome.lost()) return outcome.code;  // the ranks have said why
+    if (job_.replicas < 2 || restarts >= job_.restarts) {
+      // A rank that missed another has named it.
+      if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;
+      throw stopped(outcome);
+    }
+    recover(outcome);
+  }
+  collect_report();
+  return 0;
+}
+
+void JobRunner::collect_report() {
+  const std::string report = job_.run_value("report");
+  if (report.empty()) return;
+  hosts_.reconnect();
+  hosts_.throw_problems("the report cannot be fetched");
+  AgentClient& first = *host_of(0).client;
+  const std::string tag = files_tag(planned_.ranks[0]);
+  constexpr std::string_view kReport = "report/";
+  for (const StoreFile& file : first.job_files(tag)) {
+    if (!file.name.starts_with(kReport)) continue;
+    const std::string name = file.name.substr(kReport.size());
+    if (fs::path(name).filename() != name) continue;  // a report has no folders
+    fs::create_directories(report);
+    const std::vector<std::byte> content = first.read_job_file(tag, file.name);
+    write_file_atomically(fs::path(report) / name,
+                          {reinterpret_cast<const char*>(content.data()), content.size()});
+  }
+  options_.note(fmt::format("the report is in {}", report));
+}
+
+}  // namespace stagecoach
