@@ -46,7 +46,7 @@ Json to_json(const SlabSource& source) {
 SlabSource source_from_json(const Json& json, const std::string& where) {
   const JsonObject object(json, where);
   return {.agent = {object.string("address"),
-                    static_cast<std::uint16_t>(object.integer_in("port", 1, 65535))},
+                    static_cast<std::uint16_t>(object.integer_in("port", 0, 65535))},
           .store = object.string("store")};
 }
 

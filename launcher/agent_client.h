@@ -14,7 +14,7 @@ namespace stagecoach {
 
 // A slab's file, as another host has it.
 struct SlabSource {
-  Endpoint agent;
+  Endpoint agent;     // without an address: it lies on the same host, in another store
   std::string store;  // there
 };
 Json to_json(const SlabSource& source);

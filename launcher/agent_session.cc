@@ -298,8 +298,12 @@ void AgentSession::pull(const JsonObject& request) {
     if (slab == manifest.slabs.end())
       throw data_error(fmt::format("the request's manifest has no slab '{}'", name));
     SlabOrder order{.slab = &*slab, .sources = {}};
-    for (const Json& source : wanted.array("sources"))
-      order.sources.push_back(source_from_json(source, "a source"));
+    for (const Json& item_source : wanted.array("sources")) {
+      SlabSource source = source_from_json(item_source, "a source");
+      if (source.agent.address.empty())
+        source.store = path_inside(source.store, context_.config.stores);
+      order.sources.push_back(std::move(source));
+    }
     if (order.sources.empty())
       throw data_error(fmt::format("the request names no source of {}", name));
     bytes += slab->bytes -

@@ -138,7 +138,10 @@ std::vector<SlabSource> Model::sources_of(const std::string& slab, const Host& e
   std::vector<SlabSource> sources;
   for (const auto& [host, slabs] : holdings_)
     if (host != &except && host->reached() && slabs.contains(slab))
-      sources.push_back({host->agent, host->store});
+      // On one machine it is a copy of a file.
+      sources.push_back(
+          {host->here && except.here ? Endpoint{.address = {}, .port = 0} : host->agent,
+           host->store});
   if (sources.empty())
     throw data_error(
         fmt::format("{}: no other host that can be reached has {}", except.name(), slab),

@@ -73,7 +73,8 @@ std::string own_name() {
   return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
 }
 
-void reach(Host& host, const LaunchJob& job, const Key& key) {
+void reach(Host& host, const LaunchJob& job, const Key& key,
+           std::vector<std::filesystem::path> stores) {
   host.agent = {host.spec.reached_as(), job.port};
   if (host.here || job.key.empty()) {
     Words ssh;
@@ -81,8 +82,8 @@ void reach(Host& host, const LaunchJob& job, const Key& key) {
       ssh = job.ssh;
       ssh.push_back(host.spec.reached_as());
     }
-    host.temporary =
-        std::make_unique<TemporaryAgent>(host.name(), ssh, TemporaryAgentOrder{key, {host.store}});
+    host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh,
+                                                      TemporaryAgentOrder{key, std::move(stores)});
     host.agent.port = host.temporary->port();
   }
   host.client = std::make_unique<AgentClient>(host.agent, key, host.name());
@@ -131,7 +132,10 @@ Hosts::Hosts(const LaunchJob& job)
   }
   std::vector<std::jthread> threads;  // joined when it goes
   const auto start = [&](Host& host) {
-    threads.emplace_back([&] { attempt(host, [&] { reach(host, job, key_); }); });
+    // Agents of this machine copy from each other's stores.
+    std::vector<std::filesystem::path> stores{host.store};
+    if (host.here) stores.emplace_back(source_store);
+    threads.emplace_back([&, stores] { attempt(host, [&] { reach(host, job, key_, stores); }); });
   };
   for (Host& host : hosts_) start(host);
   if (source_) start(*source_);

@@ -66,16 +66,31 @@ class SlabTransfer {
     }
   }
 
+  using ChunkReader = std::function<void(std::int64_t offset, std::span<std::byte> into)>;
+  ChunkReader reader_of(const SlabSource& source) const {
+    const std::string& name = draft_.slab().file;
+    if (source.agent.address.empty()) {
+      auto file =
+          std::make_shared<File>(File::open_read(std::filesystem::path(source.store) / name));
+      return
+          [file](std::int64_t offset, std::span<std::byte> into) { file->read_at(offset, into); };
+    }
+    auto agent = std::make_shared<AgentClient>(source.agent, key_, source.agent.text());
+    return [agent, store = source.store, &name](std::int64_t offset, std::span<std::byte> into) {
+      agent->read_range(store, name, offset, into);
+    };
+  }
+
   // False when the source failed.
   bool fetch_from(const SlabSource& source) {
     std::optional<std::int64_t> chunk;
     try {
-      AgentClient agent(source.agent, key_, source.agent.text());
+      const ChunkReader read = reader_of(source);
       std::vector<std::byte> buffer(SlabDraft::kChunk);
       while ((chunk = take())) {
         const std::span<std::byte> bytes =
             std::span(buffer).first(static_cast<std::size_t>(draft_.chunk_bytes(*chunk)));
-        agent.read_range(source.store, draft_.slab().file, *chunk * SlabDraft::kChunk, bytes);
+        read(*chunk * SlabDraft::kChunk, bytes);
         write(*chunk, bytes);
         chunk.reset();
       }

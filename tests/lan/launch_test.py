@@ -337,6 +337,12 @@ class Launches(StoreTest):
     def test_a_killed_host_with_replicas(self):
         self.goes_on(lambda _: self.kill_host(3), "going on with 3 hosts: 0:2,2:5,5:7")
 
+    def test_two_killed_hosts_with_replicas(self):
+        def loss(_):
+            self.kill_host(2)
+            self.kill_host(4)
+        self.goes_on(loss, "0:3,3:7")
+
     def test_a_cut_link_with_replicas(self):
         self.addCleanup(lan, "plug", 4)
         self.goes_on(lambda _: lan("cut", 4), "going on with 3 hosts: 0:2,2:4,4:7")

@@ -167,6 +167,19 @@ TEST_F(Agents, LeaveAFailingSourceToTheOthers) {
   EXPECT_NE(error.kind(), ErrorKind::kInternal);
 }
 
+TEST_F(Agents, CopyFromAnotherStoreOfTheirOwn) {
+  write_small_store(folder_ / "b/other");
+  AgentClient b = client_b();
+  const SlabSource own{{.address = {}, .port = 0}, folder_ / "b/other"};
+  b.pull(store_b(), manifest_, {"head.slab"}, {{own}}, {});
+  EXPECT_EQ(file_bytes(folder_ / "b/model/head.slab"), file_bytes(folder_ / "a/model/head.slab"));
+  // Not from elsewhere on their disk.
+  const SlabSource elsewhere{{.address = {}, .port = 0}, folder_ / "a/model"};
+  EXPECT_EQ(error_of([&] { b.pull(store_b(), manifest_, {"layer-000.slab"}, {{elsewhere}}, {}); })
+                .kind(),
+            ErrorKind::kUsage);
+}
+
 TEST_F(Agents, RefuseADamagedSource) {
   const fs::path file = folder_ / "a/model/layer-002.slab";
   std::string bytes = file_bytes(file);
