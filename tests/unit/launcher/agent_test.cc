@@ -175,9 +175,9 @@ TEST_F(Agents, CopyFromAnotherStoreOfTheirOwn) {
   EXPECT_EQ(file_bytes(folder_ / "b/model/head.slab"), file_bytes(folder_ / "a/model/head.slab"));
   // Not from elsewhere on their disk.
   const SlabSource elsewhere{{.address = {}, .port = 0}, folder_ / "a/model"};
-  EXPECT_EQ(error_of([&] { b.pull(store_b(), manifest_, {"layer-000.slab"}, {{elsewhere}}, {}); })
-                .kind(),
-            ErrorKind::kUsage);
+  EXPECT_EQ(
+      error_of([&] { b.pull(store_b(), manifest_, {"layer-000.slab"}, {{elsewhere}}, {}); }).kind(),
+      ErrorKind::kUsage);
 }
 
 TEST_F(Agents, RefuseADamagedSource) {
