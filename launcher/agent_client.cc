@@ -14,6 +14,8 @@ using Clock = std::chrono::steady_clock;
 
 // Of requests that look at files or measure.
 constexpr Seconds kPatience{30};
+// Of 8 MiB from an agent whose rate many share.
+constexpr std::chrono::seconds kChunkPatience{600};
 // Of what mpirun calls: the launch itself misses a host sooner, and says so better.
 constexpr Seconds kShellPatience{kSilence + Seconds(4)};
 // Of those that say nothing until they are done.
@@ -81,7 +83,12 @@ Json AgentClient::follow(const Report& report) {
 }
 
 void AgentClient::receive_content(std::span<std::byte> into) {
-  while (!into.empty()) into = into.subspan(channel_.receive_data(into, kPatience));
+  const auto deadline = Clock::now() + kChunkPatience;
+  while (!into.empty()) {
+    if (Clock::now() > deadline)
+      throw Error(ErrorKind::kPeerLost, fmt::format("{}: gives its bytes too slowly", name_));
+    into = into.subspan(channel_.receive_data(into, kPatience));
+  }
 }
 
 HostFacts AgentClient::facts(const std::string& store) {

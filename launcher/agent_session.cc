@@ -28,10 +28,16 @@ constexpr std::int64_t kMostBuild = std::int64_t{256} << 20;
 constexpr std::int64_t kLinkBytes = std::int64_t{128} << 20;
 constexpr Seconds kLinkTime{0.5};
 constexpr int kLinkPings = 20;
+constexpr std::size_t kMostSources = 16;  // of a slab: a thread each
 // Kept free on a disk that slabs come to.
 constexpr std::int64_t kSpareBytes = std::int64_t{64} << 20;
 
 using Clock = std::chrono::steady_clock;
+
+// There is no way to go on with a connection that is whole.
+struct SessionOver : Error {
+  explicit SessionOver(const std::string& why) : Error(ErrorKind::kPeerLost, why) {}
+};
 
 std::int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -53,6 +59,14 @@ class Reporter {
  private:
   Channel& channel_;
   Clock::time_point last_{};
+};
+
+struct Cleanup {
+  fs::path folder;
+  ~Cleanup() {
+    std::error_code ignored;
+    fs::remove_all(folder, ignored);
+  }
 };
 
 bool is_build_file(const std::string& name) {
@@ -102,11 +116,13 @@ void AgentSession::answer(const Json& message) {
   try {
     const JsonObject request(message, "a request");
     dispatch(request.string("op"), request);
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kPeerLost) throw;
-    channel_.send(error_message(error));
-  } catch (const fs::filesystem_error& error) {
-    channel_.send(error_message(resource_error(error.what())));
+  } catch (const SessionOver&) {
+    throw;
+  } catch (const std::exception& exception) {
+    // Another host that was called may have gone; only this end's own connection is the end.
+    if (channel_.broken()) throw;
+    const auto* error = dynamic_cast<const Error*>(&exception);
+    channel_.send(error_message(error != nullptr ? *error : resource_error(exception.what())));
   }
 }
 
@@ -181,7 +197,7 @@ void AgentSession::send_file(const File& file, std::int64_t offset, std::int64_t
       file.read_at(offset + at, chunk);
     } catch (const Error& error) {
       // Amid promised bytes there is no room for a message.
-      throw Error(ErrorKind::kPeerLost, error.what());
+      throw SessionOver(error.what());
     }
     context_.limit.take(size);
     channel_.send_data(chunk);
@@ -255,7 +271,8 @@ void AgentSession::verify(const JsonObject& request) {
 void AgentSession::read(const JsonObject& request) {
   const std::string name = request.string("file");
   check_store_file_name(name);
-  const File file = File::open_read(store_of(request) / name);
+  const fs::path store = store_of(request);
+  const File file = File::open_read(path_inside(store / name, {store}));
   const std::int64_t offset = request.integer_in("offset", 0, file.size());
   const std::int64_t bytes =
       request.integer_in("bytes", 0, std::min(kMostRead, file.size() - offset));
@@ -277,7 +294,8 @@ void AgentSession::put(const JsonObject& request) {
   const std::string name = request.string("name");
   check_store_file_name(name);
   if (name.ends_with(".slab")) throw usage_error("slabs are pulled, not put");
-  const fs::path file = store_of(request) / name;
+  const fs::path store = store_of(request);
+  const fs::path file = path_inside(store / name, {store});
   fs::create_directories(file.parent_path());
   write_file_atomically(file, content);
   ok();
@@ -304,8 +322,11 @@ void AgentSession::pull(const JsonObject& request) {
         source.store = path_inside(source.store, context_.config.stores);
       order.sources.push_back(std::move(source));
     }
-    if (order.sources.empty())
-      throw data_error(fmt::format("the request names no source of {}", name));
+    if (order.sources.empty() || order.sources.size() > kMostSources)
+      throw data_error(fmt::format("{}: expected 1 to {} sources, found {}", name, kMostSources,
+                                   order.sources.size()));
+    for (const SlabOrder& other : orders)
+      if (other.slab == order.slab) throw data_error(fmt::format("{} is wanted twice", name));
     bytes += slab->bytes -
              static_cast<std::int64_t>(fs::exists(path / (name + ".partial")) ? slab->bytes : 0);
     orders.push_back(std::move(order));
@@ -346,19 +367,24 @@ void AgentSession::install(const JsonObject& request) {
   }
   const std::string content = request.string("content");
   if (!hash_from_hex(content)) throw data_error("the hash of a build is no hash");
-  const fs::path root = context_.config.state / "builds" / content;
+  const fs::path builds = context_.config.state / "builds", root = builds / content;
+  const fs::path binary = root / "bin/stagecoach";
+  // Unpacked beside its place: what is there under that name is whole.
+  const fs::path fresh = builds / unique_name(content);
+  const Cleanup remove_fresh{fresh};
   for (const auto& [name, text] : files) {
     if (!is_build_file(name))
       throw data_error(fmt::format("'{}' is not a file of a build", name.substr(0, 128)));
-    fs::create_directories((root / name).parent_path());
-    write_file_atomically(root / name, text);
-    fs::permissions(root / name,
+    fs::create_directories((fresh / name).parent_path());
+    write_file_atomically(fresh / name, text);
+    fs::permissions(fresh / name,
                     fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec);
   }
-  const fs::path binary = root / "bin/stagecoach";
-  if (const std::string found = hash_of_build(binary); found != content)
+  if (const std::string found = hash_of_build(fresh / "bin/stagecoach"); found != content)
     throw data_error(
         fmt::format("the build came damaged: expected hash {}, found {}", content, found));
+  std::error_code there;
+  fs::rename(fresh, root, there);  // fails where another launch has put the same one
   const auto starts = run_program({binary, "--version"}, Seconds(20));
   if (!starts || starts->code != 0)
     throw resource_error(

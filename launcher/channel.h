@@ -27,9 +27,11 @@ class Channel {
   virtual void send(const Json& message) = 0;
   virtual void send_data(std::span<const std::byte> data) = 0;
   virtual Frame receive(Seconds patience) = 0;
-  // The next frame's data, into the beginning of `into`; how many bytes. Throws data_error for a
-  // message and for more than has room. Slabs come this way, without a copy on the way.
+  // The next frame's data, into the beginning of `into`; how many bytes. A message, or more than
+  // has room, breaks the connection. Slabs come this way, without a copy on the way.
   virtual std::size_t receive_data(std::span<std::byte> into, Seconds patience) = 0;
+  // One of these has failed: nothing more can be said.
+  virtual bool broken() const = 0;
   // A socket, for polling whether the other end has closed: one that owes nothing sends nothing.
   virtual int descriptor() const = 0;
 };

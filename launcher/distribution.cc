@@ -10,6 +10,8 @@
 namespace stagecoach {
 namespace {
 
+constexpr std::size_t kMostSources = 8;  // of a slab: more of them make no link faster
+
 const std::string& slab_name(const Manifest& manifest, int slab, const std::string& what) {
   if (slab < 0)
     throw data_error(
@@ -137,7 +139,7 @@ std::int64_t Model::bytes(const std::vector<std::string>& slabs) const {
 std::vector<SlabSource> Model::sources_of(const std::string& slab, const Host& except) const {
   std::vector<SlabSource> sources;
   for (const auto& [host, slabs] : holdings_)
-    if (host != &except && host->reached() && slabs.contains(slab))
+    if (host != &except && host->reached() && slabs.contains(slab) && sources.size() < kMostSources)
       // On one machine it is a copy of a file.
       sources.push_back(
           {host->here && except.here ? Endpoint{.address = {}, .port = 0} : host->agent,

@@ -166,7 +166,10 @@ void check_slabs(std::vector<Host>& hosts, DoctorReport& report, Host& source,
       options.progress(
           fmt::format("{}: reading {} slabs", all[i]->name(), contents[i].slabs.size()));
     try {
-      for (const std::string& problem : all[i]->client->verify(all[i]->store, {})) {
+      for (const std::string& problem :
+           all[i]->client->verify(all[i]->store, [&](std::int64_t, std::int64_t) {
+             if (options.check_interrupted) options.check_interrupted();
+           })) {
         if (i < report.hosts.size()) ++report.hosts[i].damaged;
         report.findings.push_back({.host = all[i]->name(),
                                    .text = problem,
@@ -175,6 +178,7 @@ void check_slabs(std::vector<Host>& hosts, DoctorReport& report, Host& source,
                                    .kind = ErrorKind::kData});
       }
     } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kInterrupted) throw;
       report.findings.push_back({.host = all[i]->name(),
                                  .text = error.what(),
                                  .fix = error.hint(),

@@ -62,6 +62,11 @@ void read_run_table(const std::string& file, const toml::node& node, LaunchJob& 
 }
 
 void check_hosts(const LaunchJob& job) {
+  if (job.run_value("store").empty())
+    throw usage_error(
+        fmt::format("{}: run.store is missing: where the model is on this PC, if it is here",
+                    job.file),
+        kExample);
   if (job.cluster.hosts.empty())
     throw usage_error(fmt::format("{}: there is no [nodes.NAME], no host to run on", job.file),
                       kExample);

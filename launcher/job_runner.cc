@@ -380,7 +380,12 @@ int JobRunner::run() {
     const Outcome outcome = run_once();
     if (outcome.code == 0) break;
     if (options_.interrupted()) throw Error(ErrorKind::kInterrupted, "interrupted");
-    if (!outcome.lost()) return outcome.code;  // the ranks have said why
+    if (!outcome.lost()) {
+      if (messages_.saw_error()) return outcome.code;  // the ranks have said why
+      throw resource_error(
+          fmt::format("mpirun ended with code {}, and no rank has said why", outcome.code),
+          "what Open MPI says is above; stagecoach doctor JOB.toml looks at the hosts");
+    }
     if (job_.replicas < 2 || restarts >= job_.restarts) {
       // A rank that missed another has named it.
       if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <ctime>
 
 #include "base/byte_size.h"
@@ -70,6 +71,7 @@ class Launch {
 void Launch::reach() {
   options_.note(fmt::format("reaching {} hosts", job_.cluster.hosts.size()));
   hosts_.emplace(job_);
+  check_interrupted();
   if (!options_.dry_run) {
     hosts_->throw_problems("hosts cannot be reached");
   } else {
@@ -192,8 +194,10 @@ void Launch::ship(const JobRunner& runner) {
 void Launch::check_plan() const {
   if (job_.replicas > 1 && planned_.stages.ranks < 2 && !options_.dry_run)
     throw usage_error(fmt::format("{}: replicas = 2 needs two hosts that take part", job_.file));
-  const char* const setting = stdin_setting(job_);
-  if (setting != nullptr) File::open_read(job_.run_value(setting));
+  if (!options_.dry_run && ::geteuid() == 0 && std::getenv("OMPI_ALLOW_RUN_AS_ROOT") == nullptr)
+    throw resource_error("Open MPI does not run as root unless it is told to",
+                         "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, or "
+                         "another user");
 }
 
 void Launch::same_build_everywhere() {

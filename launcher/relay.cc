@@ -82,6 +82,7 @@ void MessageRelay::end(bool explained) {
 }
 
 void MessageRelay::line(const std::string& text) {
+  saw_error_ = saw_error_ || text.starts_with("stagecoach: ");
   if (is_frame(text)) {
     in_frame_ = !in_frame_;
     held_ += text + "\n";

@@ -36,6 +36,8 @@ class MessageRelay {
   void take(std::string_view data);
   // Of one mpirun. `explained`: what Open MPI has to say is not said.
   void end(bool explained);
+  // A rank has said what went wrong, in Stagecoach's way.
+  bool saw_error() const { return saw_error_; }
 
  private:
   void line(const std::string& text);
@@ -44,7 +46,7 @@ class MessageRelay {
   const bool terminal_;
   const Write write_;
   std::string line_, held_;
-  bool in_frame_ = false, progress_shown_ = false;
+  bool in_frame_ = false, progress_shown_ = false, saw_error_ = false;
 };
 
 }  // namespace stagecoach

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
@@ -31,8 +32,8 @@ using ErrorCode = boost::system::error_code;
 constexpr const char* kIdentity = "stagecoach";
 constexpr const char* kCipher = "TLS_AES_128_GCM_SHA256";
 constexpr std::array<unsigned char, 2> kCipherId{0x13, 0x01};
-// Strangers among these wait or go away.
-constexpr int kMostHandshakes = 32;
+// Whoever comes then takes the place of who has waited longest: a handshake takes milliseconds.
+constexpr int kMostHandshakes = 128;
 constexpr int kMostSessions = 256;
 // Of a frame: so long the other end may take to make room for it.
 constexpr Seconds kSendPatience{20};
@@ -130,6 +131,7 @@ struct SecureChannel::Connection {
     return asio::error::timed_out;
   }
 
+  bool broken = false;
   std::string peer;
   const Key key;
   asio::io_context io;
@@ -145,6 +147,10 @@ SecureChannel::~SecureChannel() = default;
 
 const std::string& SecureChannel::peer() const {
   return connection_->peer;
+}
+
+bool SecureChannel::broken() const {
+  return connection_->broken;
 }
 
 int SecureChannel::descriptor() const {
@@ -181,11 +187,17 @@ SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key,
   });
   if (error == asio::error::timed_out)
     throw peer_lost(peer, "something listens there, but does not answer as an agent does");
+  if (error == asio::error::eof || error == asio::ssl::error::stream_truncated)
+    throw peer_lost(peer, "it closed the connection before the handshake: it is busy, or no agent");
   if (error)
     throw resource_error(
         fmt::format("{}: the agent there has another key, or this is no agent ({})", peer,
                     error.message()),
         "copy one key file to every PC: stagecoach agent --new-key FILE makes it");
+  // A server may choose to show a certificate instead, and anybody has one.
+  if (SSL_session_reused(connection->stream.native_handle()) != 1)
+    throw resource_error(fmt::format("{}: what listens there does not have the key", peer),
+                         "somebody may stand between you and that PC");
   return SecureChannel(std::move(connection));
 }
 
@@ -195,7 +207,9 @@ void SecureChannel::send_frame(FrameKind kind, std::span<const std::byte> payloa
                                                   asio::buffer(payload.data(), payload.size())};
   const ErrorCode error = connection_->run(
       kSendPatience, [&](auto done) { asio::async_write(connection_->stream, buffers, done); });
-  if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
+  if (!error) return;
+  connection_->broken = true;
+  throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
 }
 
 void SecureChannel::send(const Json& message) {
@@ -213,11 +227,13 @@ void SecureChannel::read(std::span<std::byte> bytes, Seconds patience) {
   const ErrorCode error = connection_->run(patience, [&](auto done) {
     asio::async_read(connection_->stream, asio::buffer(bytes.data(), bytes.size()), done);
   });
+  if (!error) return;
+  connection_->broken = true;
   if (error == asio::error::timed_out)
     throw peer_lost(peer(), fmt::format("silent for {:.0f} s", patience.count()));
   if (error == asio::error::eof || error == asio::ssl::error::stream_truncated)
     throw peer_lost(peer(), "the connection was closed");
-  if (error) throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
+  throw peer_lost(peer(), fmt::format("the connection broke: {}", error.message()));
 }
 
 FrameStart SecureChannel::read_header(Seconds patience) {
@@ -235,8 +251,10 @@ Frame SecureChannel::receive(Seconds patience) {
 
 std::size_t SecureChannel::receive_data(std::span<std::byte> into, Seconds patience) {
   const FrameStart start = read_header(patience);
-  if (start.kind != FrameKind::kData || start.bytes == 0 || start.bytes > into.size())
-    throw data_error(fmt::format("{}: expected 1 to {} bytes of data", peer(), into.size()));
+  if (start.kind != FrameKind::kData || start.bytes == 0 || start.bytes > into.size()) {
+    connection_->broken = true;  // what follows is no beginning of a frame
+    throw peer_lost(peer(), fmt::format("expected 1 to {} bytes of data", into.size()));
+  }
   read(into.first(start.bytes), patience);
   return start.bytes;
 }
@@ -250,12 +268,15 @@ struct SecureListener::State {
     std::thread thread;
     int descriptor = -1;  // a duplicate: the connection's own is closed by its thread
     std::atomic<bool> ended{false};
+    std::atomic<bool> shaking{true};
   };
 
   std::unique_ptr<SecureChannel::Connection> shake_hands(tcp::socket::native_handle_type descriptor,
                                                          const std::string& peer);
   void serve(Running& running, tcp::socket::native_handle_type descriptor, const std::string& peer,
              const Session& session);
+  void begin(tcp::socket socket, const tcp::endpoint& remote, const Session& session);
+  void drop_longest_handshake();
   void join_ended();
 
   const Key key;
@@ -305,7 +326,7 @@ std::unique_ptr<SecureChannel::Connection> SecureListener::State::shake_hands(
   const ErrorCode error = connection->run(kConnectPatience, [&](auto done) {
     connection->stream.async_handshake(asio::ssl::stream_base::server, done);
   });
-  if (!error) return connection;
+  if (!error && SSL_session_reused(connection->stream.native_handle()) == 1) return connection;
   spdlog::warn("{}: turned away, it does not have the key ({})", peer, error.message());
   return nullptr;
 }
@@ -319,6 +340,7 @@ void SecureListener::State::serve(Running& running, tcp::socket::native_handle_t
     spdlog::debug("{}: {}", peer, exception.what());
   }
   --handshakes;
+  running.shaking = false;
   if (connection) try {
       SecureChannel channel(std::move(connection));
       session(channel);
@@ -326,6 +348,32 @@ void SecureListener::State::serve(Running& running, tcp::socket::native_handle_t
       spdlog::debug("{}: {}", peer, exception.what());
     }
   running.ended = true;
+}
+
+void SecureListener::State::drop_longest_handshake() {
+  const auto longest = std::find_if(sessions.begin(), sessions.end(),
+                                    [](const Running& running) { return running.shaking.load(); });
+  if (longest != sessions.end()) ::shutdown(longest->descriptor, SHUT_RDWR);
+}
+
+void SecureListener::State::begin(tcp::socket socket, const tcp::endpoint& remote,
+                                  const Session& session) {
+  const Endpoint peer{remote.address().to_string(), remote.port()};
+  Running& running = sessions.emplace_back();
+  const int descriptor = socket.release();
+  running.descriptor = ::fcntl(descriptor, F_DUPFD_CLOEXEC, 3);
+  ++handshakes;
+  try {
+    running.thread = std::thread([this, &running, descriptor, name = peer.text(), &session] {
+      serve(running, descriptor, name, session);
+    });
+  } catch (const std::system_error& error) {  // no more threads: this one goes away, others stay
+    spdlog::warn("{}: {}", peer.text(), error.what());
+    --handshakes;
+    ::close(descriptor);
+    ::close(running.descriptor);
+    sessions.pop_back();
+  }
 }
 
 void SecureListener::State::join_ended() {
@@ -363,15 +411,9 @@ void SecureListener::run(const Session& session, const std::function<bool()>& st
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
       continue;
     }
-    if (state.handshakes >= kMostHandshakes || state.sessions.size() >= kMostSessions) continue;
-    ++state.handshakes;
-    State::Running& running = state.sessions.emplace_back();
-    const Endpoint peer{remote.address().to_string(), remote.port()};
-    const int descriptor = socket.release();
-    running.descriptor = ::fcntl(descriptor, F_DUPFD_CLOEXEC, 3);
-    running.thread = std::thread([&state, &running, descriptor, name = peer.text(), &session] {
-      state.serve(running, descriptor, name, session);
-    });
+    if (state.sessions.size() >= kMostSessions + kMostHandshakes) continue;
+    if (state.handshakes >= kMostHandshakes) state.drop_longest_handshake();
+    state.begin(std::move(socket), remote, session);
   }
   for (State::Running& running : state.sessions) ::shutdown(running.descriptor, SHUT_RDWR);
   for (State::Running& running : state.sessions) {

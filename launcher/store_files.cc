@@ -4,8 +4,8 @@
 #include <sys/statvfs.h>
 
 #include <algorithm>
-#include <fstream>
 #include <map>
+#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -51,12 +51,16 @@ std::uint64_t content_of(const SlabEntry& slab) {
 }  // namespace
 
 fs::path path_inside(const fs::path& path, const std::vector<fs::path>& roots) {
-  const fs::path resolved = fs::weakly_canonical(path);
+  // What is not there yet is resolved by its letters only, which must not lead back.
+  const bool plain =
+      path.native().find('\0') == std::string::npos &&
+      std::none_of(path.begin(), path.end(), [](const fs::path& part) { return part == ".."; });
+  const fs::path resolved = plain ? fs::weakly_canonical(path) : fs::path();
   for (const fs::path& root : roots) {
     const fs::path base = fs::weakly_canonical(root);
     const auto [end, at] =
         std::mismatch(base.begin(), base.end(), resolved.begin(), resolved.end());
-    if (path.is_absolute() && end == base.end()) return resolved;
+    if (plain && path.is_absolute() && end == base.end()) return resolved;
   }
   std::string names;
   for (const fs::path& root : roots) names += (names.empty() ? "" : ", ") + root.string();
@@ -142,7 +146,11 @@ SlabDraft::SlabDraft(fs::path store, const SlabEntry& slab)
       done_(static_cast<std::size_t>((slab.bytes + kChunk - 1) / kChunk), false) {
   const std::string head = fmt::format("{} {}", hash_to_hex(content_of(slab)), slab.bytes);
   if (fs::exists(partial_)) {
-    std::ifstream notes(notes_);
+    constexpr std::int64_t kMostNotes = std::int64_t{16} << 20;
+    // Somebody else's pipe or link is no note.
+    std::istringstream notes(regular_size(notes_) && !fs::is_symlink(notes_)
+                                 ? read_text_file(notes_, kMostNotes)
+                                 : std::string());
     std::string line;
     if (std::getline(notes, line) && line == head)
       for (std::size_t chunk = 0; notes >> chunk;)

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <filesystem>
+#include <sstream>
 
 #include "base/error.h"
 #include "launcher/host_facts.h"
@@ -21,10 +22,15 @@ constexpr Seconds kEndPatience{3};
 
 // What ssh or the program behind it said, in one line.
 std::string said(const std::string& text) {
-  std::string line = text.substr(0, text.find_last_not_of(" \r\n") + 1);
-  const std::size_t start = line.find_last_of('\n');
-  if (start != std::string::npos) line.erase(0, start + 1);
-  return line.empty() ? "it said nothing" : line.substr(0, 300);
+  constexpr std::string_view kOwn = "stagecoach: ";
+  std::istringstream lines(text);
+  std::string last, own;
+  for (std::string line; std::getline(lines, line);) {
+    if (own.empty() && line.starts_with(kOwn)) own = line.substr(kOwn.size());
+    if (line.find_first_not_of(" \r") != std::string::npos) last = line;
+  }
+  const std::string& best = own.empty() ? last : own;
+  return best.empty() ? "it said nothing" : best.substr(0, 300);
 }
 
 Error unreachable(const std::string& host, const Words& reach, const std::string& text) {

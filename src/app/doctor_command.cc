@@ -6,6 +6,7 @@
 
 #include "app/command.h"
 #include "app/output.h"
+#include "app/signals.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "launcher/doctor.h"
@@ -24,7 +25,13 @@ int examine_hosts(const DoctorFlags& flags) {
   setup_logging(flags.quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
   const LaunchJob job = read_launch_job(flags.job);
   DoctorOptions options{.verify = !flags.quick, .measure = !flags.quick};
-  options.progress = [](const std::string& step) { spdlog::info("{}", step); };
+  options.check_interrupted = [] {
+    if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
+  };
+  options.progress = [&](const std::string& step) {
+    options.check_interrupted();
+    spdlog::info("{}", step);
+  };
   const DoctorReport report = examine(job, options);
   if (flags.json)
     print_json_line(to_json(report));

@@ -13,6 +13,7 @@
 #include "app/plan_inputs.h"
 #include "app/settings.h"
 #include "app/signals.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/launch.h"
@@ -42,11 +43,16 @@ class RunTable {
       throw usage_error(
           fmt::format("{}: run.rounds: launch plans rounds and windows itself", job.file),
           "remove it, or say run.windows, too");
-    for (const char* const file : {"--prompts", "--text", "--ids"})
-      if (value(file, std::string()) == "-")
+    for (const char* const flag : {"--prompts", "--text", "--ids"}) {
+      const std::string file = value(flag, std::string());
+      if (file == "-")
         throw usage_error(
-            fmt::format("{}: {} = \"-\": a launch may have to read it twice", job.file, file),
+            fmt::format("{}: {} = \"-\": a launch may have to read it twice", job.file, flag),
             "a file");
+      if (!file.empty() && !fs::is_regular_file(file))
+        throw data_error(fmt::format("{}: {}: '{}' is not a file", job.file, flag, file),
+                         "check [run]");
+    }
     if (job.replicas > 1 && !value("--checkpoint", std::string()).empty())
       throw usage_error(fmt::format("{}: run.checkpoint and launch.replicas: a pass's checkpoint "
                                     "fits one plan, and a lost host changes it",
@@ -127,6 +133,10 @@ int launch_job(const LaunchFlags& flags) {
   const RunTable run(job);
   const fs::path state = flags.state.empty() ? default_state_folder() : fs::absolute(flags.state);
   if (state.empty()) throw usage_error("there is no HOME for the launch's files", "--state DIR");
+  if (!flags.dry_run) {  // before hours of work, not after
+    check_writable(state);
+    if (const std::string report = job.run_value("report"); !report.empty()) check_writable(report);
+  }
   std::optional<Progress> progress;  // while slabs are shipped
   LaunchOptions options;
   options.dry_run = flags.dry_run;

@@ -17,6 +17,15 @@ toml::table read_toml_file(const std::string& file, const std::string& what,
   } catch (const Error& error) {
     throw usage_error(fmt::format("{}: {}", what, error.what()), fmt::format("check {}", flag));
   }
+  // toml++ goes into nested keys by recursion, tens of thousands deep.
+  constexpr int kMostOpen = 10'000;
+  int open = 0, line = 1;
+  for (const char c : text) {
+    if (c == '\n') open = 0, ++line;
+    if ((c == '.' || c == '[' || c == '{') && ++open > kMostOpen)
+      throw usage_error(
+          fmt::format("{}:{}: more than {} dots and brackets in one line", file, line, kMostOpen));
+  }
   try {
     return toml::parse(text, file);
   } catch (const toml::parse_error& error) {
@@ -31,7 +40,11 @@ Error toml_error(const std::string& file, const toml::node& node, const std::str
 }
 
 std::string toml_scalar_text(const std::string& file, const toml::node& node) {
-  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* text = node.as_string()) {
+    if (text->get().find('\0') != std::string::npos)
+      throw toml_error(file, node, "a zero byte in a text");
+    return text->get();
+  }
   if (const auto* integer = node.as_integer()) return std::to_string(integer->get());
   if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
   if (const auto* boolean = node.as_boolean()) return boolean->get() ? "true" : "false";
@@ -61,7 +74,7 @@ std::string TomlTable::string_or(std::string_view key, const std::string& fallba
   if (node == nullptr) return fallback;
   const auto* const text = node->as_string();
   if (text == nullptr) throw wrong(*node, key, "expected a string");
-  return text->get();
+  return toml_scalar_text(file_, *node);
 }
 
 std::int64_t TomlTable::bytes_or(std::string_view key, std::int64_t fallback) const {

@@ -66,6 +66,9 @@ class Launch(StoreTest):
                             (self.RUN.replace('windows = "0:7"', "rounds = 2"), "launch plans rounds"),
                             (self.RUN.replace('prompt = "In the beginning"', 'prompts = "-"'), "read it twice"),
                             ('[launch]\nreplicas = 2\n' + self.RUN + f'checkpoint = "{self.folder}/c"\n', "run.checkpoint and launch.replicas"),
+                            (self.RUN.replace('store = "STORE"\n', ""), "run.store is missing"),
+                            (self.RUN.replace("In the beginning", "a\\u0000b"), "job.toml:3:10: a zero byte"),
+                            (self.RUN + "[run" + ".a" * 50000 + "]\n", "dots and brackets"),
                             ('[launch]\nreplicas = 2\n' + self.RUN, "replicas = 2 needs two hosts")):
             with self.subTest(place):
                 self.fails(self.run_here("launch", self.job(text)), 2, place)
@@ -74,6 +77,10 @@ class Launch(StoreTest):
 
     def test_a_missing_file_of_prompts(self):
         self.fails(self.run_here("launch", self.job(self.RUN.replace('prompt = "In the beginning"', 'prompts = "/none"'))), 3, "/none")
+
+    def test_what_cannot_be_written_is_said_at_once(self):
+        self.fails(self.run_here("launch", self.job(self.RUN + 'report = "/proc/none"\n')), 4, "/proc/none")
+        self.fails(self.run_here("launch", self.job(self.RUN), "--state", "/proc/none"), 4, "/proc/none")
 
     def test_no_model_anywhere(self):
         self.fails(self.run_here("launch", self.job(self.RUN.replace("STORE", str(self.folder / "nothing")))), 3, "no host has the model", "stagecoach import")

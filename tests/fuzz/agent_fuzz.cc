@@ -29,6 +29,7 @@ class InputChannel : public Channel {
   void send_data(std::span<const std::byte> data) override {
     STAGECOACH_CHECK(data.size() <= kMaxData);
   }
+  bool broken() const override { return broken_; }
   int descriptor() const override { return -1; }
 
   Frame receive(Seconds) override {
@@ -51,13 +52,17 @@ class InputChannel : public Channel {
     const Frame frame = receive(patience);
     if (frame.kind != FrameKind::kData || frame.payload.empty() ||
         frame.payload.size() > into.size())
-      throw data_error("expected data");
+      throw ended();
     std::copy(frame.payload.begin(), frame.payload.end(), into.begin());
     return frame.payload.size();
   }
 
  private:
-  static Error ended() { return {ErrorKind::kPeerLost, "the input ends"}; }
+  Error ended() {
+    broken_ = true;
+    return {ErrorKind::kPeerLost, "the input ends"};
+  }
+  bool broken_ = false;
   std::span<const std::byte> rest_;
   const std::string folder_;
   const std::string peer_ = "input";

@@ -92,6 +92,36 @@ TEST_F(Agents, TurnStrangersAway) {
   EXPECT_NO_THROW(client_a());  // and serve on
 }
 
+// Anybody can make a certificate; only the key counts.
+TEST_F(Agents, AreNotTakenForSomebodyWithACertificate) {
+  const std::string key_file = folder_ / "imp.key", certificate = folder_ / "imp.crt";
+  const auto made = run_program({"openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes",
+                                 "-keyout", key_file, "-out", certificate, "-subj", "/CN=x"},
+                                Seconds(60));
+  if (!made || made->code != 0) GTEST_SKIP() << "no openssl here";
+  // Its own agent's port, once that has gone, is a free one.
+  std::uint16_t port = 0;
+  { port = RunningAgent(key_, {folder_ / "a"}, folder_ / "state-x").endpoint().port; }
+  Child impostor({"openssl", "s_server", "-accept", fmt::format("127.0.0.1:{}", port), "-cert",
+                  certificate, "-key", key_file, "-tls1_3", "-quiet"},
+                 {}, Child::Streams::kAll);
+  Error error = usage_error("not tried");
+  for (int i = 0; i < 100; ++i) {  // until it listens
+    error = error_of([&] { AgentClient({"127.0.0.1", port}, key_, "pc-x"); });
+    if (error.kind() != ErrorKind::kPeerLost) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  EXPECT_EQ(error.kind(), ErrorKind::kResources) << error.what();
+}
+
+TEST_F(Agents, SayThatAnotherHostIsGoneAndGoOn) {
+  AgentClient a = client_a();
+  const Error error = error_of([&] { a.link_to({"127.0.0.1", 1}); });
+  EXPECT_EQ(error.kind(), ErrorKind::kPeerLost);
+  EXPECT_NE(std::string(error.what()).find("no agent answers"), std::string::npos) << error.what();
+  EXPECT_NO_THROW(a.ping());
+}
+
 TEST_F(Agents, MoveASlabAndListIt) {
   AgentClient b = client_b();
   EXPECT_FALSE(b.store(store_b()).manifest);
@@ -202,7 +232,8 @@ TEST_F(Agents, KeepToTheirFolders) {
   for (const std::string& store :
        {(folder_ / "secret").string(), (folder_ / "b/../secret").string(),
         (folder_ / "b/link").string(), std::string("/etc"), std::string("b"), std::string(),
-        (folder_ / "bb").string()}) {
+        (folder_ / "bb").string(), (folder_ / "b/none/../link").string(),
+        (folder_ / "b/x").string() + std::string("\0y", 2)}) {
     EXPECT_EQ(error_of([&] { b.store(store); }).kind(), ErrorKind::kUsage) << store;
     EXPECT_EQ(error_of([&] { b.read_range(store, "layer-000.slab", 0, byte); }).kind(),
               ErrorKind::kUsage)
@@ -221,6 +252,14 @@ TEST_F(Agents, KeepToTheirFolders) {
         << name;
     EXPECT_EQ(error_of([&] { b.put_file(store_b(), name, {}); }).kind(), ErrorKind::kData) << name;
   }
+  // Links inside a store that lead out.
+  fs::create_directories(folder_ / "b/model");
+  fs::create_symlink(folder_ / "secret/layer-000.slab", folder_ / "b/model/layer-000.slab");
+  fs::create_directory_symlink(folder_ / "secret", folder_ / "b/model/tokenizer");
+  EXPECT_EQ(error_of([&] { b.read_range(store_b(), "layer-000.slab", 0, byte); }).kind(),
+            ErrorKind::kUsage);
+  EXPECT_EQ(error_of([&] { b.put_file(store_b(), "tokenizer/x", {}); }).kind(), ErrorKind::kUsage);
+  EXPECT_FALSE(fs::exists(folder_ / "secret/x"));
   EXPECT_EQ(error_of([&] { b.put_file(store_b(), "layer-000.slab", {}); }).kind(),
             ErrorKind::kUsage);
   EXPECT_EQ(error_of([&] { b.read_job_file("job", "../../a"); }).kind(), ErrorKind::kUsage);
@@ -315,6 +354,12 @@ TEST_F(Agents, SurviveNonsense) {
   EXPECT_TRUE(
       answer({{"op", "install"}, {"content", "xyz"}, {"files", Json::array()}}).contains("error"));
   EXPECT_TRUE(answer({{"op", "ping"}}).contains("ok"));
+  // A frame in the place of data is no request.
+  channel.send({{"op", "put_job"}, {"job", "job"}, {"name", "x"}, {"bytes", 10}});
+  channel.send({{"op", "job_folder"}, {"job", "smuggled"}});
+  EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
+  EXPECT_FALSE(fs::exists(folder_ / "state-a/jobs/smuggled"));
+  channel = SecureChannel::connect(a_.endpoint(), key_);
   channel.send_data(std::as_bytes(std::span("data", 4)));  // no request: the end of this connection
   EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
   EXPECT_NO_THROW(client_a());

@@ -72,7 +72,7 @@ TEST(JobFile, ProblemsHaveLineAndColumn) {
       {with("10.0.0.2", "a b"), "is no IPv4 address"},
       {with("10.0.0.2", "fe80::1"), "is no IPv4 address"},
       {with("10.0.0.2", "-oProxyCommand=x"), "is no IPv4 address"},
-      {with("store = \"/srv/model\"\n", ""), "says where the model is"},
+      {with("store = \"/srv/model\"\n", ""), "run.store is missing"},
       {"[run]\nstore = \"/a\"\n", "no host to run on"},
       {"[nodes.a]\n", "[run] is missing"}};
   for (const auto& [text, expected] : wrong) {
