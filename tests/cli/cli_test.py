@@ -443,6 +443,8 @@ class Jobs(StoreTest):
         for example in examples:
             first = example.read_text().splitlines()[0]
             command = first.removeprefix("# stagecoach ").split()[0]
+            if command == "launch":  # its hosts are not here: tests/cli/launch_test.py plans with it
+                continue
             self.assertIn(command, ("generate", "score", "time"), example)
             with self.subTest(example.name):
                 process = subprocess.run([BINARY, command, "--job", example, "--store", self.store], capture_output=True, text=True,
