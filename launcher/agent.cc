@@ -1,27 +1,14 @@
 #include "launcher/agent.h"
 
-#include <algorithm>
-#include <cstdlib>
-
 #include "base/error.h"
 #include "base/file.h"
+#include "base/host.h"
 #include "base/log.h"
 #include "launcher/agent_session.h"
 
 namespace stagecoach {
-namespace {
 
 namespace fs = std::filesystem;
-
-fs::path user_folder(const char* variable, const char* below_home) {
-  if (const char* folder = std::getenv(variable); folder != nullptr && *folder != '\0')
-    return fs::path(folder) / "stagecoach";
-  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
-    return fs::path(home) / below_home / "stagecoach";
-  return {};
-}
-
-}  // namespace
 
 struct Agent::State {
   explicit State(AgentConfig config)

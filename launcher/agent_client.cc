@@ -5,12 +5,11 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "base/clock.h"
 #include "base/error.h"
 
 namespace stagecoach {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Of requests that look at files or measure.
 constexpr Seconds kPatience{30};
@@ -23,12 +22,6 @@ constexpr Seconds kLongPatience{310};
 
 // Of a tokenizer or a report.
 constexpr std::int64_t kMostFile = std::int64_t{1} << 30;
-
-std::int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 std::vector<StoreFile> files_from_json(const Json& list, const std::string& where) {
   std::vector<StoreFile> files;
@@ -194,7 +187,12 @@ std::vector<std::byte> AgentClient::read_file(const std::string& store, const St
 
 void AgentClient::put_file(const std::string& store, const std::string& name,
                            std::span<const std::byte> content) {
-  channel_.send({{"op", "put"}, {"store", store}, {"name", name}, {"bytes", content.size()}});
+  put({{"op", "put"}, {"store", store}, {"name", name}}, content);
+}
+
+void AgentClient::put(Json request, std::span<const std::byte> content) {
+  request["bytes"] = content.size();
+  channel_.send(request);
   send_content(content);
   receive(kPatience);
 }
@@ -275,9 +273,7 @@ std::vector<std::byte> AgentClient::read_job_file(const std::string& job, const 
 
 void AgentClient::put_job_file(const std::string& job, const std::string& name,
                                std::span<const std::byte> content) {
-  channel_.send({{"op", "put_job"}, {"job", job}, {"name", name}, {"bytes", content.size()}});
-  send_content(content);
-  receive(kPatience);
+  put({{"op", "put_job"}, {"job", job}, {"name", name}}, content);
 }
 
 void AgentClient::forget_job(const std::string& job) {

@@ -35,8 +35,6 @@ class AgentClient {
   // `name` is the host's in messages. Throws also when the agent speaks another protocol.
   AgentClient(const Endpoint& endpoint, const Key& key, std::string name);
 
-  const std::string& name() const { return name_; }
-
   // `store` may be empty.
   HostFacts facts(const std::string& store);
   StoreContents store(const std::string& path);
@@ -90,6 +88,8 @@ class AgentClient {
   Json follow(const Report& report);
   void receive_content(std::span<std::byte> into);
   void send_content(std::span<const std::byte> content);
+  // A request that its content follows.
+  void put(Json request, std::span<const std::byte> content);
 
   std::string name_;
   SecureChannel channel_;

@@ -8,6 +8,7 @@
 #include <array>
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/log.h"
@@ -32,18 +33,10 @@ constexpr std::size_t kMostSources = 16;  // of a slab: a thread each
 // Kept free on a disk that slabs come to.
 constexpr std::int64_t kSpareBytes = std::int64_t{64} << 20;
 
-using Clock = std::chrono::steady_clock;
-
 // There is no way to go on with a connection that is whole.
 struct SessionOver : Error {
   explicit SessionOver(const std::string& why) : Error(ErrorKind::kPeerLost, why) {}
 };
-
-std::int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 // {"done", "total"} to the peer, some times a second.
 class Reporter {

@@ -118,15 +118,11 @@ const SlabEntry& Model::entry(const std::string& slab) const {
   return *found;
 }
 
-bool Model::has(const Host& host, const std::string& slab) const {
-  const auto found = holdings_.find(&host);
-  return found != holdings_.end() && found->second.contains(slab);
-}
-
 std::vector<std::string> Model::missing(const Host& host, const SlabNames& wanted) const {
+  const auto there = holdings_.find(&host);
   std::vector<std::string> names;
   for (const std::string& slab : wanted)
-    if (!has(host, slab)) names.push_back(slab);
+    if (there == holdings_.end() || !there->second.contains(slab)) names.push_back(slab);
   return names;
 }
 

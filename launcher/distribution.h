@@ -32,7 +32,6 @@ class Model {
   explicit Model(Hosts& hosts);
 
   const Manifest& manifest() const { return *manifest_; }
-  bool has(const Host& host, const std::string& slab) const;
   // Names of `wanted` that the host lacks.
   std::vector<std::string> missing(const Host& host, const SlabNames& wanted) const;
   std::int64_t bytes(const std::vector<std::string>& slabs) const;

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/host.h"
 #include "base/machine_limits.h"
 #include "base/version.h"
 #include "launcher/processes.h"
@@ -84,11 +85,6 @@ std::int64_t allowed_cores() {
   CPU_ZERO(&cores);
   return ::sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores)
                                                             : ::sysconf(_SC_NPROCESSORS_ONLN);
-}
-
-std::string host_name() {
-  char name[256] = {};
-  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "";
 }
 
 HostRates probed_rates(const std::string& store) {
@@ -200,7 +196,7 @@ HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory
   facts.binary = fs::read_symlink("/proc/self/exe");
   facts.content = hash_of_build(facts.binary);
   facts.open_mpi = open_mpi_version();
-  facts.host = host_name();
+  facts.host = host_name("");
   facts.cpu = cpu_model();
   facts.isa = isa;
   facts.cores = allowed_cores();

@@ -1,17 +1,14 @@
 #include "launcher/host_watch.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 
-#include "base/error.h"
+#include "launcher/pause.h"
 
 namespace stagecoach {
 namespace {
 
-constexpr auto kInterval = std::chrono::milliseconds(1000);
 constexpr Seconds kPatience{5};
-constexpr auto kStep = std::chrono::milliseconds(100);
 
 }  // namespace
 
@@ -51,8 +48,7 @@ void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& ke
   try {
     while (!stop_) {
       client->ping(kPatience);
-      for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
-        std::this_thread::sleep_for(kStep);
+      pause_a_second(stop_);
     }
   } catch (const std::exception& exception) {
     const std::lock_guard lock(mutex_);

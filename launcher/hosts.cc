@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/host.h"
 
 namespace stagecoach {
 namespace {
@@ -68,11 +69,6 @@ bool is_own(const std::string& host, const std::set<std::string>& own) {
   return own.contains(text) || std::string_view(text).starts_with("127.");
 }
 
-std::string own_name() {
-  char name[256] = {};
-  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
-}
-
 void reach(Host& host, const LaunchJob& job, const Key& key,
            std::vector<std::filesystem::path> stores) {
   host.agent = {host.spec.reached_as(), job.port};
@@ -107,7 +103,7 @@ void attempt(Host& host, const Work& work) {
 Hosts::Hosts(const LaunchJob& job)
     : key_(job.key.empty() ? Key::random() : read_key_file(job.key)) {
   const std::set<std::string> own = own_addresses();
-  const std::string name = own_name();
+  const std::string name = host_name("localhost");
   const std::string source_store =
       std::filesystem::absolute(job.run_value("store")).lexically_normal();
   bool among_them = false;
@@ -118,7 +114,7 @@ Hosts::Hosts(const LaunchJob& job)
     host.here = spec.reached_as() == name || is_own(spec.reached_as(), own);
     if (!host.here || among_them || host.store != source_store) continue;
     among_them = true;
-    here_index_ = hosts_.size() - 1;
+    source_index_ = hosts_.size() - 1;
   }
   if (!among_them) {
     source_.emplace();

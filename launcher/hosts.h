@@ -42,8 +42,8 @@ class Hosts {
   std::size_t count() const { return hosts_.size(); }
   // This machine with the store of [run]: one of all() if that is its store as a host, else a host
   // of its own that no rank runs on.
-  Host& source() { return source_ ? *source_ : hosts_[here_index_]; }
-  const Host& source() const { return source_ ? *source_ : hosts_[here_index_]; }
+  Host& source() { return source_ ? *source_ : hosts_[source_index_]; }
+  const Host& source() const { return source_ ? *source_ : hosts_[source_index_]; }
 
   // `work` for every host that can be reached, at once. What it throws becomes the host's problem.
   void each(const std::function<void(Host&)>& work);
@@ -56,7 +56,7 @@ class Hosts {
   Key key_;
   std::vector<Host> hosts_;
   std::optional<Host> source_;
-  std::size_t here_index_ = 0;
+  std::size_t source_index_ = 0;
 };
 
 }  // namespace stagecoach

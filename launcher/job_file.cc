@@ -51,14 +51,7 @@ void read_launch_table(const std::string& file, const toml::node& node, LaunchJo
 void read_run_table(const std::string& file, const toml::node& node, LaunchJob& job) {
   const toml::table* const run = node.as_table();
   if (run == nullptr) throw toml_error(file, node, "run: expected a table, [run]");
-  for (const auto& [key, value] : *run) {
-    std::vector<std::string> values;
-    if (const auto* list = value.as_array())
-      for (const auto& item : *list) values.push_back(toml_scalar_text(file, item));
-    else
-      values.push_back(toml_scalar_text(file, value));
-    job.run.emplace_back(key.str(), std::move(values));
-  }
+  for (const auto& [key, value] : *run) job.run.emplace_back(key.str(), toml_texts(file, value));
 }
 
 void check_hosts(const LaunchJob& job) {
@@ -82,7 +75,6 @@ void check_hosts(const LaunchJob& job) {
                                     host.name, address));
     if (!addresses.insert(address).second)
       throw usage_error(fmt::format("{}: two of [nodes] have the address {}", job.file, address));
-    job.store_of(host);
   }
 }
 
@@ -95,26 +87,14 @@ std::string LaunchJob::run_value(const std::string& name) const {
 }
 
 std::string LaunchJob::store_of(const HostSpec& host) const {
-  const std::string path = host.store.empty() ? run_value("store") : host.store;
-  if (path.empty())
-    throw usage_error(
-        fmt::format("{}: neither nodes.{}.store nor run.store says where the model is", file,
-                    host.name),
-        kExample);
-  return fs::absolute(path).lexically_normal();
+  return fs::absolute(host.store.empty() ? run_value("store") : host.store).lexically_normal();
 }
 
 LaunchJob read_launch_job(const std::string& file) {
   const toml::table root = read_toml_file(file, "the job file", "its name");
   LaunchJob job;
   job.file = file;
-  for (const auto& [key, node] : root)
-    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" &&
-        key.str() != "launch")
-      throw toml_error(
-          file, node,
-          fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
-                      key.str()));
+  check_job_tables(file, root);
   job.ssh = {"ssh"};
   job.port = kAgentPort;
   if (const toml::node* launch = root.get("launch")) read_launch_table(file, *launch, job);

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "launcher/launch_session.h"
 #include "launcher/token_mirror.h"
@@ -20,7 +21,6 @@ namespace stagecoach {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};

@@ -4,10 +4,10 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/host.h"
 
 namespace stagecoach {
 namespace {
@@ -67,11 +67,8 @@ Key read_key_file(const std::filesystem::path& file) {
 }
 
 std::filesystem::path default_key_file() {
-  if (const char* config = std::getenv("XDG_CONFIG_HOME"); config != nullptr && *config != '\0')
-    return std::filesystem::path(config) / "stagecoach/key";
-  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
-    return std::filesystem::path(home) / ".config/stagecoach/key";
-  return {};
+  const std::filesystem::path folder = user_folder("XDG_CONFIG_HOME", ".config");
+  return folder.empty() ? folder : folder / "key";
 }
 
 }  // namespace stagecoach

@@ -75,6 +75,29 @@ bool drain(int file, std::string& text) {
   return size > 0;
 }
 
+// Those that are there now; one may start another while this looks.
+int end_some_of(const std::string& job) {
+  const std::string wanted = fmt::format("{}={}", kJobVariable, job);
+  int ended = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (!std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isdigit(c) != 0; }))
+      continue;
+    std::ifstream file(entry->path() / "environ", std::ios::binary);
+    std::string variable;
+    while (std::getline(file, variable, '\0')) {
+      if (variable != wanted) continue;
+      const auto pid = static_cast<pid_t>(std::stol(name));
+      if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
+      break;
+    }
+  }
+  return ended;
+}
+
 }  // namespace
 
 Child::Child(const Words& argv, const Environment& environment, Streams streams, int stdin_file) {
@@ -204,33 +227,6 @@ std::optional<Finished> run_program(const Words& argv, Seconds patience, const s
 } catch (const Error&) {
   return std::nullopt;
 }
-
-namespace {
-
-// Those that are there now; one may start another while this looks.
-int end_some_of(const std::string& job) {
-  const std::string wanted = fmt::format("{}={}", kJobVariable, job);
-  int ended = 0;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
-       entry.increment(error)) {
-    const std::string name = entry->path().filename();
-    if (!std::all_of(name.begin(), name.end(),
-                     [](unsigned char c) { return std::isdigit(c) != 0; }))
-      continue;
-    std::ifstream file(entry->path() / "environ", std::ios::binary);
-    std::string variable;
-    while (std::getline(file, variable, '\0')) {
-      if (variable != wanted) continue;
-      const auto pid = static_cast<pid_t>(std::stol(name));
-      if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
-      break;
-    }
-  }
-  return ended;
-}
-
-}  // namespace
 
 int end_processes_of(const std::string& job) {
   constexpr int kMostRounds = 20;

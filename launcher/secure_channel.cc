@@ -14,7 +14,6 @@
 #include <boost/asio/ssl.hpp>
 #include <boost/asio/write.hpp>
 #include <list>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>

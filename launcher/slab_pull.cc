@@ -1,6 +1,7 @@
 #include "launcher/slab_pull.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <functional>
@@ -132,10 +133,6 @@ class SlabTransfer {
   std::exception_ptr failure_;
   std::atomic<bool> stopped_{false}, fatal_{false};
 };
-
-}  // namespace
-
-namespace {
 
 void fetch(SlabDraft& draft, const SlabOrder& order, const Key& key,
            std::atomic<std::int64_t>& done, const std::function<void()>& report) {

@@ -1,7 +1,6 @@
 // Slabs on their way to this host from one or several others that have them.
 #pragma once
 
-#include <atomic>
 #include <filesystem>
 #include <string>
 #include <vector>

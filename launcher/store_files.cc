@@ -9,7 +9,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/aligned_buffer.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "store/slab_format.h"
@@ -87,10 +86,8 @@ StoreContents look_into_store(const fs::path& store) {
     if (bytes && is_bare_name(name))
       contents.tokenizer.push_back({fmt::format("{}/{}", kTokenizerFolder, name), *bytes});
   }
-  fs::path there = store;
-  while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
   struct statvfs status {};
-  if (::statvfs(there.c_str(), &status) == 0)
+  if (::statvfs(nearest_existing(store).c_str(), &status) == 0)
     contents.free_bytes =
         static_cast<std::int64_t>(status.f_bavail) * static_cast<std::int64_t>(status.f_frsize);
   return contents;
@@ -107,12 +104,7 @@ void check_store_file_name(const std::string& name) {
 }
 
 std::string slab_problem(const fs::path& path, const SlabEntry& slab, const Advance& advance) try {
-  const File file = File::open_read(path);
-  if (file.size() != slab.bytes)
-    return fmt::format("{}: expected {} bytes, found {}", path.string(), slab.bytes, file.size());
-  SlabHeader header;
-  file.read_at(0, header);
-  check_slab_header(header, slab, path.string());
+  const File file = open_slab_file(path, slab);
   std::vector<std::byte> buffer(kReadChunk);
   for (const PartEntry& part : slab.parts) {
     StreamingHash hash;
@@ -265,15 +257,7 @@ FileLock lock_store(const fs::path& store) {
 }
 
 void commit_slabs(const fs::path& store, const Manifest& update) {
-  for (const SlabEntry& slab : update.slabs) {
-    const File file = File::open_read(store / slab.file);
-    if (file.size() != slab.bytes)
-      throw data_error(fmt::format("{}: expected {} bytes, found {}", file.path().string(),
-                                   slab.bytes, file.size()));
-    SlabHeader header;
-    file.read_at(0, header);
-    check_slab_header(header, slab, file.path().string());
-  }
+  for (const SlabEntry& slab : update.slabs) open_slab_file(store / slab.file, slab);
   Manifest all = update;
   if (fs::exists(store / kManifestFile)) {
     const Manifest ours = read_manifest(store);

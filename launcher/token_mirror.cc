@@ -1,18 +1,12 @@
 #include "launcher/token_mirror.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/log.h"
 #include "launcher/agent_client.h"
+#include "launcher/pause.h"
 
 namespace stagecoach {
-namespace {
-
-constexpr auto kInterval = std::chrono::milliseconds(1000);
-constexpr auto kStep = std::chrono::milliseconds(100);
-
-}  // namespace
 
 TokenMirror::TokenMirror(Endpoint agent, const Key& key, std::string name, std::string job,
                          std::string file)
@@ -39,8 +33,7 @@ void TokenMirror::run() {
       spdlog::debug("{}: {}", name_, exception.what());
       client.reset();
     }
-    for (auto slept = kStep; slept < kInterval && !stop_; slept += kStep)
-      std::this_thread::sleep_for(kStep);
+    pause_a_second(stop_);
   }
 }
 

@@ -34,13 +34,12 @@ struct AgentFlags {
 
 double measured_disk_rate(const fs::path& store) {
   // Of a store that is not there yet, the folder that it would come to.
-  fs::path place = store;
-  while (!fs::exists(place) && place.has_relative_path()) place = place.parent_path();
-  const auto found = probe_disk(place, {.read_bytes = std::int64_t{1} << 30,
-                                        .read_seconds = 1.5,
-                                        .temporary_bytes = std::int64_t{256} << 20,
-                                        .write_seconds = 1.5,
-                                        .interrupted = [] { return interrupt_requested.load(); }});
+  const auto found = probe_disk(nearest_existing(store),
+                                {.read_bytes = std::int64_t{1} << 30,
+                                 .read_seconds = 1.5,
+                                 .temporary_bytes = std::int64_t{256} << 20,
+                                 .write_seconds = 1.5,
+                                 .interrupted = [] { return interrupt_requested.load(); }});
   return found ? found->bytes_per_second : 0;
 }
 

@@ -1,7 +1,4 @@
 // doctor: what would keep a job's hosts from working together.
-#include <unistd.h>
-
-#include <cstdio>
 #include <memory>
 
 #include "app/command.h"

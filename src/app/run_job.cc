@@ -1,7 +1,5 @@
 #include "app/run_job.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <mutex>
 #include <thread>
@@ -11,6 +9,7 @@
 #include "app/output.h"
 #include "app/rank_process.h"
 #include "app/signals.h"
+#include "base/host.h"
 #include "base/log.h"
 #include "pipeline/agreement.h"
 #include "timeline/rank_split.h"
@@ -21,11 +20,6 @@ namespace {
 
 // How long another rank waits before it says what rank 0 may be saying for all.
 constexpr std::chrono::seconds kRankZeroFirst{2};
-
-std::string local_host_name() {
-  char name[256] = {};
-  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "this host";
-}
 
 // The process's part in the jobs that run one after the other: what lives longer than one of them.
 // The control channel does, because a fast rank's first message of the next job may come early.
@@ -166,7 +160,7 @@ void print_error_of_launched_rank(const Error& error) {
   const int rank = launched_rank();
   if (rank > 0) std::this_thread::sleep_for(kRankZeroFirst);
   if (rank == 0 || !interrupt_requested)
-    print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, local_host_name()) : "");
+    print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, host_name("this host")) : "");
 }
 
 void share_failure(const Error& error) {

@@ -53,13 +53,7 @@ constexpr const char* kJobFile = "the job file";
 
 void apply_job(CLI::App& command, const std::string& file) {
   const toml::table job = read_toml_file(file, kJobFile, "--job");
-  for (const auto& [key, node] : job)
-    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" &&
-        key.str() != "launch")
-      throw toml_error(
-          file, node,
-          fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
-                      key.str()));
+  check_job_tables(file, job);
   cluster_of(file, job);  // refuses what makes no sense
   const toml::node* const run_node = job.get("run");
   if (run_node == nullptr) {
@@ -77,12 +71,7 @@ void apply_job(CLI::App& command, const std::string& file) {
           file, node,
           fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
     if (target->count() > 0) continue;
-    std::vector<std::string> values;
-    if (const auto* list = node.as_array()) {
-      for (const auto& item : *list) values.push_back(toml_scalar_text(file, item));
-    } else {
-      values.push_back(toml_scalar_text(file, node));
-    }
+    const std::vector<std::string> values = toml_texts(file, node);
     const auto& begin = node.source().begin;
     const bool repeatable = target->get_expected_max() > 1 ||
                             target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;

@@ -225,6 +225,16 @@ std::string unique_name(std::string_view stem) {
   return fmt::format("{}-{}-{:08x}{:08x}", stem, ::getpid(), random(), random());
 }
 
+fs::path nearest_existing(const fs::path& path) {
+  std::error_code error;
+  fs::path place = fs::absolute(path, error);
+  if (error) return {};
+  struct stat status {};
+  while (::stat(place.c_str(), &status) != 0 && place != place.parent_path())
+    place = place.parent_path();
+  return place;
+}
+
 void check_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);

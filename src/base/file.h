@@ -58,6 +58,9 @@ void write_secret(const std::filesystem::path& path, std::string_view content);
 // else is written atomically.
 void write_output(const std::filesystem::path& path, std::string_view content);
 
+// `path` itself, or the nearest folder above it that is there. Empty where the system does not say.
+std::filesystem::path nearest_existing(const std::filesystem::path& path);
+
 // A file name that nobody else makes in a folder that hosts share.
 std::string unique_name(std::string_view stem);
 

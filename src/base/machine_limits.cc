@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/host.h"
 #include "base/json.h"
 #include "base/log.h"
 
@@ -143,28 +144,15 @@ std::string timestamp_now() {
 }
 
 std::optional<std::uint64_t> device_of(const std::filesystem::path& path) {
-  std::error_code error;
-  std::filesystem::path place = std::filesystem::absolute(path, error);
   struct stat status {};
-  while (!error && ::stat(place.c_str(), &status) != 0) {
-    if (place == place.parent_path()) return std::nullopt;
-    place = place.parent_path();
-  }
-  if (error) return std::nullopt;
+  if (::stat(nearest_existing(path).c_str(), &status) != 0) return std::nullopt;
   return status.st_dev;
 }
 
 std::filesystem::path limits_file() {
   std::filesystem::path folder = variable("STAGECOACH_CACHE");
-  if (folder.empty()) {
-    std::filesystem::path cache = variable("XDG_CACHE_HOME");
-    if (!cache.is_absolute()) cache.clear();  // as its specification has it
-    if (cache.empty() && !variable("HOME").empty())
-      cache = std::filesystem::path(variable("HOME")) / ".cache";
-    if (cache.empty()) return {};
-    folder = cache / "stagecoach";
-  }
-  return folder / "limits.json";
+  if (folder.empty()) folder = user_folder("XDG_CACHE_HOME", ".cache");
+  return folder.empty() ? folder : folder / "limits.json";
 }
 
 std::string limits_json(const MachineLimits& limits) {

@@ -51,6 +51,14 @@ std::string toml_scalar_text(const std::string& file, const toml::node& node) {
   throw toml_error(file, node, "expected a string, a number, true or false");
 }
 
+std::vector<std::string> toml_texts(const std::string& file, const toml::node& node) {
+  const auto* const list = node.as_array();
+  if (list == nullptr) return {toml_scalar_text(file, node)};
+  std::vector<std::string> texts;
+  for (const auto& item : *list) texts.push_back(toml_scalar_text(file, item));
+  return texts;
+}
+
 TomlTable::TomlTable(const std::string& file, std::string where, const toml::node& node)
     : file_(file), where_(std::move(where)), table_(node.as_table()) {
   if (table_ == nullptr)

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
@@ -47,5 +48,7 @@ class TomlTable {
 
 // A string, number or boolean as text.
 std::string toml_scalar_text(const std::string& file, const toml::node& node);
+// The same of each item of a list, or of a single value.
+std::vector<std::string> toml_texts(const std::string& file, const toml::node& node);
 
 }  // namespace stagecoach

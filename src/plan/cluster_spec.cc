@@ -62,6 +62,16 @@ ClusterSpec read_cluster(const std::string& file, const std::string& what,
   return cluster_of(file, read_toml_file(file, what, flag));
 }
 
+void check_job_tables(const std::string& file, const toml::table& root) {
+  for (const auto& [key, node] : root)
+    if (key.str() != "run" && key.str() != "nodes" && key.str() != "network" &&
+        key.str() != "launch")
+      throw toml_error(
+          file, node,
+          fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
+                      key.str()));
+}
+
 ClusterSpec cluster_of(const std::string& file, const toml::table& root) {
   ClusterSpec cluster;
   if (const toml::node* network = root.get("network"))

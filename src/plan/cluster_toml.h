@@ -10,6 +10,9 @@
 
 namespace stagecoach {
 
+// Throws usage_error for a table that no job file has.
+void check_job_tables(const std::string& file, const toml::table& root);
+
 // Of `file`, whose contents are `root`. Throws as read_cluster does.
 ClusterSpec cluster_of(const std::string& file, const toml::table& root);
 

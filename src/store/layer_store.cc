@@ -78,19 +78,12 @@ const File& LayerStore::open_slab(const SlabEntry& slab) const {
   std::error_code ignored;
   if (!fs::exists(path, ignored))
     throw data_error(fmt::format("{} is missing", path.string()), repair_hint(slab));
-  File file = File::open_read(path);
   try {
-    if (file.size() != slab.bytes)
-      throw data_error(fmt::format("{} has the wrong length: expected {} bytes, found {}",
-                                   path.string(), slab.bytes, file.size()));
-    SlabHeader header{};
-    file.read_at(0, header);
-    check_slab_header(header, slab, path.string());
+    return open_->files.emplace(slab.file, open_slab_file(path, slab)).first->second;
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kData) throw;
     throw data_error(error.what(), repair_hint(slab));
   }
-  return open_->files.emplace(slab.file, std::move(file)).first->second;
 }
 
 std::string LayerStore::repair_hint(const SlabEntry& slab) const {

@@ -153,6 +153,17 @@ void check_slab_header(const SlabHeader& header, const SlabEntry& slab, const st
                                  where, slab_kind_name(slab.kind), slab.bytes));
 }
 
+File open_slab_file(const std::filesystem::path& path, const SlabEntry& slab) {
+  File file = File::open_read(path);
+  if (file.size() != slab.bytes)
+    throw data_error(fmt::format("{} has the wrong length: expected {} bytes, found {}",
+                                 path.string(), slab.bytes, file.size()));
+  SlabHeader header{};
+  file.read_at(0, header);
+  check_slab_header(header, slab, path.string());
+  return file;
+}
+
 std::string_view slab_kind_name(SlabKind kind) {
   switch (kind) {
     case SlabKind::kEmbedding:

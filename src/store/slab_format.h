@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file.h"
 #include "store/manifest.h"
 
 namespace stagecoach {
@@ -34,6 +35,9 @@ using SlabHeader = std::array<std::byte, kSlabAlignment>;
 SlabHeader slab_header(const SlabEntry& slab);
 // Throws data_error, without a hint, when `header` is not that of `slab`; `where` names the file.
 void check_slab_header(const SlabHeader& header, const SlabEntry& slab, const std::string& where);
+
+// The file of `slab`, its length and header checked. Throws data_error, without a hint.
+File open_slab_file(const std::filesystem::path& path, const SlabEntry& slab);
 
 std::string_view slab_kind_name(SlabKind kind);  // "embedding", "layer", "head"
 

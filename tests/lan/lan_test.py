@@ -4,29 +4,11 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, ENVIRONMENT, MPIRUN, SOURCE, StoreTest, json_lines, run
-
-LAN = SOURCE / "scripts/lan_cluster"
-HOSTS = 2
-PATIENCE = 60  # the promise is 10 s; a loaded machine may be late, a hang never ends
+from support import BINARY, ENVIRONMENT, json_lines, run
+from support_lan import LAN, PATIENCE, LanTest, lan
 
 
-def lan(*arguments):
-    return subprocess.run([LAN, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
-
-
-class Cables(StoreTest):
-    @classmethod
-    def setUpClass(cls):
-        if MPIRUN is None:
-            raise unittest.SkipTest("Open MPI is not installed")
-        up = lan("up", HOSTS)
-        if up.returncode == 77:
-            raise unittest.SkipTest(up.stderr.strip())
-        assert up.returncode == 0, up.stderr
-        cls.addClassCleanup(lan, "down")
-        super().setUpClass()
-
+class Cables(LanTest):
     def test_two_hosts_give_the_text_of_one(self):
         flags = ("generate", "--store", self.store, "--prompt", "In the beginning", "--greedy", "--max-new-tokens", "20", "--json", "--quiet")
         alone = json_lines(run(*flags))[0]

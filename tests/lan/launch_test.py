@@ -11,18 +11,13 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, ENVIRONMENT, MPIRUN, SOURCE, StoreTest, json_lines, run
+from support import BINARY, ENVIRONMENT, json_lines, run
+from support_lan import LAN, PATIENCE, LanTest, lan
 
-LAN = SOURCE / "scripts/lan_cluster"
 HOSTS = 4
-PATIENCE = 60  # promises are 10 s and less; a loaded machine may be late, a hang never ends
 # So that nobody has to be measured.
 RATES = "memory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\nbf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n"
 WINDOWS = "0:2,2:4,4:6,6:7"
-
-
-def lan(*arguments):
-    return subprocess.run([LAN, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
 
 
 def processes(job, command):
@@ -44,16 +39,11 @@ def processes(job, command):
     return found
 
 
-class Launches(StoreTest):
+class Launches(LanTest):
+    HOSTS = HOSTS
+
     @classmethod
     def setUpClass(cls):
-        if MPIRUN is None:
-            raise unittest.SkipTest("Open MPI is not installed")
-        up = lan("up", HOSTS)
-        if up.returncode == 77:
-            raise unittest.SkipTest(up.stderr.strip())
-        assert up.returncode == 0, up.stderr
-        cls.addClassCleanup(lan, "down")
         super().setUpClass()
         cls.key = cls.shared / "key"
         assert run("agent", "--new-key", cls.key).returncode == 0

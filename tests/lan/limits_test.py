@@ -8,20 +8,14 @@ import tempfile
 import time
 import unittest
 
-from support import BINARY, ENVIRONMENT, SOURCE
+from support import BINARY, ENVIRONMENT
+from support_lan import LAN, PATIENCE, lan, plug_hosts_together
 
-LAN = SOURCE / "scripts/lan_cluster"
 BUILD = pathlib.Path(BINARY).parent
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 MEMORY, DISK = 256 << 20, 50_000_000
-PATIENCE = 60
 # Prints once it holds that many bytes, each page of them touched.
 HOLD = "import sys; held = bytearray(int(sys.argv[1])); held[::4096] = b'x' * len(held[::4096]); print('holds them')"
-
-
-def lan(*arguments, **options):
-    return subprocess.run([LAN, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False,
-                          **options)
 
 
 def first_file(host, *names):
@@ -56,11 +50,7 @@ def usage(host):
 class Limits(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        up = lan("up", 2, "--memory", "256MiB", "--disk", "50MB", "--rate", 1000, cwd=BUILD)
-        if up.returncode == 77:
-            raise unittest.SkipTest(up.stderr.strip())
-        assert up.returncode == 0, up.stderr
-        cls.addClassCleanup(lan, "down")
+        plug_hosts_together(cls, 2, "--memory", "256MiB", "--disk", "50MB", "--rate", 1000, cwd=BUILD)
 
     def test_every_host_has_them(self):
         for host in (1, 2):

@@ -1,27 +1,20 @@
 #include "transport/loopback/loopback_transport.h"
 
-#include <unistd.h>
-
 #include <array>
 #include <cstdlib>
 #include <utility>
 
 #include "base/hash.h"
+#include "base/host.h"
 #include "transport/inbox.h"
 
 namespace stagecoach {
 namespace {
 
-std::string local_host_name() {
-  std::array<char, 256> name{};
-  if (::gethostname(name.data(), name.size() - 1) != 0) return "localhost";
-  return name.data();
-}
-
 // What the endpoints share. The last of them frees it.
 struct Hub {
   Hub(int size, AbortHandler abort_handler)
-      : host(local_host_name()), on_abort(std::move(abort_handler)), waiting_at_end(size) {
+      : host(host_name("localhost")), on_abort(std::move(abort_handler)), waiting_at_end(size) {
     for (int rank = 0; rank < size; ++rank) inboxes.push_back(std::make_unique<Inbox>(rank, size));
   }
 
