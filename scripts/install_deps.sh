@@ -8,7 +8,7 @@ packages=(
   libopenmpi-dev openmpi-bin
   libcereal-dev libcli11-dev libfmt-dev libspdlog-dev libtomlplusplus-dev nlohmann-json3-dev
   libutf8proc-dev libxxhash-dev liburing-dev
-  libboost-dev libssl-dev
+  libboost-dev libboost-context-dev libssl-dev
   libgtest-dev
   python3
 )

@@ -87,7 +87,7 @@ inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) {
       cuda_sim::narrow_to_odd(cuda_sim::add_to_odd(static_cast<float>(a), -static_cast<float>(b))));
 }
 inline __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) {
-  return __nv_bfloat16(static_cast<float>(a) * static_cast<float>(b));
+  return __nv_bfloat16(cuda_sim::narrow_to_odd(static_cast<double>(a) * static_cast<double>(b)));
 }
 inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
   const double product = static_cast<double>(a) * static_cast<double>(b);

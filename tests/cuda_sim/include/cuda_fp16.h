@@ -87,7 +87,7 @@ inline __half __hsub(__half a, __half b) {
       cuda_sim::narrow_to_odd(cuda_sim::add_to_odd(static_cast<float>(a), -static_cast<float>(b))));
 }
 inline __half __hmul(__half a, __half b) {
-  return __half(static_cast<float>(a) * static_cast<float>(b));
+  return __half(cuda_sim::narrow_to_odd(static_cast<double>(a) * static_cast<double>(b)));
 }
 inline __half __hfma(__half a, __half b, __half c) {
   const double product = static_cast<double>(a) * static_cast<double>(b);

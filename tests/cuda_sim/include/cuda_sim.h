@@ -26,7 +26,7 @@ struct Config {
   bool protect = true;
   // …_FAULTS: FUNCTION:N:ERROR,… The Nth call of a function of the API from now on fails so.
   // FUNCTION may be "launch" or "any", ERROR any cudaError… or, for cuBLAS, CUBLAS_STATUS_….
-  std::string faults;
+  std::string faults = {};
 };
 
 // STAGECOACH_CUDA_SIM_… over the defaults. Ends the process on values that it does not understand.

@@ -1,0 +1,268 @@
+// Memory and copies.
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "cuda_runtime_api.h"
+#include "runtime.h"
+#include "work.h"
+
+using namespace cuda_sim;
+
+namespace {
+
+enum class Place { kDevice, kPinned, kPageable, kWrong };
+
+// Where rows of memory lie; wrong: partly outside of a live allocation.
+Place place_of(Runtime& runtime, const void* data, std::size_t bytes) {
+  if (const DeviceMemory* memory = runtime.memory_of(data))
+    return memory->contains(data, bytes) ? Place::kDevice : Place::kWrong;
+  return runtime.pinned.contains(data, bytes) ? Place::kPinned : Place::kPageable;
+}
+
+std::size_t extent(const Copy& copy, std::size_t pitch) {
+  return pitch * (copy.height - 1) + copy.width;
+}
+
+// Rows of pageable memory, copied now: the program may change them as soon as the call returns.
+void stage(Copy& copy) {
+  auto bytes = std::make_shared<std::vector<std::byte>>(copy.width * copy.height);
+  for (std::size_t row = 0; row < copy.height; ++row)
+    std::memcpy(bytes->data() + row * copy.width, copy.source + row * copy.source_pitch,
+                copy.width);
+  copy.source = bytes->data();
+  copy.source_pitch = copy.width;
+  copy.staged = std::move(bytes);
+}
+
+struct Places {
+  Place target, source;
+};
+
+cudaError_t check(Runtime& runtime, Copy& copy, Places& places) {
+  if (copy.target_pitch < copy.width || copy.source_pitch < copy.width)
+    return cudaErrorInvalidPitchValue;
+  places.target = place_of(runtime, copy.target, extent(copy, copy.target_pitch));
+  places.source = place_of(runtime, copy.source, extent(copy, copy.source_pitch));
+  for (const bool target : {true, false}) {
+    if ((target ? places.target : places.source) != Place::kWrong) continue;
+    const void* const data = target ? copy.target : copy.source;
+    runtime.say(fmt::format("{}: {} bytes at its {} are not all in one allocation; {}", copy.what,
+                            extent(copy, target ? copy.target_pitch : copy.source_pitch),
+                            target ? "target" : "source", runtime.memory_of(data)->describe(data)));
+    return cudaErrorInvalidValue;
+  }
+  const bool to = places.target == Place::kDevice;
+  const bool from = places.source == Place::kDevice;
+  const cudaMemcpyKind kind = to ? (from ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
+                                 : (from ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
+  if (copy.kind != cudaMemcpyDefault && copy.kind != kind) {
+    runtime.say(fmt::format("{}: kind {} does not agree with the addresses, which are of kind {}",
+                            copy.what, static_cast<int>(copy.kind), static_cast<int>(kind)));
+    return cudaErrorInvalidValue;
+  }
+  copy.kind = kind;
+  copy.target_pinned = places.target == Place::kPinned;
+  copy.source_pinned = places.source == Place::kPinned;
+  return cudaSuccess;
+}
+
+cudaError_t copy_async(Runtime& runtime, Copy copy, cudaStream_t stream) {
+  CUstream_st* const target = find_stream(runtime, stream, copy.what.c_str());
+  if (target == nullptr) return cudaErrorInvalidResourceHandle;
+  if (copy.width == 0 || copy.height == 0) return cudaSuccess;
+  Places places{};
+  const cudaError_t error = check(runtime, copy, places);
+  if (error != cudaSuccess) return error;
+  const bool blocks = places.target == Place::kPageable;
+  if (target->capture != nullptr && (blocks || places.source == Place::kPageable)) {
+    target->capture->invalid = true;
+    runtime.say(fmt::format("{} of pageable memory while the stream is captured", copy.what));
+    return cudaErrorStreamCaptureUnsupported;
+  }
+  if (places.source == Place::kPageable && !blocks) stage(copy);
+  Operation operation{.what = copy.what};
+  operation.work = make_copy_work(std::move(copy));
+  const CompletionPtr completion = operation.completion;
+  const cudaError_t queued = submit(runtime, *target, std::move(operation));
+  if (queued == cudaSuccess && blocks) {
+    wait_for(runtime, completion);
+    Device& device = runtime.device(target->device);
+    if (device.failed != cudaSuccess) return device.sticky = device.failed;
+  }
+  return queued;
+}
+
+}  // namespace
+
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  return call("cudaMemGetInfo", CallKind::kAsync, [&](Runtime& runtime) {
+    const DeviceMemory& memory = runtime.current().memory;
+    *free_bytes = memory.limit() - memory.used();
+    *total_bytes = memory.limit();
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+  return call("cudaMalloc", CallKind::kUnsafe, [&](Runtime& runtime) {
+    if (pointer == nullptr) return cudaErrorInvalidValue;
+    *pointer = nullptr;
+    if (bytes == 0) return cudaSuccess;
+    *pointer = runtime.current().memory.allocate(bytes);
+    return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  });
+}
+
+cudaError_t cudaFree(void* pointer) {
+  return call("cudaFree", CallKind::kSync, [&](Runtime& runtime) {
+    if (pointer == nullptr) return cudaSuccess;
+    DeviceMemory* const memory = runtime.memory_of(pointer);
+    for (int number = 0; memory != nullptr && number < runtime.config.devices; ++number)
+      if (&runtime.device(number).memory == memory) wait_for_device(runtime, number);
+    switch (memory == nullptr ? DeviceMemory::Freed::kUnknown : memory->free(pointer)) {
+      case DeviceMemory::Freed::kFreed:
+        return cudaSuccess;
+      case DeviceMemory::Freed::kUnknown:
+        runtime.say(
+            fmt::format("cudaFree({}): {}", pointer,
+                        memory == nullptr ? "not device memory" : memory->describe(pointer)));
+        return cudaErrorInvalidValue;
+      case DeviceMemory::Freed::kOverwritten:
+        runtime.fail(
+            thread_state().device, cudaErrorIllegalAddress,
+            fmt::format("cudaFree({}): bytes around the allocation were overwritten", pointer));
+    }
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
+  return call("cudaHostAlloc", CallKind::kUnsafe, [&](Runtime& runtime) {
+    constexpr unsigned kFlags =
+        cudaHostAllocPortable | cudaHostAllocMapped | cudaHostAllocWriteCombined;
+    if (pointer == nullptr || (flags & ~kFlags) != 0) return cudaErrorInvalidValue;
+    *pointer = nullptr;
+    if (bytes == 0) return cudaSuccess;
+    *pointer = runtime.pinned.allocate(bytes);
+    return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  });
+}
+
+cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
+  return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault);
+}
+
+cudaError_t cudaFreeHost(void* pointer) {
+  return call("cudaFreeHost", CallKind::kUnsafe, [&](Runtime& runtime) {
+    if (pointer == nullptr) return cudaSuccess;
+    switch (runtime.pinned.free(pointer)) {
+      case DeviceMemory::Freed::kFreed:
+        return cudaSuccess;
+      case DeviceMemory::Freed::kUnknown:
+        runtime.say(fmt::format("cudaFreeHost({}): not allocated by cudaHostAlloc", pointer));
+        return cudaErrorInvalidValue;
+      case DeviceMemory::Freed::kOverwritten:
+        runtime.fail(
+            thread_state().device, cudaErrorIllegalAddress,
+            fmt::format("cudaFreeHost({}): bytes behind the end were overwritten", pointer));
+    }
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaHostRegister(void* pointer, std::size_t bytes, unsigned flags) {
+  return call("cudaHostRegister", CallKind::kUnsafe, [&](Runtime& runtime) {
+    constexpr unsigned kFlags = cudaHostRegisterPortable | cudaHostRegisterMapped;
+    if (pointer == nullptr || bytes == 0 || runtime.memory_of(pointer) != nullptr)
+      return cudaErrorInvalidValue;
+    if ((flags & (cudaHostRegisterReadOnly | cudaHostRegisterIoMemory)) != 0)
+      return cudaErrorNotSupported;
+    if ((flags & ~kFlags) != 0) return cudaErrorInvalidValue;
+    return runtime.pinned.add(pointer, bytes) == PinnedMemory::Registered::kDone
+               ? cudaSuccess
+               : cudaErrorHostMemoryAlreadyRegistered;
+  });
+}
+
+cudaError_t cudaHostUnregister(void* pointer) {
+  return call("cudaHostUnregister", CallKind::kUnsafe, [&](Runtime& runtime) {
+    return runtime.pinned.remove(pointer) == PinnedMemory::Registered::kDone
+               ? cudaSuccess
+               : cudaErrorHostMemoryNotRegistered;
+  });
+}
+
+cudaError_t cudaMemset(void* pointer, int value, std::size_t bytes) {
+  return call("cudaMemset", CallKind::kUnsafe, [&](Runtime& runtime) {
+    if (bytes == 0) return cudaSuccess;
+    if (place_of(runtime, pointer, bytes) != Place::kDevice) return cudaErrorInvalidValue;
+    return submit(runtime, runtime.current().legacy,
+                  {.what = "cudaMemset", .work = make_fill_work(pointer, value, bytes)});
+  });
+}
+
+cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes, cudaStream_t stream) {
+  return call("cudaMemsetAsync", CallKind::kAsync, [&](Runtime& runtime) {
+    CUstream_st* const target = find_stream(runtime, stream, "cudaMemsetAsync");
+    if (target == nullptr) return cudaErrorInvalidResourceHandle;
+    if (bytes == 0) return cudaSuccess;
+    if (place_of(runtime, pointer, bytes) != Place::kDevice) return cudaErrorInvalidValue;
+    return submit(runtime, *target,
+                  {.what = "cudaMemsetAsync", .work = make_fill_work(pointer, value, bytes)});
+  });
+}
+
+// Ordered after cudaMemset, and after nothing of the program's streams, which are non-blocking.
+cudaError_t cudaMemcpy(void* target, const void* source, std::size_t bytes, cudaMemcpyKind kind) {
+  return call("cudaMemcpy", CallKind::kSync, [&](Runtime& runtime) {
+    if (bytes == 0) return cudaSuccess;
+    Copy copy{.target = static_cast<std::byte*>(target),
+              .target_pitch = bytes,
+              .source = static_cast<const std::byte*>(source),
+              .source_pitch = bytes,
+              .width = bytes,
+              .kind = kind,
+              .what = "cudaMemcpy"};
+    Places places{};
+    const cudaError_t error = check(runtime, copy, places);
+    if (error != cudaSuccess) return error;
+    CUstream_st& legacy = runtime.current().legacy;
+    const cudaError_t queued =
+        submit(runtime, legacy, {.what = "cudaMemcpy", .work = make_copy_work(std::move(copy))});
+    if (queued == cudaSuccess) wait_for_stream(runtime, legacy);
+    return queued;
+  });
+}
+
+cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
+                            cudaMemcpyKind kind, cudaStream_t stream) {
+  return call("cudaMemcpyAsync", CallKind::kAsync, [&](Runtime& runtime) {
+    return copy_async(runtime,
+                      {.target = static_cast<std::byte*>(target),
+                       .target_pitch = bytes,
+                       .source = static_cast<const std::byte*>(source),
+                       .source_pitch = bytes,
+                       .width = bytes,
+                       .kind = kind,
+                       .what = "cudaMemcpyAsync"},
+                      stream);
+  });
+}
+
+cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void* source,
+                              std::size_t source_pitch, std::size_t width, std::size_t height,
+                              cudaMemcpyKind kind, cudaStream_t stream) {
+  return call("cudaMemcpy2DAsync", CallKind::kAsync, [&](Runtime& runtime) {
+    return copy_async(runtime,
+                      {.target = static_cast<std::byte*>(target),
+                       .target_pitch = target_pitch,
+                       .source = static_cast<const std::byte*>(source),
+                       .source_pitch = source_pitch,
+                       .width = width,
+                       .height = height,
+                       .kind = kind,
+                       .what = "cudaMemcpy2DAsync"},
+                      stream);
+  });
+}
