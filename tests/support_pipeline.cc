@@ -1,11 +1,13 @@
 #include "support_pipeline.h"
 
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
 #include "engine/stage_runner.h"
 #include "pipeline/rank_loop.h"
 #include "pipeline/text_batches.h"
@@ -48,10 +50,10 @@ class PipelineRun {
     try {
       const ModelSpec& spec = store_.manifest().spec;
       const int rank = transport.rank();
-      const auto backend = make_cpu_backend({.threads = shape_.threads, .isa = shape_.isa});
+      const auto backend = make_device(shape_.device, shape_.threads, shape_.isa);
       Timeline timeline;
-      LayerStager source(store_, staging(rank), {}, timeline);
-      StageRunner runner(spec, *backend, source, timeline,
+      DeviceWeights weights(store_, staging(rank), *backend, timeline);
+      StageRunner runner(spec, *backend, weights.source(), timeline,
                          {.max_rows = shape_.micro_batch,
                           .head_rows = shape_.head_rows,
                           .packing = shape_.packing,
@@ -84,7 +86,8 @@ class PipelineRun {
     }
   }
 
-  // The first layers of a rank stream, and then its ends do, too.
+  // The first layers of a rank stream, and then its ends do, too. Through a device with memory of
+  // its own they pass from the host's, of which they are in memory and on disk by turns.
   StagingPlan staging(int rank) const {
     StagingPlan staging = all_in_memory({.layers = plan_.layers_of(rank),
                                          .embedding = rank == 0,
@@ -95,6 +98,15 @@ class PipelineRun {
     staging.mlp_slots = shape_.mlp_slots;
     for (std::size_t i = 0; i < staging.layers.size(); ++i)
       staging.layers[i].pinned = static_cast<int>(i) >= shape_.streamed_layers;
+    if (shape_.device != "cpu") {
+      staging.device = {
+          .attention_slots = shape_.attention_slots, .mlp_slots = shape_.mlp_slots, .head = false};
+      for (std::size_t i = 0; i < staging.layers.size(); ++i) {
+        StagedLayer& layer = staging.layers[i];
+        layer.on_device = layer.pinned;
+        layer.pinned = layer.pinned || i % 2 == 1;
+      }
+    }
     for (Residence* end : {&staging.embedding, &staging.head})
       if (*end == Residence::kMemory) *end = Residence::kDisk;
     return staging;
@@ -138,6 +150,29 @@ class PipelineRun {
 };
 
 }  // namespace
+
+std::string test_device() {
+  const char* const device = std::getenv("STAGECOACH_TEST_DEVICE");
+  return device == nullptr ? "cpu" : device;
+}
+
+std::unique_ptr<Backend> make_device(const std::string& device, int threads,
+                                     const std::string& isa) {
+  if (device == "cuda") return make_cuda_backend({.device = 0, .threads = threads});
+  return make_cpu_backend({.threads = threads, .isa = isa});
+}
+
+DeviceWeights::DeviceWeights(const LayerStore& store, StagingPlan plan, Backend& backend,
+                             Timeline& timeline) {
+  StagerOptions options;
+  if (!backend.is_host()) {
+    options.pin = [&backend](std::span<std::byte> memory) { return backend.pin(memory); };
+    if (!plan.device.streams())
+      for (StagedLayer& layer : plan.layers) layer.on_device = true;
+  }
+  host_.emplace(store, plan, options, timeline);
+  if (!backend.is_host()) device_.emplace(*host_, store, plan, options, backend, timeline);
+}
 
 std::string PipelineShape::name() const {
   const char* const kv_name = kv == KvType::kF32 ? "f32" : kv == KvType::kF16 ? "f16" : "q8";

@@ -5,15 +5,35 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/sampler.h"
 #include "engine/workspace.h"
 #include "kernels/include/kv_page.h"
+#include "stager/device_stager.h"
+#include "stager/layer_stager.h"
 #include "store/layer_store.h"
 
 namespace stagecoach {
+
+// "cpu", or what STAGECOACH_TEST_DEVICE says: "cuda", the device that STAGECOACH_MODULES leads to.
+std::string test_device();
+std::unique_ptr<Backend> make_device(const std::string& device, int threads,
+                                     const std::string& isa);
+
+// A rank's weights where its device wants them.
+class DeviceWeights {
+ public:
+  DeviceWeights(const LayerStore& store, StagingPlan plan, Backend& backend, Timeline& timeline);
+  LayerSource& source() { return device_ ? static_cast<LayerSource&>(*device_) : *host_; }
+
+ private:
+  std::optional<LayerStager> host_;
+  std::optional<DeviceStager> device_;
+};
 
 struct PipelineShape {
   int ranks = 1;
@@ -29,6 +49,7 @@ struct PipelineShape {
   std::int64_t head_rows = 16;
   InputPacking packing = std::nullopt;  // of activations that are multiplied
   KvType kv = KvType::kF32;             // the reference arithmetic
+  std::string device = test_device();
 
   std::string name() const;
 };

@@ -40,7 +40,7 @@ inline void quantize_group(const float* x, std::int64_t count, InputGroup& group
   float magnitude;
   __builtin_memcpy(&magnitude, &bits, sizeof magnitude);
   const bool finite = bits < kInfinityBits;
-  const bool tiny = finite && magnitude < 0x1p-100f;  // 127 ÷ magnitude might overflow
+  const bool tiny = finite && magnitude < kSmallestInputGroup;  // 127 ÷ magnitude might overflow
   const float inverse = finite && !tiny ? 127.0f / magnitude : 0.0f;
   group.scale = !finite ? __builtin_nanf("") : tiny ? 0.0f : magnitude / 127.0f;
   IntVec sum = {};
@@ -102,6 +102,8 @@ inline void pack_input(const PackInputArgs& args, std::int64_t begin, std::int64
       case InputType::kInt8:
         quantize_row(x, args.cols, packed);
         break;
+      case InputType::kF16:  // no kernel here multiplies it
+        __builtin_trap();
     }
   }
 }

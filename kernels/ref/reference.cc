@@ -20,13 +20,18 @@ InputGroup quantize_group(const float* x, std::int64_t count) {
     }
     magnitude = std::max(magnitude, std::abs(x[k]));
   }
-  if (magnitude < 0x1p-100f) return group;
+  if (magnitude < kSmallestInputGroup) return group;
   group.scale = magnitude / 127.0f;
   for (std::int64_t k = 0; k < count; ++k) {
     group.quant[k] = static_cast<std::int8_t>(std::nearbyint(x[k] * (127.0f / magnitude)));
     group.minus_8_sum -= 8 * group.quant[k];
   }
   return group;
+}
+
+std::uint16_t f16_saturated(float x) {
+  constexpr float kLargest = 65504.0f;
+  return f32_to_f16(std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x);
 }
 
 void pack_input(const PackInputArgs& args, std::int64_t begin, std::int64_t end) {
@@ -41,6 +46,10 @@ void pack_input(const PackInputArgs& args, std::int64_t begin, std::int64_t end)
       auto* halves = reinterpret_cast<std::uint16_t*>(packed);
       for (std::int64_t k = 0; k < args.cols + args.cols % 2; ++k)
         halves[k] = k < args.cols ? f32_to_bf16(x[k]) : 0;
+    } else if (args.type == InputType::kF16) {
+      auto* halves = reinterpret_cast<std::uint16_t*>(packed);
+      for (std::int64_t k = 0; k < args.cols + args.cols % 2; ++k)
+        halves[k] = k < args.cols ? f16_saturated(x[k]) : 0;
     } else {
       auto* group = reinterpret_cast<InputGroup*>(packed);
       for (std::int64_t k = 0; k < args.cols; k += kGroupCols, ++group)
@@ -59,6 +68,8 @@ std::vector<double> input_values(const InputRows& x, std::int64_t row, std::int6
       value = reinterpret_cast<const float*>(data)[k];
     } else if (x.type == InputType::kBF16) {
       value = bf16_to_f32(reinterpret_cast<const std::uint16_t*>(data)[k]);
+    } else if (x.type == InputType::kF16) {
+      value = f16_to_f32(reinterpret_cast<const std::uint16_t*>(data)[k]);
     } else {
       const InputGroup& group = reinterpret_cast<const InputGroup*>(data)[k / kGroupCols];
       value = static_cast<double>(group.scale) * group.quant[k % kGroupCols];
@@ -118,11 +129,6 @@ void rotary(const RotaryArgs& args, std::int64_t begin, std::int64_t end) {
         first = static_cast<float>(a * c - b * s);
         second = static_cast<float>(b * c + a * s);
       }
-}
-
-std::uint16_t f16_saturated(float x) {
-  constexpr float kLargest = 65504.0f;
-  return f32_to_f16(std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x);
 }
 
 // Where an element of a kv head's page stands, as kv_page.h has it: keys are (dims, slots), values

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "app/device_plan.h"
 #include "app/slice_sizes.h"
 #include "base/archive.h"
 #include "base/byte_size.h"
@@ -25,6 +26,8 @@ constexpr double kAssumedDisk = 1e9;    // bytes per second
 constexpr double kAssumedHop = 200e-6;  // seconds
 // Of the memory that a host has free, without --memory.
 constexpr double kShareOfFree = 0.85;
+constexpr double kShareOfDevice = 0.9;  // likewise, without --device-memory
+constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 or 4, 16 lanes
 
 // What a rank says of itself.
 struct Offer {
@@ -71,9 +74,22 @@ class Planner {
   // Throws usage_error for a budget that is no size.
   void find_budget() {
     const int here = launched_local_size();
-    budget_ = memory_budget(request_.settings.memory, request_.settings.job,
-                            control_.transport().host(control_.rank()), here);
+    const std::string host = control_.transport().host(control_.rank());
+    budget_ = memory_budget({.flag = request_.settings.memory,
+                             .job_file = request_.settings.job,
+                             .host = host,
+                             .ranks_here = here});
     given_ = budget_.has_value();
+    if (request_.device != nullptr) {
+      device_budget_ =
+          memory_budget({.flag = request_.settings.device_memory,
+                         .job_file = request_.settings.job,
+                         .host = host,
+                         .ranks_here = here,
+                         .of_node = &HostSpec::device_memory})
+              .value_or(static_cast<std::int64_t>(
+                  kShareOfDevice * static_cast<double>(request_.device->free_bytes())));
+    }
     if (!given_)
       budget_ = resident_bytes() + static_cast<std::int64_t>(
                                        kShareOfFree * static_cast<double>(available_bytes(here)));
@@ -104,11 +120,10 @@ class Planner {
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
       NeedsRequest sizes = needs_request(plan, true);
-      auto residency = residency_of(plan, memory_needs(sizes));
+      auto placement = placement_of(plan, memory_needs(sizes));
       sizes.frugal = true;
-      if (!residency) residency = residency_of(plan, memory_needs(sizes));
-      offer.waits.push_back(
-          residency && holds_layers(plan) ? static_cast<double>(residency->waited) / disk : -1);
+      if (!placement) placement = placement_of(plan, memory_needs(sizes));
+      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk) : -1);
     }
     return offer;
   }
@@ -144,20 +159,20 @@ class Planner {
     plan.in_passes = choice.in_passes;
     const int rank = control_.rank();
     NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
-    sizes.frugal = !residency_of(plan.stages, memory_needs(sizes));
+    sizes.frugal = !placement_of(plan.stages, memory_needs(sizes));
     plan.needs = memory_needs(sizes);
     plan.batch_rows = largest_batch(sizes);
     plan.head_rows = head_rows(sizes);
-    if (!choice.in_passes || fits_in_memory(plan.stages, true)) {
+    if (request_.device == nullptr && (!choice.in_passes || fits_in_memory(plan.stages, true))) {
       plan.staging = all_in_memory({.layers = plan.stages.layers_of(rank),
                                     .embedding = has_embedding(plan.stages),
                                     .head = has_head(plan.stages)});
       return plan;
     }
-    const auto residency = residency_of(plan.stages, plan.needs);
-    if (!residency) throw too_small(plan);
-    plan.staging = staging_of(plan.stages, *residency);
-    log(plan, *residency);
+    const auto placement = placement_of(plan.stages, plan.needs);
+    if (!placement) throw too_small(plan);
+    plan.staging = staging_of(plan.stages, *placement);
+    log(plan, *placement);
     return plan;
   }
 
@@ -224,24 +239,49 @@ class Planner {
             .in_passes = in_passes,
             .packing = request_.packing,
             .threads = request_.threads,
-            .ranks = control_.size()};
+            .ranks = control_.size(),
+            .device = request_.device};
   }
+  // Where the weights of this rank's slice are.
+  struct Placement {
+    Residency host;
+    std::optional<Residency> device;  // if it has memory of its own
+
+    // What a pass waits for: disk and bus work beside each other.
+    double wait_seconds(double disk) const {
+      const double host_wait = static_cast<double>(host.waited) / disk;
+      return device ? std::max(host_wait, static_cast<double>(device->waited) / kAssumedBus)
+                    : host_wait;
+    }
+    bool streams() const { return host.streamed > 0 || (device && device->streamed > 0); }
+  };
   WeightSizes weight_sizes(const StagePlan& plan) const;
   ResidencyRequest residency_request(const StagePlan& plan, std::int64_t memory) const;
-  std::optional<Residency> residency_of(const StagePlan& plan, const MemoryNeeds& needs) const {
-    return plan_residency(residency_request(plan, *budget_ - needs.total()));
+  std::optional<Placement> placement_of(const StagePlan& plan, const MemoryNeeds& needs) const {
+    const ResidencyRequest slice = residency_request(plan, *budget_ - needs.total());
+    Placement placement;
+    if (request_.device != nullptr) {
+      placement.device = plan_device(slice, *device_budget_ - needs.device);
+      if (!placement.device) return std::nullopt;
+    }
+    const auto host = placement.device ? plan_host(beside_device(slice, *placement.device))
+                                       : plan_residency(slice);
+    if (!host) return std::nullopt;
+    placement.host = *host;
+    return placement;
   }
   bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
-  StagingPlan staging_of(const StagePlan& plan, const Residency& residency) const;
+  StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
-  void log(const JobPlan& plan, const Residency& residency) const;
+  Error device_too_small(const JobPlan& plan, std::int64_t least) const;
+  void log(const JobPlan& plan, const Placement& placement) const;
 
   const PlanRequest& request_;
   ControlChannel& control_;
   const ModelSpec& spec_;
   const DType weights_;
   JobShape shape_;
-  std::optional<std::int64_t> budget_;
+  std::optional<std::int64_t> budget_, device_budget_;
   bool given_ = false;
 };
 
@@ -288,6 +328,10 @@ ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t 
 
 // Without a budget, layers that share a slab share its memory (create --distinct-layers).
 bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
+  if (request_.device != nullptr) {
+    const auto placement = placement_of(plan, memory_needs(needs_request(plan, in_passes)));
+    return placement && !placement->streams();
+  }
   const WeightSizes sizes = weight_sizes(plan);
   std::int64_t layers = layers_here(plan);
   if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
@@ -296,24 +340,50 @@ bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
          *budget_;
 }
 
-StagingPlan Planner::staging_of(const StagePlan& plan, const Residency& residency) const {
+StagingPlan Planner::staging_of(const StagePlan& plan, const Placement& placement) const {
+  const Residency& residency = placement.host;
   StagingPlan staging;
-  std::size_t i = 0;
+  std::size_t i = 0, on_host = 0;
   for (const auto& [begin, end] : plan.layers_of(control_.rank()))
-    for (std::int64_t layer = begin; layer < end; ++layer, ++i)
-      staging.layers.push_back({.layer = layer, .pinned = residency.pinned[i]});
+    for (std::int64_t layer = begin; layer < end; ++layer, ++i) {
+      const bool on_device = placement.device && placement.device->pinned[i];
+      staging.layers.push_back({.layer = layer,
+                                .pinned = !on_device && residency.pinned[on_host],
+                                .on_device = on_device});
+      if (!on_device) ++on_host;
+    }
   staging.attention_slots = residency.attention_slots;
   staging.mlp_slots = residency.mlp_slots;
+  if (placement.device)
+    staging.device = {.attention_slots = placement.device->attention_slots,
+                      .mlp_slots = placement.device->mlp_slots,
+                      .head = placement.device->head_in_memory};
   const auto residence = [](bool present, bool in_memory) {
     return !present ? Residence::kAbsent : in_memory ? Residence::kMemory : Residence::kDisk;
   };
   staging.embedding = residence(has_embedding(plan), residency.embedding_in_memory);
-  staging.head = residence(has_head(plan), residency.head_in_memory);
+  const bool through = placement.device && placement.device->head_in_memory;
+  staging.head = residence(has_head(plan), residency.head_in_memory && !through);
   return staging;
 }
 
+Error Planner::device_too_small(const JobPlan& plan, std::int64_t least) const {
+  return resource_error(
+      fmt::format("{} of device memory cannot hold {}: {} are for activations, keys and values and "
+                  "logits, and {} for the least of weights, one layer and the ends of the model",
+                  format_bytes(*device_budget_), plan.stages.describe(control_.rank()),
+                  format_bytes(plan.needs.device), format_bytes(least)),
+      fmt::format("--device-memory {}MB, a smaller --micro-batch, or --device cpu",
+                  (plan.needs.device + least) / 1'000'000 + 1));
+}
+
 Error Planner::too_small(const JobPlan& plan) const {
-  const ResidencyRequest request = residency_request(plan.stages, 0);
+  ResidencyRequest request = residency_request(plan.stages, 0);
+  if (request_.device != nullptr) {
+    const auto device = plan_device(request, *device_budget_ - plan.needs.device);
+    if (!device) return device_too_small(plan, smallest_device_memory(request));
+    request = beside_device(request, *device);
+  }
   const std::int64_t smallest = plan.needs.total() + smallest_memory(request);
   return resource_error(
       fmt::format("{} of memory cannot hold {}: {}; and weights of at least {}, one layer (its "
@@ -328,7 +398,19 @@ Error Planner::too_small(const JobPlan& plan) const {
                   control_.rank() == 0 && shape_.sequences > 1 ? " or --max-sequences" : ""));
 }
 
-void Planner::log(const JobPlan& plan, const Residency& residency) const {
+void Planner::log(const JobPlan& plan, const Placement& placement) const {
+  const Residency& residency = placement.host;
+  if (placement.device) {
+    const auto held =
+        std::count(placement.device->pinned.begin(), placement.device->pinned.end(), true);
+    spdlog::log(control_.rank() > 0 ? spdlog::level::debug : spdlog::level::info,
+                "{}: {} of {} layers on the device, {} a pass copied to it, {} of {} used",
+                plan.stages.describe(control_.rank()), held, placement.device->pinned.size(),
+                format_bytes(placement.device->streamed),
+                format_bytes(plan.needs.device + placement.device->memory),
+                format_bytes(*device_budget_));
+    if (residency.pinned.empty()) return;
+  }
   const auto pinned = std::count(residency.pinned.begin(), residency.pinned.end(), true);
   const std::string text =
       fmt::format("{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",

@@ -24,7 +24,8 @@ struct PlanRequest {
   std::int64_t layer_begin = 0, layer_end = 0;
   JobShape shape;  // rank 0's; the others hear it
   InputPacking packing = std::nullopt;
-  int threads = 1;  // of this rank, that compute
+  int threads = 1;                  // of this rank, that compute
+  const Backend* device = nullptr;  // of this rank, if it has memory of its own
 };
 
 struct JobPlan {

@@ -7,11 +7,11 @@
 #include <tuple>
 #include <utility>
 
+#include "app/device_choice.h"
 #include "app/input_packing.h"
 #include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
-#include "backend/registry.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
 #include "base/file.h"
@@ -30,15 +30,10 @@ int default_threads() {
   return std::max(1, allowed_cpus() / launched_local_size());
 }
 
-BackendRegistry device_registry() {
-  BackendRegistry registry;
-  registry.add("cpu", make_cpu_backend);
-  return registry;
-}
-
 // What products multiply weights with. bf16 without an instruction for it is float32's work.
 std::string input_name(InputPacking packing) {
   if (packing == InputType::kInt8) return "int8";
+  if (packing == InputType::kF16) return "f16";
   return packing == InputType::kBF16 ? "bf16" : "f32";
 }
 
@@ -57,16 +52,12 @@ void JobRun::open() {
                                            ? std::pair<std::int64_t, std::int64_t>{0, layers}
                                            : parse_layer_range(kind_.layers, layers);
   const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
-  const std::optional<int> rank_here = launched_local_rank();
-  backend_ = device_registry().create(
-      settings_.device == "auto" ? "cpu" : settings_.device,
-      {.threads = threads,
-       .isa = {},
-       .cpus =
-           rank_here ? own_cpus(threads, *rank_here, launched_local_size()) : std::vector<int>{}});
+  backend_ = open_device(settings_.device, threads);
   isa_ = backend_->isa();
-  packing_ =
-      input_packing(settings_.activations, store_->manifest().weights, backend_->has_bf16_dot());
+  const DType weights = store_->manifest().weights;
+  packing_ = input_packing(settings_.activations, weights,
+                           {.bf16 = backend_->multiplies(InputType::kBF16, weights),
+                            .f16 = backend_->multiplies(InputType::kF16, weights)});
   if (transport_.rank() != 0) return;
   if (!settings_.report.empty())
     check_writable(settings_.report);  // before hours of work, not after
@@ -81,7 +72,8 @@ void JobRun::plan() {
                           .layer_end = layer_end_,
                           .shape = shape_,
                           .packing = packing_,
-                          .threads = backend_->threads()},
+                          .threads = backend_->threads(),
+                          .device = backend_->is_host() ? nullptr : backend_.get()},
                          control_);
   shape_ = plan_.shape;
   if (transport_.rank() == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
@@ -110,8 +102,14 @@ void JobRun::load() {
     options.first_layer = resumed < plan_.stages.windows.size()
                               ? plan_.stages.windows[resumed].begin
                               : plan_.stages.layer_end();
+  if (!backend_->is_host())
+    options.pin = [this](std::span<std::byte> memory) { return backend_->pin(memory); };
   source_.emplace(*store_, plan_.staging, options, timeline_);
-  runner_.emplace(spec(), *backend_, *source_, timeline_,
+  LayerSource* weights = &*source_;
+  if (!backend_->is_host())
+    weights =
+        &device_source_.emplace(*source_, *store_, plan_.staging, options, *backend_, timeline_);
+  runner_.emplace(spec(), *backend_, *weights, timeline_,
                   StageRunner::Limits{.max_rows = plan_.batch_rows,
                                       .head_rows = plan_.head_rows,
                                       .packing = packing_,
@@ -164,6 +162,7 @@ void JobRun::run() {
   const RankUsage used = usage();
   // Reports of long runs are large, too.
   runner_.reset();
+  device_source_.reset();
   source_.reset();
   ranks_ = gather_timelines(control_, timeline_, used, clocks_before, clocks_after);
 }

@@ -11,6 +11,7 @@
 #include "app/run_job.h"
 #include "pipeline/agreement.h"
 #include "pipeline/control_channel.h"
+#include "stager/device_stager.h"
 #include "stager/layer_stager.h"
 
 namespace stagecoach {
@@ -71,6 +72,7 @@ class JobRun {
   InputPacking packing_;
   Timeline timeline_;
   std::optional<LayerStager> source_;
+  std::optional<DeviceStager> device_source_;  // where the device has memory of its own
   std::optional<StageRunner> runner_;
   std::unique_ptr<BatchSource> batches_;
   std::vector<RankTimeline> ranks_;  // rank 0, after run()

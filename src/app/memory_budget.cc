@@ -126,6 +126,14 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     needs.messages += 2 * (request.ranks + 1) * batch * row;
   }
   if (request.head) needs.logits = 2 * head_rows(request) * spec.vocab_size * kFloat;
+  if (request.device != nullptr) {
+    const std::int64_t widest = std::max(
+        {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
+    needs.logits /= 2;
+    needs.device = needs.workspace + needs.kv + needs.logits +
+                   request.device->scratch_bytes(std::max(batch, head_rows(request)), widest);
+    needs.workspace = needs.kv = 0;
+  }
   return needs;
 }
 
@@ -145,14 +153,13 @@ std::int64_t available_bytes(int ranks_here) {
   return std::min(system, cgroup_room()) / std::max(1, ranks_here);
 }
 
-std::optional<std::int64_t> memory_budget(const std::string& flag, const std::string& job_file,
-                                          const std::string& host, int ranks_here) {
-  if (!flag.empty()) return parse_byte_size(flag);
-  if (job_file.empty()) return std::nullopt;
-  const ClusterSpec cluster = job_cluster(job_file);
-  const HostSpec* const node = cluster.find(host);
-  if (node == nullptr || node->memory == 0) return std::nullopt;
-  return node->memory / std::max(1, ranks_here);
+std::optional<std::int64_t> memory_budget(const BudgetSource& source) {
+  if (!source.flag.empty()) return parse_byte_size(source.flag);
+  if (source.job_file.empty()) return std::nullopt;
+  const ClusterSpec cluster = job_cluster(source.job_file);
+  const HostSpec* const node = cluster.find(source.host);
+  if (node == nullptr || node->*source.of_node == 0) return std::nullopt;
+  return node->*source.of_node / std::max(1, source.ranks_here);
 }
 
 }  // namespace stagecoach

@@ -8,6 +8,7 @@
 #include "engine/workspace.h"
 #include "kernels/include/kv_page.h"
 #include "model/model_spec.h"
+#include "plan/cluster_spec.h"
 #include "plan/job_shape.h"
 
 namespace stagecoach {
@@ -19,6 +20,7 @@ struct MemoryNeeds {
   std::int64_t kv = 0;
   std::int64_t messages = 0;  // hidden states on their way
   std::int64_t logits = 0;
+  std::int64_t device = 0;  // of a device's own memory; workspace, keys and values are then there
 
   std::int64_t total() const { return process + workspace + kv + messages + logits; }
   std::string describe() const;  // "61.2 MB process, 12.1 MB workspace, …"
@@ -36,7 +38,8 @@ struct NeedsRequest {
   InputPacking packing = std::nullopt;
   int threads = 1;  // that compute
   int ranks = 1;
-  bool frugal = false;  // as few logits at once as will do
+  const Backend* device = nullptr;  // one with memory of its own, or null
+  bool frugal = false;              // as few logits at once as will do
 };
 // Rows of the largest micro-batch that such a job can have.
 std::int64_t largest_batch(const NeedsRequest& request);
@@ -50,9 +53,15 @@ std::int64_t resident_bytes();
 // among `ranks_here` ranks of this host.
 std::int64_t available_bytes(int ranks_here);
 
-// --memory for this rank: the flag, or what [nodes] of the job file gives this host, divided among
-// its ranks; nullopt: neither. Throws usage_error.
-std::optional<std::int64_t> memory_budget(const std::string& flag, const std::string& job_file,
-                                          const std::string& host, int ranks_here);
+// --memory or --device-memory for this rank: the flag, or what [nodes] of the job file gives this
+// host, divided among its ranks; nullopt: neither. Throws usage_error.
+struct BudgetSource {
+  const std::string& flag;
+  const std::string& job_file;
+  const std::string& host;
+  int ranks_here = 1;
+  std::int64_t HostSpec::*of_node = &HostSpec::memory;
+};
+std::optional<std::int64_t> memory_budget(const BudgetSource& source);
 
 }  // namespace stagecoach

@@ -72,7 +72,8 @@ InputPacking PlanInputs::packing_of(const ClusterSpec& cluster) const {
   const bool bf16_dot =
       std::all_of(cluster.hosts.begin(), cluster.hosts.end(),
                   [](const HostSpec& host) { return host.rates.bf16 > 1.2 * host.rates.f32; });
-  return input_packing(work_.activations, manifest_.weights, bf16_dot);
+  const bool used = is_quantized(manifest_.weights) || manifest_.weights == DType::kBF16;
+  return input_packing(work_.activations, manifest_.weights, {.bf16 = bf16_dot && used});
 }
 
 std::optional<HostRates> rates_of_this_machine(const std::string& store) {

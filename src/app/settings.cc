@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "app/device_choice.h"
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "base/toml_file.h"
@@ -12,6 +13,19 @@
 
 namespace stagecoach {
 namespace {
+
+// A validator from what throws for a bad text.
+template <typename Parse>
+auto parses(const Parse& parse) {
+  return [parse](const std::string& text) {
+    try {
+      parse(text);
+      return std::string();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+}
 
 std::string key_of(const CLI::Option& option) {
   std::string key = option.get_lnames().front();
@@ -180,22 +194,25 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
                   "Memory of each rank; what does not fit streams from its disk (default: what the "
                   "host has free)")
       ->type_name("SIZE")
-      ->check([](const std::string& text) {
-        try {
-          parse_byte_size(text);
-          return std::string();
-        } catch (const Error& error) {
-          return std::string(error.what());
-        }
-      });
+      ->check(parses([](const std::string& text) { parse_byte_size(text); }));
+  command
+      .add_option("--device-memory", s.device_memory,
+                  "Memory of each rank's GPU; what does not fit passes through it from the host's "
+                  "(default: what the GPU has free)")
+      ->type_name("SIZE")
+      ->check(parses([](const std::string& text) { parse_byte_size(text); }));
   command
       .add_option("--disk-timeout", s.disk_timeout,
                   "Seconds after which a disk that gives nothing counts as broken")
       ->capture_default_str()
       ->check(number_in(0.1, 86400));
-  command.add_option("--device", s.device, "Device to compute on")
+  command
+      .add_option(
+          "--device", s.device,
+          "cpu, cuda (each rank of a host its own GPU), cuda:N, or auto: a GPU if there is one")
       ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "cpu"}));
+      ->type_name("auto|cpu|cuda|cuda:N")
+      ->check(parses([](const std::string& text) { parse_device(text); }));
   command.add_option("--verify", s.verify, "When to check weights against their checksums")
       ->capture_default_str()
       ->check(CLI::IsMember({"always", "first", "off"}));

@@ -24,6 +24,7 @@ struct RunSettings {
   std::string windows;             // "0:5,5:12": empty: balanced by bytes
   std::string rounds = "auto";     // windows of each rank
   std::string memory;              // of each rank: "4GiB"; empty: what the host has free
+  std::string device_memory;       // likewise of its device
   std::string checkpoint;          // directory; empty: nothing is kept
   std::string checkpoint_keeps = "passes";
   std::string job;  // the job file, for what stands there besides flags

@@ -18,7 +18,16 @@ namespace stagecoach {
 
 class Backend;
 
-// Device memory, owned. Aligned to 64 bytes at least, zeroed.
+// Passes when what was queued before it is done. A null EventPtr has passed.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual void synchronize() = 0;        // returns when it has passed
+  virtual std::int64_t passed_ns() = 0;  // when that was, by this host's clock; synchronises
+};
+using EventPtr = std::shared_ptr<Event>;
+
+// Device memory, owned. Aligned to 64 bytes at least, zeroed in the order of ops.
 class Buffer {
  public:
   Buffer() = default;
@@ -60,12 +69,30 @@ class Backend {
   virtual void download(std::span<std::byte> host, const std::byte* device) = 0;  // synchronises
   virtual void synchronize() = 0;
 
+  // Whether device memory is the host's: weights are then used where they were read, and what
+  // follows is never needed.
+  virtual bool is_host() const = 0;
+  // Of the device: bytes that could be allocated now, and what its ops take for themselves for
+  // products of so many rows with weights of so many inputs at most.
+  virtual std::int64_t free_bytes() const = 0;
+  virtual std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest) const = 0;
+  // Page-locks host memory while the result lives: copies from it then go on beside the ops.
+  virtual std::shared_ptr<void> pin(std::span<std::byte> host) = 0;
+  // Queues a copy beside the ops, to begin once `after` has passed. `host` stays as it is until the
+  // result has. May be called from a thread of its own.
+  virtual EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
+                              const EventPtr& after) = 0;
+  // Passes when the ops queued so far are done.
+  virtual EventPtr mark() = 0;
+  // Ops queued from now on begin once `event` has passed; the caller does not wait.
+  virtual void wait_for(const EventPtr& event) = 0;
+
   // out (n, table.cols) = rows `ids` of a table in any layout; accumulate: out += .
-  // ids are host memory and in range (the caller checked).
+  // The table is device memory; ids are host memory and in range (the caller checked).
   virtual void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                            bool accumulate) = 0;
-  // Whether matmul takes rows of InputType::kBF16.
-  virtual bool has_bf16_dot() const = 0;
+  // Whether matmul multiplies such rows with such weights.
+  virtual bool multiplies(InputType input, DType weights) const = 0;
   // Rows of x as matmul reads them; see PackInputArgs.
   virtual void pack_input(const PackInputArgs& args) = 0;
   // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs.

@@ -165,7 +165,7 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     template_span.kind = SpanKind::kAttention;
     template_span.bytes = w.bytes();
     template_span.flops = attention_part_flops(spec, rows, context_sum(runs, spec.sliding_window));
-    ScopedSpan timed(c.timeline, template_span);
+    const OpSpan timed(c.ops, template_span);
 
     if (norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
     const InputRows x = ops.input(input, spec.hidden_size);
@@ -195,7 +195,7 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     template_span.kind = SpanKind::kMlp;
     template_span.bytes = w.bytes();
     template_span.flops = mlp_part_flops(spec, rows);
-    ScopedSpan timed(c.timeline, template_span);
+    const OpSpan timed(c.ops, template_span);
 
     // A parallel block's MLP reads what is still in ws.normed.
     const bool sequential = spec.residual == ResidualForm::kSequential;

@@ -8,6 +8,7 @@
 #include "engine/batch.h"
 #include "engine/kv_cache.h"
 #include "engine/layer_source.h"
+#include "engine/op_timeline.h"
 #include "engine/workspace.h"
 #include "model/model_spec.h"
 #include "timeline/timeline.h"
@@ -21,6 +22,7 @@ struct BlockContext {
   KvCache& kv;
   Workspace& workspace;
   Timeline& timeline;
+  OpTimeline& ops;
 };
 
 // workspace.hidden (rows, hidden_size) → the same buffer, after layer `layer`. Rows are those of

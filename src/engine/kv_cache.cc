@@ -94,10 +94,22 @@ void KvCache::drop_layer(std::int64_t layer) {
   for (auto& [id, pages] : sequences_) shrink(pages[slot], 0);
 }
 
-std::span<std::byte> KvCache::page(std::int64_t layer, SequenceId id, std::int64_t number) {
+std::byte* KvCache::page(std::int64_t layer, SequenceId id, std::int64_t number) {
   Pages& pages = sequence(id)[slot_of_layer_.at(layer)];
   grow(pages, number + 1);
-  return {pages.keys[static_cast<std::size_t>(number)], static_cast<std::size_t>(page_bytes_)};
+  return pages.keys[static_cast<std::size_t>(number)];
+}
+
+void KvCache::get_page(std::int64_t layer, SequenceId id, std::int64_t number,
+                       std::span<std::byte> host) {
+  STAGECOACH_CHECK(static_cast<std::int64_t>(host.size()) == page_bytes_);
+  backend_.download(host, page(layer, id, number));
+}
+
+void KvCache::set_page(std::int64_t layer, SequenceId id, std::int64_t number,
+                       std::span<const std::byte> host) {
+  STAGECOACH_CHECK(static_cast<std::int64_t>(host.size()) == page_bytes_);
+  backend_.upload(page(layer, id, number), host);
 }
 
 }  // namespace stagecoach

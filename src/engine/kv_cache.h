@@ -36,9 +36,13 @@ class KvCache {
 
   KvType type() const { return type_; }
 
-  // Keys, then values, of one page (kernels/include/kv_page.h), half of page_bytes() each. For
-  // whoever keeps them on disk; pages that are not there are made.
-  std::span<std::byte> page(std::int64_t layer, SequenceId sequence, std::int64_t number);
+  // Keys, then values, of one page (kernels/include/kv_page.h), half of page_bytes() each, to and
+  // from host memory. For whoever keeps them on disk; pages that are not there are made.
+  void get_page(std::int64_t layer, SequenceId sequence, std::int64_t number,
+                std::span<std::byte> host);
+  void set_page(std::int64_t layer, SequenceId sequence, std::int64_t number,
+                std::span<const std::byte> host);
+  std::int64_t page_bytes() const { return page_bytes_; }
 
   std::int64_t bytes() const { return allocated_bytes_; }
   // Of one page in one layer.
@@ -56,6 +60,7 @@ class KvCache {
   void grow(Pages& pages, std::int64_t count);
   void shrink(Pages& pages, std::int64_t count);
   Sequence& sequence(SequenceId id);
+  std::byte* page(std::int64_t layer, SequenceId id, std::int64_t number);
 
   Backend& backend_;
   KvType type_;

@@ -13,6 +13,7 @@ StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& w
       backend_(backend),
       weights_(weights),
       timeline_(timeline),
+      ops_(backend, timeline),
       limits_(limits),
       workspace_(spec, backend, limits.max_rows, limits.packing),
       kv_(spec, limits.kv_type, backend) {}
@@ -103,6 +104,7 @@ void StageRunner::set_hidden(std::span<const float> hidden) {
 void StageRunner::get_hidden(std::span<float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
   backend_.download(std::as_writable_bytes(hidden), workspace_.hidden.data());
+  ops_.resolve();
 }
 
 void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
@@ -118,7 +120,7 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
   STAGECOACH_CHECK(total_rows(runs) <= workspace_.max_rows);
   kv_.reserve(begin, end, runs);
   if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
-  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, timeline_};
+  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, timeline_, ops_};
   for (std::int64_t layer = begin; layer < end; ++layer)
     forward_block(context, layer, runs, label, next);
 }
@@ -172,6 +174,7 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
   const std::span<float> used(host_logits_.data(),
                               static_cast<std::size_t>(count * spec_.vocab_size));
   backend_.download(std::as_writable_bytes(used), logits_.data());
+  ops_.resolve();
 }
 
 void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& label,

@@ -64,6 +64,7 @@ class StageRunner {
   Backend& backend_;
   LayerSource& weights_;
   Timeline& timeline_;
+  OpTimeline ops_;
   Limits limits_;
   Workspace workspace_;
   KvCache kv_;

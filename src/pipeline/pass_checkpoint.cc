@@ -169,8 +169,10 @@ void PassCheckpoint::keep_hidden(std::int64_t window, const MicroBatch& batch,
 // written again, and restored in the same order.
 void PassCheckpoint::keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
+  std::vector<std::byte> host(static_cast<std::size_t>(kv.page_bytes()));
   for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
-    append(key, batch, kv.page(layer, sequence, page));
+    kv.get_page(layer, sequence, page, host);
+    append(key, batch, host);
   });
   finish(key, batch);
 }
@@ -237,8 +239,10 @@ void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch
 
 void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv) {
   const Key key{Kind::kKv, layer};
+  std::vector<std::byte> host(static_cast<std::size_t>(kv.page_bytes()));
   for_each_page(batch, [&](SequenceId sequence, std::int64_t page) {
-    take(key, batch, kv.page(layer, sequence, page));
+    take(key, batch, host);
+    kv.set_page(layer, sequence, page, host);
   });
   end_restore(key, batch);
 }

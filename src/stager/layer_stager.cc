@@ -13,6 +13,10 @@ namespace {
 constexpr int kDepth = 16;
 constexpr PartKind kLayerParts[] = {PartKind::kAttention, PartKind::kMlp};
 
+bool in_memory(const StagedLayer& layer) {
+  return layer.pinned && !layer.on_device;
+}
+
 }  // namespace
 
 LayerStager::LayerStager(const LayerStore& store, StagingPlan plan, const StagerOptions& options,
@@ -57,10 +61,10 @@ void LayerStager::load_pinned(Timeline& timeline) {
   std::int64_t total = 0, done = 0;
   std::set<Key> wanted;
   for (const StagedLayer& layer : plan_.layers)
-    if (layer.pinned && wanted.insert(key_of(layer.layer, PartKind::kAttention)).second)
+    if (in_memory(layer) && wanted.insert(key_of(layer.layer, PartKind::kAttention)).second)
       for (const PartEntry& part : store_.layer_slab(layer.layer).parts) total += part.bytes;
   for (const StagedLayer& layer : plan_.layers) {
-    if (!layer.pinned) continue;
+    if (!in_memory(layer)) continue;
     const SlabEntry& slab = store_.layer_slab(layer.layer);
     for (const PartEntry& part : slab.parts) {
       const Key key = key_of(layer.layer, part.kind);
@@ -70,7 +74,9 @@ void LayerStager::load_pinned(Timeline& timeline) {
                                   .bytes = part.bytes});
       PinnedPart loaded{
           .extent = reader_.read_part(slab, part, options_.verify != VerifyMode::kOff),
+          .lock = nullptr,
           .tensors = {}};
+      if (options_.pin) loaded.lock = options_.pin(loaded.extent.span());
       loaded.tensors = part_tensors(part, loaded.extent.data());
       pinned_.emplace(key, std::move(loaded));
       pinned_bytes_ += part.bytes;
@@ -86,7 +92,7 @@ void LayerStager::begin_stream(Timeline& timeline) {
   bool reached = options_.first_layer < 0;
   for (const StagedLayer& layer : plan_.layers) {
     reached = reached || layer.layer >= options_.first_layer;
-    if (layer.pinned) continue;
+    if (layer.pinned || layer.on_device) continue;
     const SlabEntry& slab = store_.layer_slab(layer.layer);
     const DirectFile file = reader_.files().open(slab);
     for (const PartKind kind : kLayerParts) {
@@ -116,7 +122,8 @@ void LayerStager::begin_stream(Timeline& timeline) {
   PartStreamOptions stream{.slots = {plan_.attention_slots, plan_.mlp_slots},
                            .check = check,
                            .first = first,
-                           .stall = options_.stall};
+                           .stall = options_.stall,
+                           .pin = options_.pin};
   if (options_.passes > 0) stream.end = static_cast<std::uint64_t>(options_.passes) * parts.size();
   spdlog::debug("streaming {} of {} layers through {} + {} slots, reading with {}{}",
                 parts.size() / 2, plan_.layers.size(), plan_.attention_slots, plan_.mlp_slots,

@@ -20,6 +20,8 @@
 
 namespace stagecoach {
 
+using PinMemory = std::function<std::shared_ptr<void>(std::span<std::byte>)>;
+
 struct StagerOptions {
   VerifyMode verify = VerifyMode::kFirst;
   std::chrono::milliseconds stall{60'000};  // a disk that gives nothing for so long has failed
@@ -28,6 +30,8 @@ struct StagerOptions {
   // bytes done and in total, while parts are loaded.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};
   std::function<bool()> interrupted = {};  // polled while a lease waits
+  // Page-locks memory that parts of layers are read into, while the result lives (Backend::pin).
+  PinMemory pin = {};
   // Default: make_read_queue. Tests put their own disk here.
   std::function<std::unique_ptr<ReadQueue>()> make_queue = {};
   std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;  // of ends on disk
@@ -48,11 +52,14 @@ class LayerStager : public LayerSource {
   void head_matrix(const UseTile& use) override { ends_->head_matrix(use, options_.interrupted); }
 
   std::int64_t bytes() const;  // of memory: pinned parts, ring, ends
+  // For whoever loads more than this holds.
+  StoreReader& reader() { return reader_; }
   const char* reads_with() const { return reader_.queue_name(); }
 
  private:
   struct PinnedPart {
     AlignedBuffer extent;
+    std::shared_ptr<void> lock;
     PartTensors tensors;
   };
   // A streamed part that has been leased in this pass and not released for good.

@@ -45,6 +45,7 @@ PartStream::PartStream(std::vector<StreamedPart> parts, const PartStreamOptions&
     for (int i = 0; i < options.slots[kind] && largest[kind] > 0; ++i) {
       ring.emplace_back(largest[kind]);
       ring.back().advise_huge_pages();
+      if (options.pin) locks_.push_back(options.pin(ring.back().span()));
     }
   }
   checked_.resize(static_cast<std::size_t>(contents));

@@ -52,6 +52,8 @@ struct PartStreamOptions {
   std::uint64_t end = ~std::uint64_t{0};    // of the last one, and one: nothing is read beyond
   std::chrono::milliseconds stall{60'000};  // a disk that gives nothing for so long has failed
   std::int64_t chunk_bytes = std::int64_t{1} << 20;  // of one read
+  // Page-locks a slot while the result lives.
+  std::function<std::shared_ptr<void>(std::span<std::byte>)> pin = {};
 };
 
 class PartStream {
@@ -104,6 +106,7 @@ class PartStream {
   std::vector<std::vector<std::uint64_t>> of_kind_;  // kind → indices into parts_
   std::vector<std::uint64_t> index_in_kind_;         // by part
   std::vector<std::vector<AlignedBuffer>> slots_;    // by kind
+  std::vector<std::shared_ptr<void>> locks_;         // of slots
   std::vector<bool> checked_;                        // by content
 
   // The reading thread's.

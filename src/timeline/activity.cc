@@ -24,6 +24,8 @@ Activity activity_of(SpanKind kind) {
       return Activity::kSend;
     case SpanKind::kIdle:
       return Activity::kWait;
+    case SpanKind::kCopy:
+      return Activity::kCopy;
   }
   return Activity::kOther;
 }
@@ -31,13 +33,14 @@ Activity activity_of(SpanKind kind) {
 const char* activity_label(Activity activity) {
   constexpr const char* kLabels[kActivities] = {
       "attention", "MLP",  "embedding",          "head and sampling", "waiting for weights",
-      "reading",   "send", "waiting for a rank", "between spans"};
+      "reading",   "send", "waiting for a rank", "between spans",     "copying to the device"};
   return kLabels[static_cast<int>(activity)];
 }
 
 const char* activity_key(Activity activity) {
-  constexpr const char* kKeys[kActivities] = {
-      "attention", "mlp", "embedding", "head", "weight-wait", "read", "send", "wait", "other"};
+  constexpr const char* kKeys[kActivities] = {"attention",   "mlp",  "embedding", "head",
+                                              "weight-wait", "read", "send",      "wait",
+                                              "other",       "copy"};
   return kKeys[static_cast<int>(activity)];
 }
 

@@ -19,16 +19,18 @@ enum class Activity : std::uint8_t {
   kSend,
   kWait,   // for a message
   kOther,  // between spans: scheduling, text
+  kCopy,   // weights to the device; beside computation
 };
-inline constexpr int kActivities = 9;
+inline constexpr int kActivities = 10;
 
 Activity activity_of(SpanKind kind);
 const char* activity_label(Activity activity);  // for people: "MLP"
 const char* activity_key(Activity activity);    // for style sheets and JSON: "mlp"
 
-// Reads go on beside the rank's main thread; everything else is the main thread's, one at a time.
+// Reads and copies go on beside the rank's main thread; everything else is the main thread's, one
+// at a time.
 inline bool beside_compute(Activity activity) {
-  return activity == Activity::kRead;
+  return activity == Activity::kRead || activity == Activity::kCopy;
 }
 
 // Passes that count: not warm-up, not the filling of a context.

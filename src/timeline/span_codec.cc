@@ -39,7 +39,7 @@ Error corrupt(const std::string& what) {
 // Limits keep every later difference and product of two fields inside an int64.
 void check(const Record& r, std::uint64_t index) {
   constexpr std::int64_t kLimit = std::numeric_limits<std::int64_t>::max() / 2;
-  const bool known = r.kind <= static_cast<std::uint8_t>(SpanKind::kIdle) &&
+  const bool known = r.kind <= static_cast<std::uint8_t>(SpanKind::kCopy) &&
                      r.phase <= static_cast<std::uint8_t>(Phase::kDecode) && r.zero == 0;
   const bool sane = r.layer >= -1 && r.micro_batch >= -1 && r.bytes >= 0 && r.bytes <= kLimit &&
                     r.flops >= 0 && r.flops <= kLimit && r.tokens >= 0 && r.tokens <= kLimit;

@@ -28,6 +28,8 @@ std::string_view span_kind_name(SpanKind kind) {
       return "send";
     case SpanKind::kIdle:
       return "idle";
+    case SpanKind::kCopy:
+      return "copy";
   }
   return "?";
 }

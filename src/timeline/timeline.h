@@ -26,6 +26,7 @@ enum class SpanKind : std::uint8_t {
   kSample,
   kSend,
   kIdle,  // waited for a micro-batch
+  kCopy,  // host memory → device
 };
 std::string_view span_kind_name(SpanKind kind);
 

@@ -11,8 +11,8 @@
 namespace stagecoach {
 namespace {
 
-enum Lane { kCompute, kDisk, kNetwork, kLanes };
-constexpr const char* kLaneNames[kLanes] = {"compute", "disk", "network"};
+enum Lane { kCompute, kDisk, kNetwork, kBus, kLanes };
+constexpr const char* kLaneNames[kLanes] = {"compute", "disk", "network", "to device"};
 
 Lane lane_of(SpanKind kind) {
   switch (kind) {
@@ -21,6 +21,8 @@ Lane lane_of(SpanKind kind) {
       return kDisk;
     case SpanKind::kSend:
       return kNetwork;
+    case SpanKind::kCopy:
+      return kBus;
     default:
       return kCompute;
   }

@@ -41,9 +41,34 @@ class CpuBackend final : public Backend {
   }
   void synchronize() override {}
 
+  bool is_host() const override { return true; }
+  std::int64_t free_bytes() const override { return 0; }
+  std::int64_t scratch_bytes(std::int64_t, std::int64_t) const override { return 0; }
+  std::shared_ptr<void> pin(std::span<std::byte>) override { return nullptr; }
+  EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
+                      const EventPtr&) override {
+    upload(device, host);
+    return nullptr;
+  }
+  EventPtr mark() override { return nullptr; }  // ops are done when they return
+  void wait_for(const EventPtr&) override {}
+
   void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                    bool accumulate) override;
-  bool has_bf16_dot() const override { return kernels_.matmul_bf16 != nullptr; }
+  bool multiplies(InputType input, DType weights) const override {
+    switch (input) {
+      case InputType::kF32:
+        return true;
+      case InputType::kBF16:
+        return kernels_.matmul_bf16 != nullptr &&
+               (is_quantized(weights) || weights == DType::kBF16);
+      case InputType::kInt8:
+        return is_quantized(weights);
+      case InputType::kF16:
+        return false;
+    }
+    return false;
+  }
   void pack_input(const PackInputArgs& args) override {
     pool_.parallel_for(
         args.rows, rows_per_chunk(args.rows, args.cols),

@@ -7,12 +7,10 @@
 #include <cstring>
 #include <filesystem>
 
-#include "backend/cpu/cpu_backend.h"
 #include "checkpoint/import.h"
 #include "checkpoint/safetensors/safetensors.h"
 #include "engine/stage_runner.h"
 #include "fixtures.h"
-#include "stager/layer_stager.h"
 #include "support_pipeline.h"
 #include "support_temporary_folder.h"
 
@@ -89,13 +87,14 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
   const ModelSpec& spec = store_->manifest().spec;
   const auto& prompt = prompts_[expected_["hidden_prompt"].get<std::size_t>()];
   const std::vector<float> expected = tensor("hidden");  // (layers + 1, tokens, hidden)
-  const auto backend = make_cpu_backend({.threads = 1, .isa = {}});
+  const auto backend = make_device(test_device(), 1, {});
   Timeline timeline;
-  LayerStager source(
+  DeviceWeights weights(
       *store_,
       all_in_memory({.layers = {{0, spec.num_hidden_layers}}, .embedding = true, .head = false}),
-      {}, timeline);
-  StageRunner runner(spec, *backend, source, timeline, {.max_rows = 64, .kv_type = KvType::kF32});
+      *backend, timeline);
+  StageRunner runner(spec, *backend, weights.source(), timeline,
+                     {.max_rows = 64, .kv_type = KvType::kF32});
   runner.kv().add_layers(0, spec.num_hidden_layers);
   const std::vector<TokenRun> runs{
       {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
@@ -187,6 +186,19 @@ TEST_P(Golden, StreamedFromDiskGivesTheSameBits) {
       {.ranks = 2, .rounds = 3, .micro_batch = 64, .streamed_layers = 99},
   };
   for (const PipelineShape& shape : shapes) {
+    SCOPED_TRACE(shape.name());
+    expect_same_bits(reference, run_pipeline(*store_, shape, all));
+  }
+}
+
+// The same for a device whose products of many rows are a library's: equal batches then give equal
+// bits, wherever the weights come from.
+TEST_P(Golden, EqualBatchesGiveTheSameBitsFromAnyMemory) {
+  const auto all = requests(3, true);
+  const auto reference = run_pipeline(*store_, {.micro_batch = 40, .streamed_layers = 1}, all);
+  for (const PipelineShape& shape : std::vector<PipelineShape>{
+           {.ranks = 2, .micro_batch = 40, .streamed_layers = 99},
+           {.micro_batch = 40, .streamed_layers = 99, .attention_slots = 2, .mlp_slots = 2}}) {
     SCOPED_TRACE(shape.name());
     expect_same_bits(reference, run_pipeline(*store_, shape, all));
   }

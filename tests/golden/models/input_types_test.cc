@@ -47,9 +47,9 @@ class InputTypes : public testing::TestWithParam<std::string> {
       requests.push_back({tokens, false, 4, greedy_sampling()});
       requests.push_back({tokens, true, 0, {}});
     }
-    const bool bf16_dot = make_cpu_backend({})->has_bf16_dot();
+    const auto backend = make_cpu_backend({});
     for (const Mode& mode : kModes) {
-      if (mode.input == InputType::kBF16 && !bf16_dot) continue;
+      if (!backend->multiplies(mode.input, mode.weights)) continue;
       SCOPED_TRACE(std::string(dtype_name(mode.weights)) + ", input " +
                    std::to_string(static_cast<int>(mode.input)));
       const TemporaryFolder folder;

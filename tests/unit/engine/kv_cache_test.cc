@@ -137,10 +137,15 @@ TEST_P(KvCacheTest, OneLayersPagesServeTheNext) {
 }
 
 TEST_P(KvCacheTest, APageIsKeysThenValues) {
-  const std::span<std::byte> page = cache_->page(9, 4, 1);
-  EXPECT_EQ(page.size_bytes(), static_cast<std::size_t>(KvCache::page_bytes(spec_, GetParam())));
-  EXPECT_EQ(page.data(), pages(9, 4, 2)[1]);
-  EXPECT_EQ(page.data() + page.size() / 2, pages(9, 4, 2)[3]);
+  const auto bytes = static_cast<std::size_t>(KvCache::page_bytes(spec_, GetParam()));
+  EXPECT_EQ(cache_->page_bytes(), static_cast<std::int64_t>(bytes));
+  std::vector<std::byte> page(bytes, std::byte{1}), back(bytes);
+  std::fill(page.begin() + static_cast<std::ptrdiff_t>(bytes / 2), page.end(), std::byte{2});
+  cache_->set_page(9, 4, 1, page);
+  EXPECT_EQ(*pages(9, 4, 2)[1], std::byte{1});
+  EXPECT_EQ(*pages(9, 4, 2)[3], std::byte{2});
+  cache_->get_page(9, 4, 1, back);
+  EXPECT_EQ(back, page);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, KvCacheTest,

@@ -146,21 +146,26 @@ TEST_P(PassCheckpointKvTest, KeysAndValuesComeBack) {
   KvCache kv(spec, type, *backend);
   kv.add_layers(2, 3);
   const MicroBatch first = batch(0, 70, 100), second = batch(70, 30, 100);
+  const auto bytes = static_cast<std::size_t>(kv.page_bytes());
+  std::vector<std::byte> page0(bytes, std::byte{5}), page1(bytes, std::byte{6}), back(bytes);
   PassCheckpoint checkpoint = open();
-  kv.page(2, 0, 0)[1] = std::byte{5};
-  kv.page(2, 0, 1)[2] = std::byte{6};
+  kv.set_page(2, 0, 0, page0);
+  kv.set_page(2, 0, 1, page1);
   checkpoint.keep_kv(2, first, kv);
-  kv.page(2, 0, 1)[3] = std::byte{7};
+  page1.back() = std::byte{7};
+  kv.set_page(2, 0, 1, page1);
   checkpoint.keep_kv(2, second, kv);
   ASSERT_TRUE(checkpoint.has_kv(2));
   kv.drop(0);
-  kv.page(2, 0, 0)[1] = kv.page(2, 0, 1)[2] = kv.page(2, 0, 1)[3] = std::byte{0};
+  kv.set_page(2, 0, 0, back);
+  kv.set_page(2, 0, 1, back);
   PassCheckpoint later = open();
   later.restore_kv(2, first, kv);
   later.restore_kv(2, second, kv);
-  EXPECT_EQ(kv.page(2, 0, 0)[1], std::byte{5});
-  EXPECT_EQ(kv.page(2, 0, 1)[2], std::byte{6});
-  EXPECT_EQ(kv.page(2, 0, 1)[3], std::byte{7});
+  kv.get_page(2, 0, 0, back);
+  EXPECT_EQ(back, page0);
+  kv.get_page(2, 0, 1, back);
+  EXPECT_EQ(back, page1);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, PassCheckpointKvTest,

@@ -1,0 +1,88 @@
+// Contract of the CUDA kernels: the ops of kernels/include/ops.h on device memory, each queued on a
+// stream. Pointers are device memory, those inside of KvSpans too; nothing is allocated, nothing
+// waits. Launch errors are left to cudaGetLastError().
+//
+// Results do not depend on the number of rows of a product of few rows, nor on batch-mates or
+// splits of attention: sums have a fixed order. They do differ from the CPU's, within rounding, and
+// the products of many rows are cuBLAS's business (products.h in src/backend/cuda).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/include/ops.h"
+
+namespace stagecoach::cuda {
+
+// Spans in device memory, and what launching needs to know of them.
+struct DeviceSpans {
+  const KvSpan* spans = nullptr;
+  std::int64_t count = 0;
+  std::int64_t largest_rows = 0;     // of a span
+  std::int64_t longest_decoded = 0;  // positions of a span of one row, its own included; 0: none
+};
+
+// x (rows, cols) → packed rows, as PackInputArgs says; kF16 saturates.
+void pack_input(const PackInputArgs& args, cudaStream_t stream);
+
+// Products of few rows: reads each weight once for kFewRows rows.
+inline constexpr std::int64_t kFewRows = 8;
+void matmul_few_rows(const MatmulArgs& args, cudaStream_t stream);
+
+// Outputs [first, first + count) of a packed weight (out, in) → column-major (count, in), that is
+// element (output, k) at k · count + output, as a library's matrix product reads it. `first` and
+// `count` are multiples of kPanelRows; outputs beyond the last are zero, or what the layout pads
+// with. To: float (any type), __half (f16, q8, q4), __nv_bfloat16 (bf16).
+struct UnpackArgs {
+  const std::byte* weight;
+  DType weight_type;
+  std::int64_t in;
+  std::int64_t first, count;
+  void* to;
+  InputType to_type;  // kF32, kF16 or kBF16
+};
+void unpack_weight(const UnpackArgs& args, cudaStream_t stream);
+
+// Packed rows → (rows, cols) of a plain type, rows packed tightly: kInt8 → __half, kF32 → float.
+struct UnpackInputArgs {
+  InputRows x;
+  std::int64_t rows, cols;
+  void* to;
+};
+void unpack_input(const UnpackInputArgs& args, cudaStream_t stream);
+
+// y = bias, y += bias or nothing, before a product is added to it.
+void add_bias(const MatmulArgs& args, cudaStream_t stream);
+
+// out (count, cols) = rows ids[i] of a table, [+ what was there].
+struct GatherArgs {
+  const std::byte* table;
+  DType type;
+  Layout layout;
+  std::int64_t cols;
+  const std::int32_t* ids;
+  std::int64_t count;
+  float* out;
+  bool accumulate;
+};
+void gather_rows(const GatherArgs& args, cudaStream_t stream);
+
+void norm(const NormArgs& args, cudaStream_t stream);
+void rotary(const RotaryArgs& args, cudaStream_t stream);
+void append_kv(const AppendKvArgs& args, const DeviceSpans& spans, cudaStream_t stream);
+void activation(const ActivationArgs& args, cudaStream_t stream);
+
+// Spans of several rows: tiles of queries against a page of keys at a time, no score matrix.
+void attention_prefill(const AttentionArgs& args, const DeviceSpans& spans, cudaStream_t stream);
+// Spans of one row: their keys are split over blocks, always at the same positions; what the splits
+// found is put together from `scratch`, decode_scratch_floats() long.
+std::int64_t decode_scratch_floats(const AttentionArgs& args, const DeviceSpans& spans);
+void attention_decode(const AttentionArgs& args, const DeviceSpans& spans, float* scratch,
+                      cudaStream_t stream);
+
+// Of a head at most so many dimensions.
+inline constexpr std::int64_t kLargestHeadDim = 256;
+
+}  // namespace stagecoach::cuda

@@ -1,0 +1,72 @@
+#include "app/device_choice.h"
+
+#include <dlfcn.h>
+
+#include <charconv>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/module.h"
+#include "transport/mpi_module.h"
+
+namespace stagecoach {
+namespace {
+
+std::unique_ptr<Backend> open_cpu(int threads) {
+  const std::optional<int> rank_here = launched_local_rank();
+  return make_cpu_backend({.threads = threads,
+                           .isa = {},
+                           .cpus = rank_here ? own_cpus(threads, *rank_here, launched_local_size())
+                                             : std::vector<int>{}});
+}
+
+std::unique_ptr<Backend> open_cuda(std::optional<int> ordinal, int threads) {
+  return make_cuda_backend({.device = ordinal.value_or(CudaOptions::kByRank),
+                            .rank_here = launched_local_rank().value_or(0),
+                            .threads = threads});
+}
+
+// Whether this PC has an NVIDIA driver at all: without one a CPU is what its user expects, and the
+// module with its libraries stays out of memory.
+bool has_driver() {
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver != nullptr) ::dlclose(driver);
+  return driver != nullptr;
+}
+
+}  // namespace
+
+DeviceChoice parse_device(const std::string& text) {
+  using Kind = DeviceChoice::Kind;
+  if (text == "auto") return {.kind = Kind::kAuto, .ordinal = {}};
+  if (text == "cpu") return {.kind = Kind::kCpu, .ordinal = {}};
+  if (text == "cuda") return {.kind = Kind::kCuda, .ordinal = {}};
+  constexpr std::string_view kNumbered = "cuda:";
+  if (text.starts_with(kNumbered)) {
+    int ordinal = -1;
+    const char* const end = text.data() + text.size();
+    const auto [last, error] = std::from_chars(text.data() + kNumbered.size(), end, ordinal);
+    if (error == std::errc{} && last == end && ordinal >= 0)
+      return {.kind = Kind::kCuda, .ordinal = ordinal};
+  }
+  throw usage_error(fmt::format("'{}' is no device: expected auto, cpu, cuda or cuda:N", text));
+}
+
+std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
+  const DeviceChoice choice = parse_device(device);
+  if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
+  std::error_code ignored;
+  if (choice.kind == DeviceChoice::Kind::kAuto && has_driver() &&
+      std::filesystem::exists(module_folder() / "stagecoach-cuda.so", ignored)) {
+    try {
+      return open_cuda({}, threads);
+    } catch (const Error& error) {
+      spdlog::warn("computing on the CPU: {}", error.what());
+    }
+  }
+  return open_cpu(threads);
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,26 @@
+// What of a rank's slice its device holds, and what is left for the host's memory and disk: the
+// planner of two tiers, used twice.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "plan/residency.h"
+#include "stager/staging_plan.h"
+
+namespace stagecoach {
+
+// The residency of a device with `memory` bytes for weights, whose "disk" is the host: parts that
+// are not pinned pass through slots. nullopt when not even one layer fits.
+std::optional<Residency> plan_device(const ResidencyRequest& slice, std::int64_t memory);
+
+// The least of such memory.
+std::int64_t smallest_device_memory(const ResidencyRequest& slice);
+
+// What the host still has to hold or stream of `slice` beside such a device.
+ResidencyRequest beside_device(const ResidencyRequest& slice, const Residency& device);
+
+// The residency of the host for the layers that beside_device left, none of them perhaps.
+std::optional<Residency> plan_host(const ResidencyRequest& left);
+
+}  // namespace stagecoach

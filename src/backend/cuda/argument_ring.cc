@@ -1,0 +1,65 @@
+#include "backend/cuda/argument_ring.h"
+
+#include <algorithm>
+#include <memory>
+
+namespace stagecoach::cuda {
+namespace {
+
+constexpr std::int64_t kAlignment = 256;
+
+}  // namespace
+
+ArgumentRing::ArgumentRing(const ClockOrigin& origin, cudaStream_t stream)
+    : origin_(origin), stream_(stream) {
+  grow(kBytes / kSegments);
+}
+
+ArgumentRing::~ArgumentRing() {
+  cudaStreamSynchronize(stream_);
+  free_memory();
+}
+
+void ArgumentRing::free_memory() {
+  cudaFreeHost(host_);
+  cudaFree(device_);
+  host_ = device_ = nullptr;
+}
+
+void ArgumentRing::grow(std::int64_t segment_bytes) {
+  check(cudaStreamSynchronize(stream_), "waiting for the device");
+  free_memory();
+  done_ = {};
+  const auto bytes = static_cast<std::size_t>(kSegments * segment_bytes);
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "allocating page-locked memory");
+  host_ = static_cast<std::byte*>(memory);
+  check(cudaMalloc(&memory, bytes), "allocating device memory");
+  device_ = static_cast<std::byte*>(memory);
+  segment_bytes_ = segment_bytes;
+  segment_ = 0;
+  used_ = 0;
+}
+
+ArgumentRing::Table ArgumentRing::begin(std::int64_t bytes) {
+  if (bytes > segment_bytes_) grow(std::max(bytes, 2 * segment_bytes_));
+  if (used_ + bytes > segment_bytes_) {
+    done_[static_cast<std::size_t>(segment_)] = std::make_shared<CudaEvent>(origin_, stream_);
+    segment_ = (segment_ + 1) % kSegments;
+    used_ = 0;
+    EventPtr& done = done_[static_cast<std::size_t>(segment_)];
+    if (done != nullptr) done->synchronize();
+    done = nullptr;
+  }
+  const std::int64_t at = segment_ * segment_bytes_ + used_;
+  used_ = std::min(segment_bytes_, (used_ + bytes + kAlignment - 1) / kAlignment * kAlignment);
+  return {.host = host_ + at, .device = device_ + at, .bytes = bytes};
+}
+
+void ArgumentRing::send(const Table& table) {
+  check(cudaMemcpyAsync(table.device, table.host, static_cast<std::size_t>(table.bytes),
+                        cudaMemcpyHostToDevice, stream_),
+        "copying a table to the device");
+}
+
+}  // namespace stagecoach::cuda

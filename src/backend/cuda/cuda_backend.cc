@@ -1,0 +1,242 @@
+// One GPU. Ops are queued on one stream; copies of weights go beside them on another, ordered by
+// events alone. Every host thread that calls sets the device first, since CUDA keeps it per thread.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "backend/cuda/argument_ring.h"
+#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/cuda_handles.h"
+#include "backend/cuda/products.h"
+#include "backend/cuda/span_tables.h"
+#include "backend/cuda_module.h"
+#include "base/byte_size.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "kernels/cuda/cuda_kernels.h"
+
+namespace stagecoach {
+namespace cuda {
+namespace {
+
+// The device's clock starts at an event whose time by the host's clock is known.
+class Origin {
+ public:
+  explicit Origin(cudaStream_t stream) {
+    check(cudaEventCreateWithFlags(&clock_.event, cudaEventDefault), "creating an event");
+    check(cudaEventRecord(clock_.event, stream), "recording an event");
+    check(cudaEventSynchronize(clock_.event), "waiting for the device");
+    clock_.ns = now_ns();
+  }
+  ~Origin() { cudaEventDestroy(clock_.event); }
+  Origin(const Origin&) = delete;
+  Origin& operator=(const Origin&) = delete;
+  const ClockOrigin& clock() const { return clock_; }
+
+ private:
+  ClockOrigin clock_;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& options)
+      : device_(options),
+        threads_(options.threads),
+        origin_(ops_),
+        arguments_(origin_.clock(), ops_),
+        products_(ops_) {}
+  ~CudaBackend() override {
+    cudaSetDevice(device_.ordinal());
+    cudaDeviceSynchronize();
+  }
+
+  std::string name() const override { return "cuda"; }
+  std::string isa() const override { return device_.architecture(); }
+  int threads() const override { return threads_; }
+
+  Buffer allocate(std::int64_t bytes) override;
+  void upload(std::byte* device, std::span<const std::byte> host) override;
+  void download(std::span<std::byte> host, const std::byte* device) override;
+  void synchronize() override {
+    device_.use();
+    check(cudaStreamSynchronize(ops_), "waiting for the device");
+  }
+
+  bool is_host() const override { return false; }
+  std::int64_t free_bytes() const override { return device_.free_bytes(); }
+  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest) const override {
+    return Products::scratch_bytes(rows, widest) + 2 * ArgumentRing::kBytes;
+  }
+  std::shared_ptr<void> pin(std::span<std::byte> host) override;
+  EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
+                      const EventPtr& after) override;
+  EventPtr mark() override {
+    device_.use();
+    return std::make_shared<CudaEvent>(origin_.clock(), ops_);
+  }
+  void wait_for(const EventPtr& event) override { wait(ops_, event); }
+
+  void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
+                   bool accumulate) override;
+  bool multiplies(InputType input, DType weights) const override {
+    return Products::multiplies(input, weights);
+  }
+  void pack_input(const PackInputArgs& args) override {
+    run("packing inputs", [&] { cuda::pack_input(args, ops_); });
+  }
+  void matmul(const MatmulArgs& args) override {
+    device_.use();
+    products_.multiply(args);
+  }
+  void norm(const NormArgs& args) override {
+    run("a norm", [&] { cuda::norm(args, ops_); });
+  }
+  void rotary(const RotaryArgs& args) override {
+    run("rotary embedding", [&] { cuda::rotary(args, ops_); });
+  }
+  void append_kv(const AppendKvArgs& args) override {
+    run("appending keys and values",
+        [&] { cuda::append_kv(args, spans(args.spans, args.num_spans), ops_); });
+  }
+  void attention(const AttentionArgs& args) override;
+  void activation(const ActivationArgs& args) override {
+    run("an activation", [&] { cuda::activation(args, ops_); });
+  }
+  void rotary_table(std::span<const std::int64_t> positions, std::span<const float> inv_freq,
+                    float* cos, float* sin) override;
+
+ protected:
+  void free(std::byte* data, std::int64_t) override {
+    // No error can be told to whoever destroys a buffer; the next call meets it.
+    cudaSetDevice(device_.ordinal());
+    cudaFree(data);
+  }
+
+ private:
+  template <typename Queue>
+  void run(const char* what, const Queue& queue) {
+    device_.use();
+    queue();
+    check_launch(what);
+  }
+  void wait(cudaStream_t stream, const EventPtr& event) {
+    if (event == nullptr) return;
+    device_.use();
+    check(cudaStreamWaitEvent(stream, static_cast<const CudaEvent&>(*event).handle(), 0),
+          "ordering streams");
+  }
+  DeviceSpans spans(const KvSpan* spans, std::int64_t count) {
+    return send_spans(arguments_, spans, count);
+  }
+
+  const Device device_;
+  const int threads_;
+  Stream ops_;
+  Stream copies_;
+  Origin origin_;
+  ArgumentRing arguments_;
+  Products products_;
+  Scratch attention_;
+};
+
+Buffer CudaBackend::allocate(std::int64_t bytes) {
+  if (bytes == 0) return {};
+  device_.use();
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, static_cast<std::size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw resource_error(fmt::format("{} has no {} of memory left: {} are free", device_.label(),
+                                     format_bytes(bytes), format_bytes(device_.free_bytes())),
+                         "a smaller --device-memory leaves room for what other programs take");
+  }
+  check(status, "allocating device memory");
+  Buffer buffer(this, static_cast<std::byte*>(data), bytes);
+  check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(bytes), ops_), "clearing memory");
+  return buffer;
+}
+
+void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
+  if (host.empty()) return;
+  device_.use();
+  // From pageable memory the driver takes a copy before it returns: the caller's is free.
+  check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, ops_),
+        "copying to the device");
+}
+
+void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
+  device_.use();
+  if (!host.empty())
+    check(cudaMemcpyAsync(host.data(), device, host.size(), cudaMemcpyDeviceToHost, ops_),
+          "copying from the device");
+  synchronize();
+}
+
+std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
+  if (host.empty()) return nullptr;
+  device_.use();
+  const cudaError_t status = cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault);
+  if (status != cudaSuccess) {
+    // A limit on locked memory: copies are then slower, and as right as before.
+    cudaGetLastError();
+    return nullptr;
+  }
+  return {host.data(), [](void* data) { cudaHostUnregister(data); }};
+}
+
+EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> host,
+                                 const EventPtr& after) {
+  wait(copies_, after);
+  device_.use();
+  check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, copies_),
+        "copying weights to the device");
+  return std::make_shared<CudaEvent>(origin_.clock(), copies_);
+}
+
+void CudaBackend::gather_rows(const TensorView& table, std::span<const std::int32_t> ids,
+                              float* out, bool accumulate) {
+  if (ids.empty()) return;
+  run("gathering rows", [&] {
+    const ArgumentRing::Table sent = arguments_.begin(static_cast<std::int64_t>(ids.size_bytes()));
+    std::memcpy(sent.host, ids.data(), ids.size_bytes());
+    arguments_.send(sent);
+    cuda::gather_rows({.table = table.data,
+                       .type = table.type,
+                       .layout = table.layout,
+                       .cols = table.cols,
+                       .ids = reinterpret_cast<const std::int32_t*>(sent.device),
+                       .count = static_cast<std::int64_t>(ids.size()),
+                       .out = out,
+                       .accumulate = accumulate},
+                      ops_);
+  });
+}
+
+void CudaBackend::attention(const AttentionArgs& args) {
+  STAGECOACH_CHECK(args.head_dim <= kLargestHeadDim);
+  run("attention", [&] {
+    const DeviceSpans sent = spans(args.spans, args.num_spans);
+    attention_prefill(args, sent, ops_);
+    float* const scratch = attention_.of<float>(decode_scratch_floats(args, sent));
+    attention_decode(args, sent, scratch, ops_);
+  });
+}
+
+void CudaBackend::rotary_table(std::span<const std::int64_t> positions,
+                               std::span<const float> inv_freq, float* cos, float* sin) {
+  // On the host, whose sines are exact for every position.
+  std::vector<float> host_cos(positions.size() * inv_freq.size()), host_sin(host_cos.size());
+  stagecoach::rotary_table(positions.data(), static_cast<std::int64_t>(positions.size()),
+                           inv_freq.data(), static_cast<std::int64_t>(inv_freq.size()),
+                           host_cos.data(), host_sin.data());
+  upload(reinterpret_cast<std::byte*>(cos), std::as_bytes(std::span(host_cos)));
+  upload(reinterpret_cast<std::byte*>(sin), std::as_bytes(std::span(host_sin)));
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace stagecoach
+
+stagecoach::Backend* stagecoach_open_cuda_backend_v1(const stagecoach::CudaOptions& options) {
+  return new stagecoach::cuda::CudaBackend(options);
+}

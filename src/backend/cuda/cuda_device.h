@@ -1,0 +1,30 @@
+// Which GPU this process uses, and whether it can.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "backend/cuda_module.h"
+
+namespace stagecoach::cuda {
+
+class Device {
+ public:
+  // Throws resource_error where there is no driver, a driver too old, no such device, or one below
+  // compute capability 7.5.
+  explicit Device(const CudaOptions& options);
+
+  int ordinal() const { return ordinal_; }
+  // Makes it the device of the calling thread.
+  void use() const;
+  std::string architecture() const;  // "sm_86"
+  std::string label() const;         // "GPU 0 (NVIDIA GeForce RTX 3090)"
+  std::int64_t free_bytes() const;
+
+ private:
+  int ordinal_ = 0;
+  int capability_ = 0;  // 86
+  std::string name_;
+};
+
+}  // namespace stagecoach::cuda

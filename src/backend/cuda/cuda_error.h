@@ -1,0 +1,16 @@
+// CUDA's status codes as Stagecoach's errors.
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+namespace stagecoach::cuda {
+
+// `doing`: "allocating 1.2 GB on the device", for the message. Throws resource_error for what the
+// device or the driver lacks, an internal error for what only a bug can cause.
+void check(cudaError_t status, const char* doing);
+void check(cublasStatus_t status, const char* doing);
+// Of the launches since the last call.
+void check_launch(const char* kernel);
+
+}  // namespace stagecoach::cuda

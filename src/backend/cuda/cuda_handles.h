@@ -1,0 +1,87 @@
+// CUDA's handles, owned.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "backend/backend.h"
+#include "backend/cuda/cuda_error.h"
+
+namespace stagecoach::cuda {
+
+class Stream {
+ public:
+  explicit Stream(int priority = 0) {
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority),
+          "creating a stream");
+  }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// When the device's clock began, by the host's: what turns an event into a time.
+struct ClockOrigin {
+  cudaEvent_t event = nullptr;
+  std::int64_t ns = 0;
+};
+
+class CudaEvent final : public Event {
+ public:
+  // Recorded on `stream`; `origin` outlives it.
+  CudaEvent(const ClockOrigin& origin, cudaStream_t stream) : origin_(origin) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventBlockingSync), "creating an event");
+    check(cudaEventRecord(event_, stream), "recording an event");
+  }
+  ~CudaEvent() override { cudaEventDestroy(event_); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  void synchronize() override { check(cudaEventSynchronize(event_), "waiting for the device"); }
+  std::int64_t passed_ns() override {
+    synchronize();
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, origin_.event, event_), "timing");
+    return origin_.ns + static_cast<std::int64_t>(static_cast<double>(milliseconds) * 1e6);
+  }
+  cudaEvent_t handle() const { return event_; }
+
+ private:
+  const ClockOrigin& origin_;
+  cudaEvent_t event_ = nullptr;
+};
+
+// Device memory that grows when more is wanted; what was in it is then gone.
+class Scratch {
+ public:
+  Scratch() = default;
+  ~Scratch() { cudaFree(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // Waits for the device when it has to grow: something may still read the old memory.
+  void* get(std::int64_t bytes) {
+    if (bytes <= bytes_) return data_;
+    check(cudaFree(std::exchange(data_, nullptr)), "freeing scratch memory");
+    bytes_ = 0;
+    check(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "allocating scratch memory");
+    bytes_ = bytes;
+    return data_;
+  }
+  template <typename T>
+  T* of(std::int64_t count) {
+    return static_cast<T*>(get(count * static_cast<std::int64_t>(sizeof(T))));
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace stagecoach::cuda

@@ -1,0 +1,141 @@
+#include "backend/cuda/products.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace stagecoach::cuda {
+namespace {
+
+// Up to so many rows, reading packed weights once or twice is faster than unpacking them: unpacking
+// reads and writes them, and cuBLAS reads what was written.
+constexpr std::int64_t kMostFewRows = 2 * kFewRows;
+// Of unpacked weights: enough outputs to fill a large device, little beside a model.
+constexpr std::int64_t kUnpackedBytes = std::int64_t{64} << 20;
+// What cuBLAS wants for its best algorithms, on the newest architectures.
+constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;
+
+// How a product of many rows is computed: both sides in one type.
+struct Arithmetic {
+  InputType type;  // of both sides, unpacked
+  cudaDataType_t data;
+  cublasComputeType_t compute;
+  std::int64_t bytes;  // of an element
+};
+
+Arithmetic arithmetic(InputType input) {
+  constexpr Arithmetic kF32{InputType::kF32, CUDA_R_32F, CUBLAS_COMPUTE_32F, 4};
+  constexpr Arithmetic kF16{InputType::kF16, CUDA_R_16F, CUBLAS_COMPUTE_32F, 2};
+  constexpr Arithmetic kBF16{InputType::kBF16, CUDA_R_16BF, CUBLAS_COMPUTE_32F, 2};
+  if (input == InputType::kF32) return kF32;
+  if (input == InputType::kBF16) return kBF16;
+  return kF16;  // of quants and scales a half holds the product to 2⁻¹²
+}
+
+// Outputs whose unpacked weights fit into kUnpackedBytes, in panels.
+std::int64_t outputs_at_once(std::int64_t in, std::int64_t element_bytes) {
+  const std::int64_t panels = kUnpackedBytes / (in * element_bytes * kPanelRows);
+  return std::max<std::int64_t>(1, panels) * kPanelRows;
+}
+
+std::int64_t padded_outputs(std::int64_t out) {
+  return (out + kPanelRows - 1) / kPanelRows * kPanelRows;
+}
+
+}  // namespace
+
+Products::Cublas::Cublas() {
+  check(cublasCreate(&handle), "starting cuBLAS");
+}
+Products::Cublas::~Cublas() {
+  cublasDestroy(handle);
+}
+
+Products::Products(cudaStream_t stream) : stream_(stream) {
+  check(cublasSetStream(cublas_.handle, stream_), "starting cuBLAS");
+  check(cublasSetWorkspace(cublas_.handle, workspace_.get(kCublasBytes),
+                           static_cast<std::size_t>(kCublasBytes)),
+        "starting cuBLAS");
+}
+
+bool Products::multiplies(InputType input, DType weights) {
+  switch (input) {
+    case InputType::kF32:
+      return true;
+    case InputType::kBF16:
+      return weights == DType::kBF16;
+    case InputType::kF16:
+      return weights == DType::kF16 || is_quantized(weights);
+    case InputType::kInt8:
+      return is_quantized(weights);
+  }
+  return false;
+}
+
+std::int64_t Products::scratch_bytes(std::int64_t rows, std::int64_t widest) {
+  constexpr std::int64_t kLargest = 4, kHalf = 2;
+  if (rows <= kMostFewRows) return kCublasBytes;
+  const std::int64_t weights = std::max(kUnpackedBytes, kPanelRows * widest * kLargest);
+  return kCublasBytes + weights + rows * widest * kHalf;
+}
+
+void Products::multiply(const MatmulArgs& args) {
+  STAGECOACH_CHECK(multiplies(args.x.type, args.weight_type));
+  if (args.rows == 0) return;
+  if (args.rows <= kMostFewRows)
+    multiply_few(args);
+  else
+    multiply_many(args);
+}
+
+void Products::multiply_few(MatmulArgs args) {
+  for (std::int64_t left = args.rows; left > 0; left -= kFewRows) {
+    args.rows = std::min(left, kFewRows);
+    matmul_few_rows(args, stream_);
+    check_launch("a product of few rows");
+    args.x.data += args.rows * args.x.stride;
+    args.y += args.rows * args.y_stride;
+  }
+}
+
+// To cuBLAS all matrices are column-major: y (out, rows) = unpacked weights (count, in) · x (in,
+// rows), some outputs at a time.
+void Products::multiply_many(const MatmulArgs& args) {
+  const Arithmetic use = arithmetic(args.x.type);
+  const void* x = args.x.data;
+  std::int64_t x_stride = args.x.stride / use.bytes;
+  if (args.x.type == InputType::kInt8) {
+    void* const unpacked = inputs_.get(args.rows * args.in * use.bytes);
+    unpack_input({.x = args.x, .rows = args.rows, .cols = args.in, .to = unpacked}, stream_);
+    check_launch("unpacking inputs");
+    x = unpacked;
+    x_stride = args.in;
+  }
+  add_bias(args, stream_);
+  check_launch("adding a bias");
+  const float one = 1.0f, beta = args.accumulate || args.bias != nullptr ? 1.0f : 0.0f;
+  const std::int64_t all = padded_outputs(args.out);
+  const std::int64_t at_once = std::min(all, outputs_at_once(args.in, use.bytes));
+  void* const weights = weights_.get(at_once * args.in * use.bytes);
+  for (std::int64_t first = 0; first < all; first += at_once) {
+    const std::int64_t count = std::min(at_once, all - first);
+    unpack_weight({.weight = args.weight,
+                   .weight_type = args.weight_type,
+                   .in = args.in,
+                   .first = first,
+                   .count = count,
+                   .to = weights,
+                   .to_type = use.type},
+                  stream_);
+    check_launch("unpacking weights");
+    const std::int64_t outputs = std::min(count, args.out - first);
+    check(cublasGemmEx(cublas_.handle, CUBLAS_OP_N, CUBLAS_OP_N, static_cast<int>(outputs),
+                       static_cast<int>(args.rows), static_cast<int>(args.in), &one, weights,
+                       use.data, static_cast<int>(count), x, use.data, static_cast<int>(x_stride),
+                       &beta, args.y + first, CUDA_R_32F, static_cast<int>(args.y_stride),
+                       use.compute, CUBLAS_GEMM_DEFAULT),
+          "a matrix product");
+  }
+}
+
+}  // namespace stagecoach::cuda

@@ -1,0 +1,40 @@
+// Matrix products on the device: own kernels for few rows, cuBLAS for many.
+#pragma once
+
+#include <cublas_v2.h>
+
+#include "backend/cuda/cuda_handles.h"
+#include "kernels/cuda/cuda_kernels.h"
+
+namespace stagecoach::cuda {
+
+class Products {
+ public:
+  explicit Products(cudaStream_t stream);
+  Products(const Products&) = delete;
+  Products& operator=(const Products&) = delete;
+
+  static bool multiplies(InputType input, DType weights);
+  void multiply(const MatmulArgs& args);
+
+  // Of device memory, for products of so many rows with weights of so many inputs at most.
+  static std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest);
+
+ private:
+  void multiply_few(MatmulArgs args);
+  void multiply_many(const MatmulArgs& args);
+
+  cudaStream_t stream_;
+  Scratch workspace_;  // cuBLAS's own: freed after it
+  struct Cublas {
+    Cublas();
+    ~Cublas();
+    Cublas(const Cublas&) = delete;
+    Cublas& operator=(const Cublas&) = delete;
+    cublasHandle_t handle = nullptr;
+  } cublas_;
+  Scratch weights_;  // unpacked, some outputs at a time
+  Scratch inputs_;   // unpacked, of kInt8
+};
+
+}  // namespace stagecoach::cuda

@@ -1,0 +1,48 @@
+// Spans of what a device computes. Where ops are queued, the host's clock at the end of a scope
+// says nothing: events mark both ends, and become times once they have passed, without waiting for
+// them.
+#pragma once
+
+#include <deque>
+
+#include "backend/backend.h"
+#include "timeline/timeline.h"
+
+namespace stagecoach {
+
+class OpTimeline {
+ public:
+  OpTimeline(Backend& backend, Timeline& timeline) : backend_(backend), timeline_(timeline) {}
+
+  // Records the spans whose ops are done for certain: to be called when the device has been waited
+  // for.
+  void resolve();
+
+ private:
+  friend class OpSpan;
+  struct Pending {
+    Span span;
+    EventPtr begin, end;
+  };
+  Backend& backend_;
+  Timeline& timeline_;
+  std::deque<Pending> pending_;
+};
+
+// Times the ops that its scope queues.
+class OpSpan {
+ public:
+  OpSpan(OpTimeline& ops, const Span& span) : ops_(ops), span_(span), begin_(ops.backend_.mark()) {
+    if (begin_ == nullptr) span_.begin_ns = now_ns();
+  }
+  ~OpSpan();
+  OpSpan(const OpSpan&) = delete;
+  OpSpan& operator=(const OpSpan&) = delete;
+
+ private:
+  OpTimeline& ops_;
+  Span span_;
+  EventPtr begin_;  // null: the device is the host, and ops are done when they return
+};
+
+}  // namespace stagecoach

@@ -1,0 +1,339 @@
+#include "stager/device_stager.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <numeric>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+
+namespace stagecoach {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{100};  // how often a waiting rank looks at `interrupted`
+constexpr PartKind kLayerParts[] = {PartKind::kAttention, PartKind::kMlp};
+
+std::size_t kind_index(PartKind kind) {
+  return kind == PartKind::kMlp ? 1 : 0;
+}
+
+}  // namespace
+
+DeviceStager::DeviceStager(LayerStager& host, const LayerStore& store, const StagingPlan& plan,
+                           const StagerOptions& options, Backend& device, Timeline& timeline)
+    : host_(host),
+      store_(store),
+      plan_(plan),
+      options_(options),
+      device_(device),
+      timeline_(timeline) {
+  load_resident(timeline);
+  if (plan_.embedding != Residence::kAbsent) {
+    load_end(PartKind::kEmbedding, embedding_);
+    rows_ = allocate(options_.gather_bytes);
+  }
+  if (plan_.head != Residence::kAbsent) {
+    load_end(PartKind::kHead, head_);
+    load_head_matrix();
+  }
+  if (plan_.device.streams()) begin_stream();
+}
+
+DeviceStager::~DeviceStager() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  released_changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  // Before the slots: copies may still be under way into them.
+  for (const auto& [number, event] : copied_) event->synchronize();
+}
+
+Buffer DeviceStager::allocate(std::int64_t bytes) {
+  bytes_ += bytes;
+  return device_.allocate(bytes);
+}
+
+DeviceStager::Key DeviceStager::key_of(std::int64_t layer, PartKind part) const {
+  return {plan_.share_slabs ? store_.manifest().layer_slab[static_cast<std::size_t>(layer)] : layer,
+          part};
+}
+
+// Straight from disk: these parts never are in the host's memory for longer.
+void DeviceStager::load_resident(Timeline& timeline) {
+  std::int64_t total = 0, done = 0;
+  for (const StagedLayer& layer : plan_.layers)
+    if (layer.on_device)
+      for (const PartEntry& part : store_.layer_slab(layer.layer).parts) total += part.bytes;
+  for (const StagedLayer& layer : plan_.layers) {
+    if (!layer.on_device) continue;
+    const SlabEntry& slab = store_.layer_slab(layer.layer);
+    for (const PartEntry& part : slab.parts) {
+      const Key key = key_of(layer.layer, part.kind);
+      done += part.bytes;
+      if (resident_.contains(key)) continue;
+      const ScopedSpan timed(timeline, {.kind = SpanKind::kRead,
+                                        .layer = static_cast<std::int32_t>(layer.layer),
+                                        .bytes = part.bytes});
+      const AlignedBuffer extent =
+          host_.reader().read_part(slab, part, options_.verify != VerifyMode::kOff);
+      ResidentPart loaded{.memory = allocate(part.bytes)};
+      device_.upload(loaded.memory.data(), {extent.data(), extent.size()});
+      device_.synchronize();
+      loaded.tensors = part_tensors(part, loaded.memory.data());
+      resident_.emplace(key, std::move(loaded));
+      if (options_.progress) options_.progress(done, total);
+    }
+  }
+}
+
+// Norms, projections and biases; large tables have views of their own.
+void DeviceStager::load_end(PartKind kind, std::optional<End>& end) {
+  const LayerLease host = host_.lease_ends(kind);
+  end.emplace();
+  for (int role = 0; role < kTensorRoles; ++role) {
+    const TensorView& tensor = host[static_cast<TensorRole>(role)];
+    if (!tensor || is_large_table(static_cast<TensorRole>(role))) continue;
+    Buffer& memory = end->memory.emplace_back(allocate(tensor.bytes()));
+    device_.upload(memory.data(), {tensor.data, static_cast<std::size_t>(tensor.bytes())});
+    TensorView& view = end->tensors.views[role];
+    view = tensor;
+    view.data = memory.data();
+  }
+}
+
+void DeviceStager::load_head_matrix() {
+  if (!plan_.device.head) return;
+  std::int64_t bytes = 0;
+  host_.head_matrix([&](std::int64_t, const TensorView& tile) { bytes += tile.bytes(); });
+  head_memory_ = allocate(bytes);
+  std::int64_t at = 0;
+  host_.head_matrix([&](std::int64_t first, const TensorView& tile) {
+    if (first == 0) head_matrix_ = tile;
+    device_.upload(head_memory_.data() + at, {tile.data, static_cast<std::size_t>(tile.bytes())});
+    device_.synchronize();
+    at += tile.bytes();
+    head_matrix_.rows = first + tile.rows;
+  });
+  head_matrix_.data = head_memory_.data();
+}
+
+void DeviceStager::begin_stream() {
+  std::int64_t largest[2] = {};
+  bool reached = options_.first_layer < 0;
+  for (const StagedLayer& layer : plan_.layers) {
+    reached = reached || layer.layer >= options_.first_layer;
+    if (layer.on_device) continue;
+    for (const PartKind kind : kLayerParts) {
+      const PartEntry* const entry = store_.layer_slab(layer.layer).part(kind);
+      STAGECOACH_CHECK(entry != nullptr);
+      const std::size_t k = kind_index(kind);
+      largest[k] = std::max(largest[k], entry->bytes);
+      if (!reached) ++first_;
+      const std::uint64_t index = parts_.size();
+      parts_.push_back({layer.layer, kind, entry, of_kind_[k].size()});
+      of_kind_[k].push_back(index);
+    }
+  }
+  if (parts_.empty()) return;
+  const int counts[] = {plan_.device.attention_slots, plan_.device.mlp_slots};
+  for (std::size_t k = 0; k < 2; ++k)
+    for (int i = 0; i < counts[k]; ++i) slots_[k].push_back({allocate(largest[k]), nullptr});
+  // Memory is zeroed in the order of ops, which a copy beside them must not overtake.
+  const EventPtr zeroed = device_.mark();
+  for (std::vector<Slot>& ring : slots_)
+    for (Slot& slot : ring) slot.used = zeroed;
+  next_ = released_ = first_;
+  end_ = options_.passes > 0 ? static_cast<std::uint64_t>(options_.passes) * parts_.size()
+                             : ~std::uint64_t{0};
+  spdlog::debug("{} of {} layers pass through {} + {} slots of the device", parts_.size() / 2,
+                plan_.layers.size(), counts[0], counts[1]);
+  thread_ = std::thread([this] {
+    try {
+      copy_all();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      error_ = std::current_exception();
+      copied_changed_.notify_all();
+    }
+  });
+}
+
+std::uint64_t DeviceStager::ordinal(std::uint64_t number) const {
+  const std::size_t k = kind_index(part(number).kind);
+  return number / parts_.size() * of_kind_[k].size() + part(number).index_in_kind;
+}
+
+DeviceStager::Slot& DeviceStager::slot_of(std::uint64_t number) {
+  std::vector<Slot>& ring = slots_[kind_index(part(number).kind)];
+  return ring[ordinal(number) % ring.size()];
+}
+
+std::optional<std::uint64_t> DeviceStager::previous_in_slot(std::uint64_t number) const {
+  const std::size_t k = kind_index(part(number).kind);
+  const std::uint64_t place = ordinal(number), slots = slots_[k].size();
+  if (place < slots) return std::nullopt;
+  const std::uint64_t before = place - slots, per_pass = of_kind_[k].size();
+  return before / per_pass * parts_.size() + of_kind_[k][before % per_pass];
+}
+
+// The copying thread.
+void DeviceStager::copy_all() {
+  // The host's memory of a copy under way, given back when the next one has been queued: the bus
+  // has no gap between them.
+  std::optional<LayerLease> lease;
+  EventPtr copied;
+  std::int64_t last_end_ns = 0, queued_ns = 0;
+  Span span{.kind = SpanKind::kCopy};
+  const auto finish = [&] {
+    if (copied == nullptr) return;
+    span.end_ns = copied->passed_ns();
+    span.begin_ns = std::min(span.end_ns, std::max(queued_ns, last_end_ns));
+    last_end_ns = span.end_ns;
+    timeline_.record(span);
+    copied = nullptr;
+    lease.reset();
+  };
+  for (std::uint64_t number = first_; number < end_; ++number) {
+    const StreamedPart& wanted = part(number);
+    const std::optional<std::uint64_t> before = previous_in_slot(number);
+    {
+      std::unique_lock lock(mutex_);
+      const auto free = [&] { return stop_ || !before || *before < released_; };
+      if (!free()) {
+        lock.unlock();
+        finish();  // there is time
+        lock.lock();
+      }
+      released_changed_.wait(lock, free);
+      if (stop_) break;
+    }
+    LayerLease next = host_.lease(wanted.layer, wanted.kind, NextUse::kNextPass);
+    const TensorEntry& first_tensor = wanted.entry->tensors.front();
+    const std::byte* const data = next[first_tensor.spec.role].data - first_tensor.offset;
+    Slot& slot = slot_of(number);
+    const std::int64_t now = now_ns();
+    EventPtr event = device_.copy_ahead(
+        slot.memory.data(), {data, static_cast<std::size_t>(wanted.entry->bytes)}, slot.used);
+    {
+      const std::lock_guard lock(mutex_);
+      copied_.emplace(number, event);
+    }
+    copied_changed_.notify_all();
+    finish();
+    lease.emplace(std::move(next));
+    copied = std::move(event);
+    queued_ns = now;
+    span.layer = static_cast<std::int32_t>(wanted.layer);
+    span.bytes = wanted.entry->bytes;
+  }
+  finish();
+}
+
+EventPtr DeviceStager::wait_copied(std::uint64_t number) {
+  std::unique_lock lock(mutex_);
+  while (!copied_.contains(number)) {
+    if (error_) std::rethrow_exception(error_);
+    if (options_.interrupted && options_.interrupted())
+      throw Error(ErrorKind::kInterrupted, "interrupted");
+    copied_changed_.wait_for(lock, kPoll);
+  }
+  return copied_.extract(number).mapped();
+}
+
+void DeviceStager::release(std::uint64_t number) {
+  slot_of(number).used = device_.mark();
+  {
+    const std::lock_guard lock(mutex_);
+    STAGECOACH_CHECK(number == released_);
+    ++released_;
+  }
+  released_changed_.notify_one();
+}
+
+LayerLease DeviceStager::lease(std::int64_t layer, PartKind part_kind, NextUse next) {
+  if (const auto found = resident_.find(key_of(layer, part_kind)); found != resident_.end())
+    return {found->second.tensors, nullptr};
+  const Key key{layer, part_kind};
+  auto held = held_.find(key);
+  if (held == held_.end()) {
+    // Whoever leases in another order would get another layer's weights.
+    STAGECOACH_CHECK(!parts_.empty() && next_ < end_ && part(next_).layer == layer &&
+                     part(next_).kind == part_kind);
+    device_.wait_for(wait_copied(next_));
+    held = held_
+               .emplace(key, HeldPart{next_, part_tensors(*part(next_).entry,
+                                                          slot_of(next_).memory.data())})
+               .first;
+    ++next_;
+  }
+  if (next == NextUse::kThisPass) return {held->second.tensors, nullptr};
+  return {held->second.tensors, [this, key] {
+            const auto ended = held_.find(key);
+            release(ended->second.number);
+            held_.erase(ended);
+          }};
+}
+
+LayerLease DeviceStager::lease_ends(PartKind part_kind) {
+  const std::optional<End>& end = part_kind == PartKind::kEmbedding ? embedding_ : head_;
+  STAGECOACH_CHECK(end.has_value());
+  return {end->tensors, nullptr};
+}
+
+// Only the rows that are wanted go to the device, as float32.
+void DeviceStager::gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) {
+  host_.gather(
+      table, ids,
+      [&](std::size_t first, const TensorView& rows, std::span<const std::int32_t> local) {
+        const auto most = static_cast<std::size_t>(std::max<std::int64_t>(
+            1, options_.gather_bytes / (rows.cols * static_cast<std::int64_t>(sizeof(float)))));
+        std::vector<float> values;
+        std::vector<std::int32_t> places;
+        for (std::size_t begin = 0; begin < local.size(); begin += most) {
+          const std::span<const std::int32_t> some =
+              local.subspan(begin, std::min(most, local.size() - begin));
+          values.resize(some.size() * static_cast<std::size_t>(rows.cols));
+          for (std::size_t i = 0; i < some.size(); ++i)
+            unpack_rows(rows.layout, rows.type, rows.data, rows.cols, some[i], 1,
+                        values.data() + i * static_cast<std::size_t>(rows.cols));
+          const std::span<const std::byte> bytes = std::as_bytes(std::span(values));
+          if (static_cast<std::int64_t>(bytes.size()) > rows_.bytes())
+            rows_ = allocate(static_cast<std::int64_t>(bytes.size()));
+          device_.upload(rows_.data(), bytes);
+          places.resize(some.size());
+          std::iota(places.begin(), places.end(), 0);
+          use(first + begin,
+              {.data = rows_.data(),
+               .type = DType::kF32,
+               .layout = Layout::kRows,
+               .rows = static_cast<std::int64_t>(some.size()),
+               .cols = rows.cols},
+              places);
+        }
+      });
+}
+
+void DeviceStager::head_matrix(const UseTile& use) {
+  if (head_matrix_) return use(0, head_matrix_);
+  host_.head_matrix([&](std::int64_t first, const TensorView& host_tile) {
+    // In memory the matrix is one tile: it passes in pieces of whole panels.
+    const std::int64_t panel =
+        layout_bytes(host_tile.layout, host_tile.type, kPanelRows, host_tile.cols);
+    const std::int64_t rows = std::max<std::int64_t>(1, options_.tile_bytes / panel) * kPanelRows;
+    for (std::int64_t row = 0; row < host_tile.rows; row += rows) {
+      TensorView tile = host_tile;
+      tile.data = host_tile.data + row / kPanelRows * panel;
+      tile.rows = std::min(rows, host_tile.rows - row);
+      if (tile.bytes() > head_memory_.bytes()) head_memory_ = allocate(tile.bytes());
+      device_.upload(head_memory_.data(), {tile.data, static_cast<std::size_t>(tile.bytes())});
+      tile.data = head_memory_.data();
+      use(first + row, tile);
+    }
+  });
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,80 @@
+// One suite for every backend, against the oracle (kernels/ref): the CPU, and whatever module of
+// CUDA STAGECOACH_MODULES leads to: the simulation of tests/cuda_sim, or a real card's.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
+#include "base/error.h"
+#include "kernels/include/ops.h"
+
+namespace stagecoach {
+
+using Floats = std::vector<float>;
+using Bytes = std::vector<std::byte>;
+
+inline constexpr double kRoundoff = 0x1p-24;  // of float32
+
+class BackendTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == "cpu") {
+      backend_ = make_cpu_backend({.threads = 2, .isa = {}});
+      return;
+    }
+    try {
+      backend_ = make_cuda_backend({});
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+
+  Backend& backend() { return *backend_; }
+  bool is_gpu() const { return GetParam() != "cpu"; }
+
+  Floats random(std::int64_t count, float scale = 1.0f) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    Floats values(static_cast<std::size_t>(count));
+    for (float& value : values) value = normal(generator_);
+    return values;
+  }
+  std::int64_t uniform(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(generator_);
+  }
+
+  Buffer on_device(std::span<const std::byte> host) {
+    Buffer buffer = backend_->allocate(static_cast<std::int64_t>(host.size()));
+    backend_->upload(buffer.data(), host);
+    return buffer;
+  }
+  Buffer on_device(const Floats& host) { return on_device(std::as_bytes(std::span(host))); }
+  Floats floats_of(const Buffer& buffer) {
+    Floats values(static_cast<std::size_t>(buffer.bytes()) / sizeof(float));
+    backend_->download(std::as_writable_bytes(std::span(values)), buffer.data());
+    return values;
+  }
+  Bytes bytes_of(const Buffer& buffer) {
+    Bytes values(static_cast<std::size_t>(buffer.bytes()));
+    backend_->download(values, buffer.data());
+    return values;
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::mt19937 generator_{20261126};
+};
+
+#define STAGECOACH_EVERY_BACKEND(Fixture)                                       \
+  INSTANTIATE_TEST_SUITE_P(Backends, Fixture, ::testing::Values("cpu", "cuda"), \
+                           [](const auto& backend) { return backend.param; })
+
+}  // namespace stagecoach
