@@ -148,8 +148,9 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
     CUstream_st* const found = find_stream(runtime, stream, "cudaLaunchHostFunc");
     if (found == nullptr) return cudaErrorInvalidResourceHandle;
     if (function == nullptr) return cudaErrorInvalidValue;
-    return submit(runtime, *found,
-                  {.what = "host function", .work = make_host_work(function, user_data)});
+    return submit(
+        runtime, *found,
+        {.what = "host function", .work = make_host_work(function, user_data), .host = true});
   });
 }
 

@@ -10,6 +10,7 @@ namespace cuda_sim {
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr std::size_t kGap = 1 << 20;  // nobody's, between allocations
 
 constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -46,7 +47,7 @@ DeviceMemory::DeviceMemory(int device, std::size_t limit, bool protect)
     fmt::print(stderr, "cuda_sim: cannot reserve addresses for device {}\n", device);
     std::abort();
   }
-  next_ = base_ + kPage;
+  next_ = base_ + kGap;
 }
 
 DeviceMemory::~DeviceMemory() {
@@ -57,10 +58,10 @@ std::byte* DeviceMemory::allocate(std::size_t bytes) {
   if (bytes > limit_) return nullptr;
   const std::size_t rounded = round_up(bytes, kAlignment);
   const std::size_t page_bytes = round_up(rounded, kPage);
-  if (used_ + rounded > limit_ || next_ + page_bytes + kPage > base_ + kReserved) return nullptr;
+  if (used_ + rounded > limit_ || next_ + page_bytes + kGap > base_ + kReserved) return nullptr;
   std::byte* const pages = next_;
   if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
-  next_ += page_bytes + kPage;
+  next_ += page_bytes + kGap;
   used_ += rounded;
   peak_ = std::max(peak_, used_);
   std::byte* const data = pages + page_bytes - rounded;

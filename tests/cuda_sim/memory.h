@@ -1,5 +1,5 @@
 // Device memory and pinned host memory. A device owns a range of addresses; an allocation ends (but
-// for 256-byte alignment, where canaries stand) at a page that nobody may touch, and addresses are
+// for 256-byte alignment, where canaries stand) at a gap that nobody may touch, and addresses are
 // not used twice. Between ops the whole range is closed to the host; an op opens what it touches,
 // by the fault that its first access takes (fault_handler.cc).
 #pragma once

@@ -56,7 +56,7 @@ void Runtime::configure(const Config& to) {
   pinned.clear();
   shared_limits.clear();
   last_message.clear();
-  cublas_handles = 0;
+  cublas_handles.clear();
   config = to;
   random = Random(config.seed);
   mood_left = 0;
