@@ -11,6 +11,10 @@
 #include <memory>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "block_state.h"
 
 uint3 threadIdx;
@@ -29,6 +33,8 @@ namespace context = boost::context::detail;
 constexpr std::size_t kStackBytes =
     256 * 1024;  // touched pages only; sanitizers need more than GPUs
 constexpr std::size_t kStackGuard = 64 * 1024;  // a frame may step over a page
+// Tops of stacks differ by less than this, or all of them would share a few lines of the cache.
+constexpr std::size_t kColours = 4096;
 constexpr std::size_t kSharedReserve = 256 * 1024;
 constexpr std::size_t kSharedGuard = 64 << 20;  // before and behind
 constexpr std::size_t kSharedCanary = 256;      // before the block's shared memory
@@ -49,6 +55,7 @@ std::byte* map_stack() {
 struct Fiber {
   void* context = nullptr;
   std::byte* stack = nullptr;  // a guard first
+  std::byte* top = nullptr;
 };
 
 struct Machine {
@@ -73,8 +80,7 @@ void switch_to(Fiber* to) {
   machine.current = to;
   ++machine.switches;
   if (to->context == nullptr)
-    to->context =
-        context::make_fcontext(to->stack + kStackGuard + kStackBytes, kStackBytes, fiber_main);
+    to->context = context::make_fcontext(to->top, kStackBytes - kColours, fiber_main);
   const context::transfer_t back = context::jump_fcontext(to->context, from);
   static_cast<Fiber*>(back.data)->context = back.fctx;
 }
@@ -82,8 +88,10 @@ void switch_to(Fiber* to) {
 Fiber* take_fiber() {
   if (machine.idle.empty()) {
     machine.fibers.push_back(std::make_unique<Fiber>());
-    machine.fibers.back()->stack = map_stack();
-    return machine.fibers.back().get();
+    Fiber* const fiber = machine.fibers.back().get();
+    fiber->stack = map_stack();
+    fiber->top = fiber->stack + kStackGuard + kStackBytes - machine.fibers.size() * 192 % kColours;
+    return fiber;
   }
   Fiber* const fiber = machine.idle.back();
   machine.idle.pop_back();
@@ -201,11 +209,19 @@ void start_threads(const BlockJob& job, Random& random) {
   machine.failure = {};
 }
 
+// AddressSanitizer marks what lies between a frame's variables until the frame returns.
+void forget_frames([[maybe_unused]] std::byte* stack) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack + kStackGuard, kStackBytes);
+#endif
+}
+
 // Threads that did not end keep nothing: their stacks start anew.
 void abandon_fibers() {
   machine.idle.clear();
   for (const auto& fiber : machine.fibers) {
     fiber->context = nullptr;
+    forget_frames(fiber->stack);
     machine.idle.push_back(fiber.get());
   }
 }
@@ -253,6 +269,7 @@ BlockFailure run_block(const BlockJob& job, Random& random) {
     machine.failure = {cudaErrorLaunchFailure, describe_waiting()};
   if (machine.failure.error != cudaSuccess) {
     abandon_fibers();
+    forget_frames(machine.emergency_stack);
   } else if (!shared_intact()) {
     machine.failure = {
         cudaErrorIllegalAddress,

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "random.h"
+
 namespace cuda_sim {
 
 struct Allocation {
@@ -42,7 +44,7 @@ class DeviceMemory {
   bool open_page(const void* address);  // on a fault: whether the access may be tried again
   bool canaries_intact() const;         // of what is open
   void repair_canaries();               // so that one wrong write is reported once
-  void close();
+  void close(Random& random);
 
   std::size_t limit() const { return limit_; }
   std::size_t used() const { return used_; }

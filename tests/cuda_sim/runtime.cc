@@ -94,7 +94,7 @@ void Runtime::fail(int number, cudaError_t error, const std::string& line) {
 }
 
 void Runtime::close_memory() {
-  for (const auto& each : devices) each->memory.close();
+  for (const auto& each : devices) each->memory.close(random);
 }
 
 namespace {

@@ -134,7 +134,7 @@ cudaError_t submit(Runtime& runtime, CUstream_st& stream, Operation operation) {
     Capture& capture = *stream.capture;
     if (capture.invalid) return cudaErrorStreamCaptureInvalidated;
     capture.nodes.push_back(
-        {std::move(operation.what), std::move(operation.work), stream.frontier});
+        {std::move(operation.what), std::move(operation.work), stream.frontier, operation.host});
     stream.frontier = {capture.nodes.size() - 1};
     return cudaSuccess;
   }

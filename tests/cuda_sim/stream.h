@@ -45,6 +45,7 @@ struct GraphNode {
   std::string what;
   std::unique_ptr<Work> work;
   std::vector<std::size_t> waits;
+  bool host = false;
 };
 
 // Streams that are being captured into one graph.
