@@ -148,8 +148,9 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
     CUstream_st* const found = find_stream(runtime, stream, "cudaLaunchHostFunc");
     if (found == nullptr) return cudaErrorInvalidResourceHandle;
     if (function == nullptr) return cudaErrorInvalidValue;
-    return submit(runtime, *found,
-                  {.what = "host function", .work = make_host_work(function, user_data)});
+    return submit(
+        runtime, *found,
+        {.what = "host function", .work = make_host_work(function, user_data), .host = true});
   });
 }
 
@@ -300,7 +301,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
     if (flags != 0) return cudaErrorNotSupported;
     std::vector<GraphNode> nodes;
     for (const GraphNode& node : graph->nodes)
-      nodes.push_back({node.what, node.work == nullptr ? nullptr : node.work->clone(), node.waits});
+      nodes.push_back(
+          {node.what, node.work == nullptr ? nullptr : node.work->clone(), node.waits, node.host});
     runtime.execs.push_back(std::make_unique<CUgraphExec_st>());
     *exec = runtime.execs.back().get();
     (*exec)->nodes = std::make_shared<const std::vector<GraphNode>>(std::move(nodes));
@@ -317,6 +319,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
       return refuse_in_capture(runtime, *found->capture, "cudaGraphLaunch",
                                cudaErrorStreamCaptureUnsupported);
     Operation operation{.what = "graph", .work = make_graph_work(exec->nodes)};
+    operation.host = std::ranges::any_of(*exec->nodes, &GraphNode::host);
     if (exec->last != nullptr && !exec->last->done) operation.waits.push_back(exec->last);
     exec->last = operation.completion;
     return submit(runtime, *found, std::move(operation));

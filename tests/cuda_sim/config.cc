@@ -98,6 +98,10 @@ int FaultList::next(const std::string& function) {
 std::string leaks() {
   Runtime& state = runtime();
   std::lock_guard lock(state.mutex);
+  // On a device that failed, nothing can be freed.
+  if (std::ranges::any_of(state.devices,
+                          [](const auto& device) { return device->failed != cudaSuccess; }))
+    return {};
   std::string lines;
   for (const auto& device : state.devices) lines += device->memory.leaks();
   lines += state.pinned.leaks();
@@ -109,7 +113,7 @@ std::string leaks() {
   add("events", std::ssize(state.events));
   add("graphs", std::ssize(state.graphs));
   add("executable graphs", std::ssize(state.execs));
-  add("cuBLAS handles", state.cublas_handles);
+  add("cuBLAS handles", std::ssize(state.cublas_handles));
   return lines;
 }
 

@@ -208,17 +208,19 @@ cublasStatus_t cublasCreate(cublasHandle_t* handle) {
     if (handle == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
     *handle = new cublasContext;
     (*handle)->device = cuda_sim::thread_state().device;
-    ++runtime.cublas_handles;
+    runtime.cublas_handles.insert(*handle);
     return CUBLAS_STATUS_SUCCESS;
   });
 }
 
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  const cublasStatus_t status = library_call("cublasDestroy", [&](Runtime& runtime) {
-    --runtime.cublas_handles;
-    return CUBLAS_STATUS_SUCCESS;
-  });
+  {
+    std::lock_guard lock(cuda_sim::runtime().mutex);
+    cuda_sim::runtime().cublas_handles.erase(handle);  // whatever state the device is in
+  }
+  const cublasStatus_t status =
+      library_call("cublasDestroy", [](Runtime&) { return CUBLAS_STATUS_SUCCESS; });
   delete handle;
   return status;
 }

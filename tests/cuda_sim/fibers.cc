@@ -11,6 +11,10 @@
 #include <memory>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "block_state.h"
 
 uint3 threadIdx;
@@ -26,28 +30,32 @@ namespace {
 
 namespace context = boost::context::detail;
 
-constexpr std::size_t kPage = 4096;
 constexpr std::size_t kStackBytes =
     256 * 1024;  // touched pages only; sanitizers need more than GPUs
+constexpr std::size_t kStackGuard = 64 * 1024;  // a frame may step over a page
+// Tops of stacks differ by less than this, or all of them would share a few lines of the cache.
+constexpr std::size_t kColours = 4096;
 constexpr std::size_t kSharedReserve = 256 * 1024;
-constexpr std::size_t kSharedCanary = 256;  // before the block's shared memory
+constexpr std::size_t kSharedGuard = 64 << 20;  // before and behind
+constexpr std::size_t kSharedCanary = 256;      // before the block's shared memory
 // Of a block in which nothing else can run: it waits for something that never comes.
 constexpr std::uint64_t kMaxIdleYields = 100'000'000;
 
 std::byte* map_stack() {
-  void* const pages = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE,
+  void* const pages = mmap(nullptr, kStackBytes + kStackGuard, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) {
     fmt::print(stderr, "cuda_sim: no memory for the stack of a simulated thread\n");
     std::abort();
   }
-  mprotect(pages, kPage, PROT_NONE);
+  mprotect(pages, kStackGuard, PROT_NONE);
   return static_cast<std::byte*>(pages);
 }
 
 struct Fiber {
   void* context = nullptr;
-  std::byte* stack = nullptr;  // a guard page first
+  std::byte* stack = nullptr;  // a guard first
+  std::byte* top = nullptr;
 };
 
 struct Machine {
@@ -56,7 +64,7 @@ struct Machine {
   std::array<Fiber*, kMaxThreads> of_thread{};  // nullptr: has not started
   Fiber caller;
   Fiber* current = nullptr;
-  std::byte* shared = nullptr;  // kSharedReserve bytes, then a guard page
+  std::byte* shared = nullptr;  // kSharedReserve bytes between guards
   std::byte* emergency_stack = nullptr;
   BlockFailure failure;
   std::uint64_t switches = 0;
@@ -72,7 +80,7 @@ void switch_to(Fiber* to) {
   machine.current = to;
   ++machine.switches;
   if (to->context == nullptr)
-    to->context = context::make_fcontext(to->stack + kPage + kStackBytes, kStackBytes, fiber_main);
+    to->context = context::make_fcontext(to->top, kStackBytes - kColours, fiber_main);
   const context::transfer_t back = context::jump_fcontext(to->context, from);
   static_cast<Fiber*>(back.data)->context = back.fctx;
 }
@@ -80,8 +88,10 @@ void switch_to(Fiber* to) {
 Fiber* take_fiber() {
   if (machine.idle.empty()) {
     machine.fibers.push_back(std::make_unique<Fiber>());
-    machine.fibers.back()->stack = map_stack();
-    return machine.fibers.back().get();
+    Fiber* const fiber = machine.fibers.back().get();
+    fiber->stack = map_stack();
+    fiber->top = fiber->stack + kStackGuard + kStackBytes - machine.fibers.size() * 192 % kColours;
+    return fiber;
   }
   Fiber* const fiber = machine.idle.back();
   machine.idle.pop_back();
@@ -134,11 +144,11 @@ void fiber_main(context::transfer_t from) {
 
 void prepare_shared(std::size_t bytes) {
   if (machine.shared == nullptr) {
-    void* const pages = mmap(nullptr, kSharedReserve + kPage, PROT_READ | PROT_WRITE,
+    void* const pages = mmap(nullptr, kSharedReserve + 2 * kSharedGuard, PROT_NONE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (pages == MAP_FAILED) std::abort();
-    machine.shared = static_cast<std::byte*>(pages);
-    mprotect(machine.shared + kSharedReserve, kPage, PROT_NONE);
+    machine.shared = static_cast<std::byte*>(pages) + kSharedGuard;
+    mprotect(machine.shared, kSharedReserve, PROT_READ | PROT_WRITE);
   }
   const std::size_t rounded = (bytes + 15) / 16 * 16;
   std::byte* const begin = machine.shared + kSharedReserve - rounded;
@@ -165,7 +175,7 @@ void prepare_alternate_stack() {
   sigaltstack(nullptr, &before);
   stack = map_stack();
   stack_t own{};
-  own.ss_sp = stack + kPage;
+  own.ss_sp = stack + kStackGuard;
   own.ss_size = kStackBytes;
   if ((before.ss_flags & SS_DISABLE) != 0) sigaltstack(&own, nullptr);
 }
@@ -199,11 +209,19 @@ void start_threads(const BlockJob& job, Random& random) {
   machine.failure = {};
 }
 
+// AddressSanitizer marks what lies between a frame's variables until the frame returns.
+void forget_frames([[maybe_unused]] std::byte* stack) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack + kStackGuard, kStackBytes);
+#endif
+}
+
 // Threads that did not end keep nothing: their stacks start anew.
 void abandon_fibers() {
   machine.idle.clear();
   for (const auto& fiber : machine.fibers) {
     fiber->context = nullptr;
+    forget_frames(fiber->stack);
     machine.idle.push_back(fiber.get());
   }
 }
@@ -251,6 +269,7 @@ BlockFailure run_block(const BlockJob& job, Random& random) {
     machine.failure = {cudaErrorLaunchFailure, describe_waiting()};
   if (machine.failure.error != cudaSuccess) {
     abandon_fibers();
+    forget_frames(machine.emergency_stack);
   } else if (!shared_intact()) {
     machine.failure = {
         cudaErrorIllegalAddress,
@@ -272,18 +291,20 @@ pthread_t block_thread() {
 }
 
 Escape escape_from_block(cudaError_t error, std::string what) {
+  if (block_state.threads > 1)
+    what = fmt::format("thread ({},{},{}): {}", threadIdx.x, threadIdx.y, threadIdx.z, what);
   machine.failure = {error, std::move(what)};
-  return {[] { escape(); }, machine.emergency_stack + kPage + kStackBytes};
+  return {[] { escape(); }, machine.emergency_stack + kStackGuard + kStackBytes};
 }
 
 std::string describe_block_address(const void* address) {
   const auto* byte = static_cast<const std::byte*>(address);
-  if (machine.shared != nullptr && byte >= machine.shared &&
-      byte < machine.shared + kSharedReserve + kPage)
+  if (machine.shared != nullptr && byte >= machine.shared - kSharedGuard &&
+      byte < machine.shared + kSharedReserve + kSharedGuard)
     return fmt::format("{} bytes behind the start of {} bytes of shared memory",
                        byte - block_state.shared, block_state.shared_bytes);
   for (const auto& fiber : machine.fibers)
-    if (byte >= fiber->stack && byte < fiber->stack + kPage)
+    if (byte >= fiber->stack && byte < fiber->stack + kStackGuard)
       return fmt::format("overflow of a thread's stack of {} bytes", kStackBytes);
   return {};
 }

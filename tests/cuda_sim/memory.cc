@@ -4,28 +4,37 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace cuda_sim {
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr std::uint32_t kAlwaysClosed = 64;  // pages
+constexpr std::size_t kGap = 1 << 20;        // nobody's, between allocations
 
 constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
 // NaN as float32, float16 and bfloat16, and unlike the bytes of fresh memory.
+constexpr std::array<std::byte, kPage + 2> kCanaries = [] {
+  std::array<std::byte, kPage + 2> bytes{};
+  for (std::size_t n = 0; n < bytes.size(); ++n)
+    bytes[n] = n % 2 != 0 ? std::byte{0xff} : std::byte{0xa5};
+  return bytes;
+}();
+
+const std::byte* canaries_for(const std::byte* begin) {
+  return kCanaries.data() + (reinterpret_cast<std::uintptr_t>(begin) & 1);
+}
+// Both of less than a page and a byte.
 void write_canaries(std::byte* begin, std::byte* end) {
-  for (std::byte* at = begin; at < end; ++at)
-    *at = (reinterpret_cast<std::uintptr_t>(at) & 1) != 0 ? std::byte{0xff} : std::byte{0xa5};
+  std::memcpy(begin, canaries_for(begin), static_cast<std::size_t>(end - begin));
 }
 bool canaries_in(const std::byte* begin, const std::byte* end) {
-  for (const std::byte* at = begin; at < end; ++at)
-    if (*at !=
-        ((reinterpret_cast<std::uintptr_t>(at) & 1) != 0 ? std::byte{0xff} : std::byte{0xa5}))
-      return false;
-  return true;
+  return std::memcmp(begin, canaries_for(begin), static_cast<std::size_t>(end - begin)) == 0;
 }
 bool intact(const Allocation& allocation) {
   return canaries_in(allocation.pages, allocation.data) &&
@@ -46,7 +55,7 @@ DeviceMemory::DeviceMemory(int device, std::size_t limit, bool protect)
     fmt::print(stderr, "cuda_sim: cannot reserve addresses for device {}\n", device);
     std::abort();
   }
-  next_ = base_ + kPage;
+  next_ = base_ + kGap;
 }
 
 DeviceMemory::~DeviceMemory() {
@@ -57,10 +66,10 @@ std::byte* DeviceMemory::allocate(std::size_t bytes) {
   if (bytes > limit_) return nullptr;
   const std::size_t rounded = round_up(bytes, kAlignment);
   const std::size_t page_bytes = round_up(rounded, kPage);
-  if (used_ + rounded > limit_ || next_ + page_bytes + kPage > base_ + kReserved) return nullptr;
+  if (used_ + rounded > limit_ || next_ + page_bytes + kGap > base_ + kReserved) return nullptr;
   std::byte* const pages = next_;
   if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
-  next_ += page_bytes + kPage;
+  next_ += page_bytes + kGap;
   used_ += rounded;
   peak_ = std::max(peak_, used_);
   std::byte* const data = pages + page_bytes - rounded;
@@ -155,8 +164,13 @@ void DeviceMemory::repair_canaries() {
   }
 }
 
-void DeviceMemory::close() {
+void DeviceMemory::close(Random& random) {
   if (!protect_ || open_.empty()) return;
+  // It costs by the page: what is big is closed by chance.
+  std::size_t pages = 0;
+  for (const Allocation* one : open_) pages += one->page_bytes / kPage;
+  if (pages > kAlwaysClosed && !random.chance(kAlwaysClosed, static_cast<std::uint32_t>(pages)))
+    return;
   // One call for the whole range: what lies between is closed anyway.
   mprotect(base_, static_cast<std::size_t>(next_ - base_), PROT_NONE);
   for (Allocation* one : open_) one->open = false;

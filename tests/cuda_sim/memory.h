@@ -1,5 +1,5 @@
 // Device memory and pinned host memory. A device owns a range of addresses; an allocation ends (but
-// for 256-byte alignment, where canaries stand) at a page that nobody may touch, and addresses are
+// for 256-byte alignment, where canaries stand) at a gap that nobody may touch, and addresses are
 // not used twice. Between ops the whole range is closed to the host; an op opens what it touches,
 // by the fault that its first access takes (fault_handler.cc).
 #pragma once
@@ -9,6 +9,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include "random.h"
 
 namespace cuda_sim {
 
@@ -42,7 +44,7 @@ class DeviceMemory {
   bool open_page(const void* address);  // on a fault: whether the access may be tried again
   bool canaries_intact() const;         // of what is open
   void repair_canaries();               // so that one wrong write is reported once
-  void close();
+  void close(Random& random);
 
   std::size_t limit() const { return limit_; }
   std::size_t used() const { return used_; }

@@ -56,7 +56,7 @@ void Runtime::configure(const Config& to) {
   pinned.clear();
   shared_limits.clear();
   last_message.clear();
-  cublas_handles = 0;
+  cublas_handles.clear();
   config = to;
   random = Random(config.seed);
   mood_left = 0;
@@ -94,7 +94,7 @@ void Runtime::fail(int number, cudaError_t error, const std::string& line) {
 }
 
 void Runtime::close_memory() {
-  for (const auto& each : devices) each->memory.close();
+  for (const auto& each : devices) each->memory.close(random);
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -55,7 +56,7 @@ struct Runtime {
   std::vector<std::shared_ptr<Capture>> captures;
   std::map<const void*, int> shared_limits;  // by kernel, where cudaFuncSetAttribute raised it
   std::string last_message;
-  int cublas_handles = 0;
+  std::set<const void*> cublas_handles;
   int injected_status = 0;                   // a cuBLAS status for the running call
   cudaError_t injected_later = cudaSuccess;  // by the op that the running call queues, when it runs
   enum class Mood { kLate, kMixed, kEager } mood = Mood::kMixed;

@@ -23,10 +23,13 @@ void for_each_stream(Runtime& runtime, Visit visit) {
   for (const auto& stream : runtime.streams) visit(*stream);
 }
 
-CUstream_st* random_ready(Runtime& runtime) {
+enum class Host { kNo, kYes };
+
+CUstream_st* random_ready(Runtime& runtime, Host host = Host::kNo) {
   std::vector<CUstream_st*> candidates;
   for_each_stream(runtime, [&](CUstream_st& stream) {
-    if (ready(stream)) candidates.push_back(&stream);
+    if (ready(stream) && (host == Host::kYes || !stream.queue.front().host))
+      candidates.push_back(&stream);
   });
   if (candidates.empty()) return nullptr;
   return candidates[runtime.random.below(static_cast<std::uint32_t>(candidates.size()))];
@@ -68,8 +71,8 @@ void step(Runtime& runtime, CUstream_st& stream) {
   stream.queue.pop_front();
 }
 
-bool step_any(Runtime& runtime) {
-  CUstream_st* const stream = random_ready(runtime);
+bool step_any(Runtime& runtime, Host host = Host::kNo) {
+  CUstream_st* const stream = random_ready(runtime, host);
   if (stream != nullptr) step(runtime, *stream);
   return stream != nullptr;
 }
@@ -131,7 +134,7 @@ cudaError_t submit(Runtime& runtime, CUstream_st& stream, Operation operation) {
     Capture& capture = *stream.capture;
     if (capture.invalid) return cudaErrorStreamCaptureInvalidated;
     capture.nodes.push_back(
-        {std::move(operation.what), std::move(operation.work), stream.frontier});
+        {std::move(operation.what), std::move(operation.work), stream.frontier, operation.host});
     stream.frontier = {capture.nodes.size() - 1};
     return cudaSuccess;
   }
@@ -147,7 +150,7 @@ void wait_for(Runtime& runtime, const CompletionPtr& completion) {
     const bool stray = runtime.mood == Runtime::Mood::kEager ||
                        (runtime.mood == Runtime::Mood::kMixed && runtime.random.chance(1, 2));
     CUstream_st* stream = stray ? random_ready(runtime) : needed_for(completion);
-    if (stream == nullptr) stream = random_ready(runtime);
+    if (stream == nullptr) stream = needed_for(completion);
     if (stream != nullptr) {
       step(runtime, *stream);
     } else {
@@ -193,7 +196,7 @@ void run_by_chance(Runtime& runtime) {
 }
 
 void poll(Runtime& runtime) {
-  if (runtime.random.chance(1, 2)) step_any(runtime);
+  if (runtime.random.chance(1, 2)) step_any(runtime, Host::kYes);
 }
 
 CUstream_st* find_stream(Runtime& runtime, cudaStream_t stream, const char* function) {

@@ -36,6 +36,8 @@ struct Operation {
   std::string what;
   std::unique_ptr<Work> work = {};  // may be null: only waits or marks
   std::vector<CompletionPtr> waits = {};
+  // Runs only for a call that needs it: it may wait for what the program does after other calls.
+  bool host = false;
   CompletionPtr completion = std::make_shared<Completion>();
 };
 
@@ -43,6 +45,7 @@ struct GraphNode {
   std::string what;
   std::unique_ptr<Work> work;
   std::vector<std::size_t> waits;
+  bool host = false;
 };
 
 // Streams that are being captured into one graph.

@@ -33,8 +33,8 @@ struct Config {
 Config config_from_environment();
 
 // Starts over with empty devices and statistics. Returns what the program before leaked, one line
-// each, or nothing; no handle and no pointer of before is valid after. No other thread may be in
-// the API.
+// each, or nothing (so, too, if a device failed); no handle and no pointer of before is valid
+// after. No other thread may be in the API.
 std::string reset(const Config& config);
 
 // What is allocated or created and not freed now, in the same form.

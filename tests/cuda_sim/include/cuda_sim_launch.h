@@ -24,6 +24,13 @@ void launch(const char* name, const void* function, dim3 grid, dim3 block, std::
             cudaStream_t stream, std::function<void()> thread_body,
             std::vector<const void*> pointers = {});
 
+template <class T>
+void add_pointer(std::vector<const void*>& pointers, const T& argument) {
+  if constexpr (std::is_pointer_v<T>)
+    pointers.push_back(const_cast<const void*>(static_cast<const volatile void*>(argument)));
+  (void)pointers, (void)argument;
+}
+
 // The usual way: arguments are converted and copied now, as <<<>>> does, and every argument that is
 // a raw pointer is checked. Pointers inside structs are not: what they point to is, when touched.
 template <class... Parameters, class... Arguments>
@@ -35,15 +42,7 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
   static_assert((!std::is_reference_v<Parameters> && ...), "kernel parameters are passed by value");
   std::tuple<Parameters...> values{static_cast<Parameters>(std::forward<Arguments>(arguments))...};
   std::vector<const void*> pointers;
-  std::apply(
-      [&pointers](const auto&... value) {
-        const auto add = [&pointers](const auto& one) {
-          if constexpr (std::is_pointer_v<std::remove_cvref_t<decltype(one)>>)
-            pointers.push_back(const_cast<const void*>(static_cast<const volatile void*>(one)));
-        };
-        (add(value), ...);
-      },
-      values);
+  std::apply([&pointers](const auto&... value) { (add_pointer(pointers, value), ...); }, values);
   launch(
       name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
       [kernel, values] { std::apply(kernel, values); }, std::move(pointers));
