@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "launcher/launch_session.h"
+#include "launcher/leftovers.h"
 #include "launcher/token_mirror.h"
 #include "plan/replicas.h"
 
@@ -67,6 +68,7 @@ JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& 
       hosts_(hosts),
       model_(model),
       planned_(std::move(planned)),
+      in_rounds_(planned_.stages.windows.size() > planned_.ranks.size()),
       output_(job.run_value("json") == "true", options.out),
       messages_(options.terminal, options.messages) {}
 
@@ -160,13 +162,14 @@ void JobRunner::place_tokens() {
 std::vector<WatchedHost> JobRunner::watched() const {
   std::vector<WatchedHost> watched;
   for (const std::size_t host : planned_.ranks)
-    watched.push_back({hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host)});
+    watched.push_back(
+        {hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host), files_tag(host)});
   // mpirun itself ends with this process, too.
-  watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag()});
+  watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag(), own_tag()});
   return watched;
 }
 
-void JobRunner::write_files(const MpiJob& mpi) const {
+void JobRunner::write_files(const MpiJob& mpi) {
   LaunchSession session{.key = hosts_.key(), .hosts = {}};
   for (const std::size_t host : planned_.ranks) {
     const Host& place = hosts_.at(host);
@@ -188,6 +191,7 @@ JobRunner::Outcome JobRunner::run_once() {
   hosts_.reconnect();
   take_unreached(outcome);
   if (!outcome.lost_hosts.empty()) return outcome;
+  if (!lock_) lock_.emplace(FileLock::of_file(folder() / kLaunchLock, "another launch runs there"));
   try {
     return run_ranks();
   } catch (const Error& error) {
@@ -390,6 +394,7 @@ int JobRunner::run() {
       // A rank that missed another has named it.
       if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;
       throw stopped(outcome);
+  sweep_launches(options_.state);
     }
     recover(outcome);
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/file_lock.h"
 #include "launcher/distribution.h"
 #include "launcher/host_watch.h"
 #include "launcher/hosts.h"
@@ -69,7 +70,7 @@ class JobRunner {
   MpiJob placed_job();
   void place_tokens();
   std::vector<WatchedHost> watched() const;
-  void write_files(const MpiJob& mpi) const;
+  void write_files(const MpiJob& mpi);
 
   Host& host_of(std::size_t rank) { return hosts_.all()[planned_.ranks[rank]]; }
   std::size_t rank_of(std::size_t host) const;
@@ -89,6 +90,8 @@ class JobRunner {
   Model& model_;
   PlannedJob planned_;
   OutputRelay output_;
+  const bool in_rounds_;          // as it was planned; take_over may leave fewer windows
+  std::optional<FileLock> lock_;  // of folder()
   MessageRelay messages_;
   std::optional<std::vector<std::byte>> tokens_;  // drawn before a restart
   std::optional<std::size_t> tokens_host_;        // which had rank 0 then
