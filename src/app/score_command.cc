@@ -140,8 +140,6 @@ Command score_command(CLI::App& parent) {
   return {
       app,
       [app, flags] {
-        require_flag(*app, "--store");
-        require_exactly_one(*app, {"--text", "--ids"});
         ScoreJob job(*app, *flags);
         return run_job(
             flags->run,
@@ -155,7 +153,11 @@ Command score_command(CLI::App& parent) {
              .finish = [&](const JobView& view,
                            const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
       },
-      true};
+      true,
+      [app] {
+        require_flag(*app, "--store");
+        require_exactly_one(*app, {"--text", "--ids"});
+      }};
 }
 
 }  // namespace stagecoach

@@ -71,7 +71,7 @@ void apply_job(CLI::App& command, const std::string& file) {
           file, node,
           fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
     if (target->count() > 0) continue;
-    const std::vector<std::string> values = toml_texts(file, node);
+    const std::vector<std::string> values = run_values(file, key.str(), node);
     const auto& begin = node.source().begin;
     const bool repeatable = target->get_expected_max() > 1 ||
                             target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
