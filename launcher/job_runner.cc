@@ -147,9 +147,22 @@ MpiJob JobRunner::placed_job() {
     std::vector<std::string>& extra = mpi.ranks[rank].extra;
     if (keeps_tokens())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
+    if (keeps_pass()) extra.push_back("--checkpoint=" + files + "/pass");
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
   return mpi;
+}
+
+// What windows have computed, for those who go on after a loss; where the user keeps it, that does.
+// A pass that goes through resident windows as a stream of micro-batches has nothing finished until
+// its end, and keeping it would make ranks wait for each other: only rounds are kept.
+bool JobRunner::keeps_pass() const {
+  const std::string& isa = hosts_.at(planned_.ranks[0]).facts.isa;
+  const bool one_isa =
+      std::all_of(planned_.ranks.begin(), planned_.ranks.end(),
+                  [&](std::size_t host) { return hosts_.at(host).facts.isa == isa; });
+  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && one_isa &&
+         job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
 }
 
 // The host that had rank 0 has them, and newer ones.
@@ -177,6 +190,7 @@ void JobRunner::write_files(const MpiJob& mpi) {
         {place.name(), place.spec.reached_as(), place.agent.port, run_tag(host)});
   }
   fs::create_directories(folder());
+  if (!lock_) lock_.emplace(FileLock::of_file(folder() / kLaunchLock, "another launch runs there"));
   fs::remove(folder() / "session.json");
   write_session(folder() / "session.json", session);
   write_file_atomically(folder() / "hostfile", hostfile(mpi));
@@ -191,7 +205,6 @@ JobRunner::Outcome JobRunner::run_once() {
   hosts_.reconnect();
   take_unreached(outcome);
   if (!outcome.lost_hosts.empty()) return outcome;
-  if (!lock_) lock_.emplace(FileLock::of_file(folder() / kLaunchLock, "another launch runs there"));
   try {
     return run_ranks();
   } catch (const Error& error) {
@@ -380,6 +393,7 @@ Error JobRunner::stopped(const Outcome& outcome) const {
 // ---- All of it ----
 
 int JobRunner::run() {
+  sweep_launches(options_.state);
   for (int restarts = 0;; ++restarts) {
     const Outcome outcome = run_once();
     if (outcome.code == 0) break;
@@ -394,7 +408,6 @@ int JobRunner::run() {
       // A rank that missed another has named it.
       if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;
       throw stopped(outcome);
-  sweep_launches(options_.state);
     }
     recover(outcome);
   }

@@ -82,6 +82,7 @@ class JobRunner {
   // mpirun's own, and those of ranks that it starts itself.
   std::string own_tag() const;
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
+  bool keeps_pass() const;
   std::filesystem::path folder() const { return options_.state / "launches" / planned_.name; }
 
   const LaunchJob& job_;
@@ -89,9 +90,9 @@ class JobRunner {
   Hosts& hosts_;
   Model& model_;
   PlannedJob planned_;
-  OutputRelay output_;
   const bool in_rounds_;          // as it was planned; take_over may leave fewer windows
   std::optional<FileLock> lock_;  // of folder()
+  OutputRelay output_;
   MessageRelay messages_;
   std::optional<std::vector<std::byte>> tokens_;  // drawn before a restart
   std::optional<std::size_t> tokens_host_;        // which had rank 0 then
