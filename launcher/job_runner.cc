@@ -59,6 +59,11 @@ std::optional<int> signal_of(int code) {
   return code - 128;
 }
 
+// Of Stagecoach, not of mpirun.
+bool is_own_code(int code) {
+  return (code > 0 && code <= kPeerLostCode) || code == static_cast<int>(ErrorKind::kInterrupted);
+}
+
 }  // namespace
 
 JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& hosts, Model& model,
@@ -148,6 +153,7 @@ MpiJob JobRunner::placed_job() {
     if (keeps_tokens())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
     if (keeps_pass()) extra.push_back("--checkpoint=" + files + "/pass");
+    if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
   return mpi;
@@ -232,8 +238,9 @@ JobRunner::Outcome JobRunner::run_ranks() {
                    kTokens);
   Child mpirun(mpi_command(mpi), {fmt::format("{}={}", kJobVariable, own_tag())},
                Child::Streams::kCapture, input.descriptor());
+  messages_.begin();
   Outcome outcome = follow(mpirun, watch);
-  if (outcome.code != 0) judge(outcome, watch);
+  if (outcome.code != 0 || !is_done()) judge(outcome, watch);
   end_everywhere(mpirun);
   if (mirror && mirror->latest()) tokens_ = mirror->latest();
   messages_.end(outcome.lost());
@@ -318,11 +325,31 @@ bool JobRunner::all_answer() {
   return answers == planned_.ranks.size();
 }
 
+std::string JobRunner::done_name() const {
+  return fmt::format("done-{}", runs_);
+}
+
+// Rank 0 has written all of its results: mpirun's word alone is not enough (relay.cc).
+bool JobRunner::is_done() const {
+  const std::size_t first = planned_.ranks[0];
+  const Host& host = hosts_.at(first);
+  try {
+    const std::vector<StoreFile> files =
+        AgentClient(host.agent, hosts_.key(), host.name()).job_files(files_tag(first));
+    return std::any_of(files.begin(), files.end(),
+                       [this](const StoreFile& file) { return file.name == done_name(); });
+  } catch (const Error&) {  // it is lost itself
+    return false;
+  }
+}
+
 // Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.
 void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
   if (!outcome.lost_hosts.empty()) return;
   const std::optional<int> signal = signal_of(outcome.code);
-  if (outcome.code != kPeerLostCode && !signal) return;
+  const bool explained = messages_.saw_error() && is_own_code(outcome.code);
+  const std::string missed = explained ? std::string() : messages_.loss();
+  if (outcome.code != kPeerLostCode && outcome.code != 0 && !signal && missed.empty()) return;
   const bool answered = all_answer();
   const auto deadline = Clock::now() + kJudgement;
   while (!answered && watch.lost().empty() && Clock::now() < deadline && !options_.interrupted())
@@ -330,8 +357,12 @@ void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
   take_lost(outcome, watch);
   if (!outcome.lost_hosts.empty()) return;
   outcome.rank_lost = true;
-  outcome.reason = signal ? fmt::format("a rank was ended by signal {}", *signal)
-                          : std::string("a rank fell silent");
+  const bool not_done = outcome.code == 0;
+  if (not_done) outcome.code = kPeerLostCode;
+  outcome.reason = signal            ? fmt::format("a rank was ended by signal {}", *signal)
+                   : !missed.empty() ? missed
+                   : not_done        ? std::string("mpirun ended before rank 0 was done")
+                                     : std::string("a rank fell silent");
 }
 
 void JobRunner::end_everywhere(Child& mpirun) {
@@ -353,24 +384,41 @@ void JobRunner::end_everywhere(Child& mpirun) {
   end(hosts_.source(), own_tag());
 }
 
-void JobRunner::recover(const Outcome& outcome) {
+void JobRunner::recover(Outcome outcome) {
   if (outcome.lost_hosts.empty()) {
     options_.warn(fmt::format("{}; all hosts answer: starting again", outcome.reason));
     output_.restart();
     return;
   }
-  for (const std::size_t host : outcome.lost_hosts) {
-    if (planned_.stages.ranks < 2) throw stopped(outcome);
-    const std::size_t rank = rank_of(host);
-    planned_.stages = take_over(planned_.stages, static_cast<int>(rank));
-    planned_.ranks.erase(planned_.ranks.begin() + static_cast<std::ptrdiff_t>(rank));
+  while (!outcome.lost_hosts.empty()) {
+    for (const std::size_t host : outcome.lost_hosts) {
+      if (planned_.stages.ranks < 2) throw stopped(outcome);
+      const std::size_t rank = rank_of(host);
+      planned_.stages = take_over(planned_.stages, static_cast<int>(rank));
+      planned_.ranks.erase(planned_.ranks.begin() + static_cast<std::ptrdiff_t>(rank));
+    }
+    outcome.lost_hosts.clear();
+    supply_heirs(outcome);
   }
-  // After a second loss some second copies are no longer where the plan looks for them.
-  hosts_.reconnect();
-  model_.ship(hosts_, by_host(own_slabs(planned_.stages, model_.manifest())), options_.shipping);
   options_.warn(fmt::format("going on with {} host{}: {}", planned_.ranks.size(),
                             planned_.ranks.size() == 1 ? "" : "s", windows_flag(planned_.stages)));
   output_.restart();
+}
+
+// After a second loss some second copies are no longer where the plan looks for them. Hosts that
+// are found to have gone, too, are `outcome`'s.
+void JobRunner::supply_heirs(Outcome& outcome) {
+  hosts_.reconnect();
+  take_unreached(outcome);
+  if (!outcome.lost_hosts.empty()) return;
+  try {
+    model_.ship(hosts_, by_host(own_slabs(planned_.stages, model_.manifest())), options_.shipping);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kPeerLost) throw;
+    hosts_.reconnect();
+    take_unreached(outcome);
+    if (outcome.lost_hosts.empty()) throw;
+  }
 }
 
 Error JobRunner::stopped(const Outcome& outcome) const {
@@ -406,7 +454,8 @@ int JobRunner::run() {
     }
     if (job_.replicas < 2 || restarts >= job_.restarts) {
       // A rank that missed another has named it.
-      if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;
+      if (outcome.rank_lost && outcome.code == kPeerLostCode && messages_.saw_error())
+        return outcome.code;
       throw stopped(outcome);
     }
     recover(outcome);

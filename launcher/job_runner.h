@@ -59,11 +59,13 @@ class JobRunner {
   Outcome follow(Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
+  bool is_done() const;
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
   void name_lost(Outcome& outcome, std::size_t host, const std::string& reason);
   void end_everywhere(Child& mpirun);
-  void recover(const Outcome& outcome);
+  void recover(Outcome outcome);
+  void supply_heirs(Outcome& outcome);
   Error stopped(const Outcome& outcome) const;
   void collect_report();
 
@@ -81,6 +83,7 @@ class JobRunner {
   std::string run_tag(std::size_t host) const;
   // mpirun's own, and those of ranks that it starts itself.
   std::string own_tag() const;
+  std::string done_name() const;  // of a file of rank 0's
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
   bool keeps_pass() const;
   std::filesystem::path folder() const { return options_.state / "launches" / planned_.name; }

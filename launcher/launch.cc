@@ -69,7 +69,8 @@ class Launch {
 // ---- Before the job ----
 
 void Launch::reach() {
-  options_.note(fmt::format("reaching {} hosts", job_.cluster.hosts.size()));
+  options_.note(fmt::format("reaching {} host{}", job_.cluster.hosts.size(),
+                            job_.cluster.hosts.size() == 1 ? "" : "s"));
   hosts_.emplace(job_, HostsOptions{.state = options_.state, .interrupted = options_.interrupted});
   check_interrupted();
   if (!options_.dry_run) {
