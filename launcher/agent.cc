@@ -5,6 +5,7 @@
 #include "base/host.h"
 #include "base/log.h"
 #include "launcher/agent_session.h"
+#include "launcher/leftovers.h"
 
 namespace stagecoach {
 
@@ -26,6 +27,7 @@ Agent::Agent(AgentConfig config) {
       throw usage_error(fmt::format("--stores {}: expected an absolute path", folder.string()));
   check_writable(config.state);
   fs::permissions(config.state, fs::perms::owner_all);
+  sweep_jobs(config.state);
   state_ = std::make_unique<State>(std::move(config));
 }
 

@@ -240,8 +240,8 @@ std::string AgentClient::install(const std::string& content, const std::vector<s
   return JsonObject(reply, name_).string("binary");
 }
 
-void AgentClient::hold(const std::string& job) {
-  ask({{"op", "hold"}, {"job", job}});
+void AgentClient::hold(const std::string& job, const std::string& files) {
+  ask({{"op", "hold"}, {"job", job}, {"files", files}});
 }
 
 void AgentClient::ping(Seconds patience) {

@@ -64,8 +64,9 @@ class AgentClient {
   std::string install(const std::string& content, const std::vector<std::string>& files,
                       const std::string& root);
 
-  // From now on the job's processes there end when this connection does. It must be pinged.
-  void hold(const std::string& job);
+  // From now on the job's processes there end when this connection does, and its files, which may
+  // be those of another name, count as in use. It must be pinged.
+  void hold(const std::string& job, const std::string& files);
   void ping(Seconds patience = kSilence);
   int end(const std::string& job);
 

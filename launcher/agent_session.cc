@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "launcher/daemon_command.h"
 #include "launcher/host_facts.h"
+#include "launcher/leftovers.h"
 #include "launcher/processes.h"
 
 namespace stagecoach {
@@ -98,11 +99,16 @@ AgentSession::~AgentSession() {
     spdlog::warn("job {}: its launcher has gone, {} processes ended", held_job_, ended);
 }
 
-void AgentSession::run() {
+void AgentSession::run() try {
   while (true) {
     const Frame frame = channel_.receive(held_job_.empty() ? kIdle : kSilence);
     answer(parse_message(frame, channel_.peer()));
   }
+} catch (const FrameError& error) {
+  // Whoever has the key may be of another version, and should hear what it did wrong.
+  channel_.send(error_message(error));
+  channel_.close_gently();
+  throw;
 }
 
 void AgentSession::answer(const Json& message) {
@@ -110,6 +116,8 @@ void AgentSession::answer(const Json& message) {
     const JsonObject request(message, "a request");
     dispatch(request.string("op"), request);
   } catch (const SessionOver&) {
+    throw;
+  } catch (const FrameError&) {
     throw;
   } catch (const std::exception& exception) {
     // Another host that was called may have gone; only this end's own connection is the end.
@@ -147,7 +155,7 @@ void AgentSession::dispatch(const std::string& name, const JsonObject& request) 
     // The first thing said, the same in all protocols to come.
     return ok({{"protocol", kProtocol}});
   }
-  if (name == "ping") return ok({{"clock_ns", wall_clock_ns()}});
+  if (name == "ping") return ping();
   const auto handler = std::find_if(kHandlers.begin(), kHandlers.end(),
                                     [&](const auto& known) { return known.first == name; });
   if (handler == kHandlers.end())
@@ -431,10 +439,21 @@ void AgentSession::attend(Child& child) {
 }
 
 void AgentSession::hold(const JsonObject& request) {
-  const std::string job = request.string("job");
+  const std::string job = request.string("job"), files = request.string_or("files", job);
   check_job_name(job);
+  check_job_name(files);
   held_job_ = job;
+  held_folder_ = context_.config.state / "jobs" / files;
   ok();
+}
+
+void AgentSession::ping() {
+  constexpr std::chrono::minutes kTouch{10};
+  if (const auto now = Clock::now(); !held_job_.empty() && now - touched_ > kTouch) {
+    touch_job(held_folder_);
+    touched_ = now;
+  }
+  ok({{"clock_ns", wall_clock_ns()}});
 }
 
 void AgentSession::end(const JsonObject& request) {
@@ -445,7 +464,9 @@ void AgentSession::end(const JsonObject& request) {
 
 void AgentSession::job_folder(const JsonObject& request) {
   const fs::path folder = folder_of_job(request);
+  sweep_jobs(context_.config.state);
   fs::create_directories(folder);
+  touch_job(folder);
   ok({{"folder", folder.string()}});
 }
 

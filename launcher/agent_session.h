@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "base/clock.h"
 #include "launcher/agent.h"
 #include "launcher/processes.h"
 #include "launcher/rate_limit.h"
@@ -56,6 +57,7 @@ class AgentSession {
   void put_job(const JsonObject& request);
   void forget_job(const JsonObject& request);
 
+  void ping();
   void ok(Json reply = Json::object());
   std::filesystem::path store_of(const JsonObject& request) const;
   std::filesystem::path folder_of_job(const JsonObject& request) const;
@@ -69,6 +71,8 @@ class AgentSession {
   Channel& channel_;
   std::vector<std::byte> buffer_;  // of content on its way
   std::string held_job_;           // whose processes end with this connection
+  std::filesystem::path held_folder_;
+  Clock::time_point touched_{};
 };
 
 // Throws usage_error unless it can be the name of a launched job.

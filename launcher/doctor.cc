@@ -166,10 +166,9 @@ void check_slabs(std::vector<Host>& hosts, DoctorReport& report, Host& source,
       options.progress(
           fmt::format("{}: reading {} slabs", all[i]->name(), contents[i].slabs.size()));
     try {
-      for (const std::string& problem :
-           all[i]->client->verify(all[i]->store, [&](std::int64_t, std::int64_t) {
-             if (options.check_interrupted) options.check_interrupted();
-           })) {
+      for (const std::string& problem : all[i]->client->verify(
+               all[i]->store,
+               [&](std::int64_t, std::int64_t) { throw_if_interrupted(options.interrupted); })) {
         if (i < report.hosts.size()) ++report.hosts[i].damaged;
         report.findings.push_back({.host = all[i]->name(),
                                    .text = problem,
@@ -273,7 +272,7 @@ std::vector<Finding> check_together(const std::vector<const Host*>& hosts, const
 DoctorReport examine(const LaunchJob& job, const DoctorOptions& options) {
   DoctorReport report;
   if (options.progress) options.progress("reaching the hosts");
-  Hosts cluster(job);
+  Hosts cluster(job, {.interrupted = options.interrupted});
   std::vector<Host>& hosts = cluster.all();
   for (const Host& host : hosts) {
     report.hosts.push_back({.host = host.name(),

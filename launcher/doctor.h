@@ -48,7 +48,7 @@ struct DoctorOptions {
   bool verify = true;   // read every slab
   bool measure = true;  // disks and links
   std::function<void(const std::string& step)> progress = {};
-  std::function<void()> check_interrupted = {};  // throws
+  Interrupted interrupted = {};
 };
 
 DoctorReport examine(const LaunchJob& job, const DoctorOptions& options);

@@ -22,11 +22,11 @@ FrameStart parse_frame_header(std::span<const std::byte, kFrameHeader> header) {
   const auto kind = std::to_integer<std::uint8_t>(header[4]);
   if (kind != static_cast<std::uint8_t>(FrameKind::kMessage) &&
       kind != static_cast<std::uint8_t>(FrameKind::kData))
-    throw data_error(fmt::format("a frame of unknown kind {}", kind));
+    throw FrameError(fmt::format("a frame of unknown kind {}", kind));
   start.kind = static_cast<FrameKind>(kind);
   const std::size_t most = start.kind == FrameKind::kData ? kMaxData : kMaxMessage;
   if (start.bytes > most)
-    throw data_error(fmt::format("a frame of {} bytes, expected {} at most", start.bytes, most));
+    throw FrameError(fmt::format("a frame of {} bytes, expected {} at most", start.bytes, most));
   return start;
 }
 
@@ -39,12 +39,17 @@ std::vector<std::byte> message_payload(const Json& message) {
 
 Json parse_message(const Frame& frame, const std::string& peer) {
   if (frame.kind != FrameKind::kMessage)
-    throw data_error(
+    throw FrameError(
         fmt::format("{}: expected a message, found {} bytes of data", peer, frame.payload.size()));
   const std::string_view text(reinterpret_cast<const char*>(frame.payload.data()),
                               frame.payload.size());
-  Json message = parse_json(text, peer);
-  if (!message.is_object()) throw data_error(fmt::format("{}: expected an object", peer));
+  Json message;
+  try {
+    message = parse_json(text, peer);
+  } catch (const Error& error) {
+    throw FrameError(error.what());
+  }
+  if (!message.is_object()) throw FrameError(fmt::format("{}: expected an object", peer));
   return message;
 }
 

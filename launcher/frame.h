@@ -19,6 +19,12 @@ namespace stagecoach {
 // Of requests and replies; hosts whose numbers differ cannot talk, whatever their versions.
 inline constexpr std::int64_t kProtocol = 1;
 
+// What is no frame, or not the one that must come now: where the next one begins is not known.
+struct FrameError : Error {
+  explicit FrameError(const std::string& what)
+      : Error(ErrorKind::kData, what, "the same version of Stagecoach on every PC") {}
+};
+
 enum class FrameKind : std::uint8_t { kMessage = 1, kData = 2 };
 
 struct Frame {
@@ -37,11 +43,11 @@ struct FrameStart {
   std::size_t bytes = 0;
 };
 
-// Throws data_error for a kind that is none and for more bytes than such a frame may have.
+// Throws FrameError for a kind that is none and for more bytes than such a frame may have.
 FrameStart parse_frame_header(std::span<const std::byte, kFrameHeader> header);
 
 std::vector<std::byte> message_payload(const Json& message);
-// Throws data_error unless the frame is a message, an object. `peer` names it in errors.
+// Throws FrameError unless the frame is a message, an object. `peer` names it in errors.
 Json parse_message(const Frame& frame, const std::string& peer);
 
 // An error as a message, and back: {"error", "hint", "code"}.

@@ -39,7 +39,7 @@ void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& ke
   std::optional<AgentClient> client;
   try {
     client.emplace(host.agent, key, host.name);
-    client->hold(host.job);
+    client->hold(host.job, host.files);
   } catch (const std::exception&) {
     held.set_exception(std::current_exception());
     return;

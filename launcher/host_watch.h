@@ -16,7 +16,8 @@ namespace stagecoach {
 struct WatchedHost {
   std::string name;
   Endpoint agent;
-  std::string job;  // of its processes there
+  std::string job;    // of its processes there
+  std::string files;  // the name that its files there go by
 };
 
 class HostWatch {

@@ -69,8 +69,8 @@ bool is_own(const std::string& host, const std::set<std::string>& own) {
   return own.contains(text) || std::string_view(text).starts_with("127.");
 }
 
-void reach(Host& host, const LaunchJob& job, const Key& key,
-           std::vector<std::filesystem::path> stores) {
+void reach(Host& host, const LaunchJob& job, const TemporaryAgentOrder& order,
+           const Interrupted& interrupted) {
   host.agent = {host.spec.reached_as(), job.port};
   if (host.here || job.key.empty()) {
     Words ssh;
@@ -78,11 +78,10 @@ void reach(Host& host, const LaunchJob& job, const Key& key,
       ssh = job.ssh;
       ssh.push_back(host.spec.reached_as());
     }
-    host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh,
-                                                      TemporaryAgentOrder{key, std::move(stores)});
+    host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh, order, interrupted);
     host.agent.port = host.temporary->port();
   }
-  host.client = std::make_unique<AgentClient>(host.agent, key, host.name());
+  host.client = std::make_unique<AgentClient>(host.agent, order.key, host.name());
   host.facts = host.client->facts(host.store);
 }
 
@@ -100,7 +99,7 @@ void attempt(Host& host, const Work& work) {
 
 }  // namespace
 
-Hosts::Hosts(const LaunchJob& job)
+Hosts::Hosts(const LaunchJob& job, const HostsOptions& options)
     : key_(job.key.empty() ? Key::random() : read_key_file(job.key)) {
   const std::set<std::string> own = own_addresses();
   const std::string name = host_name("localhost");
@@ -128,15 +127,39 @@ Hosts::Hosts(const LaunchJob& job)
   }
   std::vector<std::jthread> threads;  // joined when it goes
   const auto start = [&](Host& host) {
-    // Agents of this machine copy from each other's stores.
-    std::vector<std::filesystem::path> stores{host.store};
-    if (host.here) stores.emplace_back(source_store);
-    threads.emplace_back([&, stores] { attempt(host, [&] { reach(host, job, key_, stores); }); });
+    TemporaryAgentOrder order{.key = key_, .stores = {host.store}};
+    if (host.here) {
+      // Agents of this machine copy from each other's stores.
+      order.stores.emplace_back(source_store);
+      order.state = options.state;
+    }
+    threads.emplace_back(
+        [&, order] { attempt(host, [&] { reach(host, job, order, options.interrupted); }); });
   };
   for (Host& host : hosts_) start(host);
   if (source_) start(*source_);
   threads.clear();
-  if (source().problem) throw Error(*source().problem);
+  try {
+    throw_if_interrupted(options.interrupted);
+    if (source().problem) throw Error(*source().problem);
+  } catch (const Error&) {
+    let_go();
+    throw;
+  }
+}
+
+Hosts::~Hosts() {
+  let_go();
+}
+
+// Of all at once: an ssh whose host has gone takes some seconds to be ended.
+void Hosts::let_go() {
+  std::vector<std::jthread> threads;  // joined when it goes
+  for (Host& host : hosts_)
+    threads.emplace_back([&host] {
+      host.client.reset();
+      host.temporary.reset();
+    });
 }
 
 void Hosts::each(const std::function<void(Host&)>& work) {

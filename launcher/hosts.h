@@ -29,12 +29,20 @@ struct Host {
   bool reached() const { return client != nullptr && !problem && !lost; }
 };
 
+struct HostsOptions {
+  std::filesystem::path state = {};  // of this machine's own agent; empty: as of any
+  Interrupted interrupted = {};
+};
+
 class Hosts {
  public:
   // Reaches all of them at once, and asks each for its facts; this machine, too, whether or not it
   // is one of them, with the store of [run] as a source of slabs. Throws what keeps that from being
-  // looked at.
-  explicit Hosts(const LaunchJob& job);
+  // looked at, and kInterrupted.
+  Hosts(const LaunchJob& job, const HostsOptions& options);
+  Hosts(const Hosts&) = delete;
+  Hosts& operator=(const Hosts&) = delete;
+  ~Hosts();
 
   const Key& key() const { return key_; }
   std::vector<Host>& all() { return hosts_; }  // those of the file, in its order
@@ -53,6 +61,8 @@ class Hosts {
   void throw_problems(const std::string& what) const;
 
  private:
+  void let_go();
+
   Key key_;
   std::vector<Host> hosts_;
   std::optional<Host> source_;

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/host.h"
 #include "base/toml_file.h"
 #include "launcher/secure_channel.h"
 #include "plan/cluster_toml.h"
@@ -24,12 +25,6 @@ Words words_of(const std::string& text) {
   return words;
 }
 
-// ~ as a shell has it: job files are shared between users.
-std::string with_home(const std::string& path) {
-  const char* home = std::getenv("HOME");
-  return path.starts_with("~/") && home != nullptr ? home + path.substr(1) : path;
-}
-
 void read_launch_table(const std::string& file, const toml::node& node, LaunchJob& job) {
   const TomlTable table(file, "launch", node);
   table.only({"command", "key", "ssh", "port", "replicas", "restarts"});
@@ -38,7 +33,7 @@ void read_launch_table(const std::string& file, const toml::node& node, LaunchJo
     throw toml_error(
         file, *node.as_table()->get("command"),
         fmt::format("launch.command: expected generate, score or time, found '{}'", job.command));
-  job.key = with_home(table.string_or("key", ""));
+  job.key = with_home(table.string_or("key", ""), file + ": launch.key");
   job.ssh = words_of(table.string_or("ssh", "ssh"));
   if (job.ssh.empty())
     throw toml_error(file, *node.as_table()->get("ssh"),
@@ -51,7 +46,8 @@ void read_launch_table(const std::string& file, const toml::node& node, LaunchJo
 void read_run_table(const std::string& file, const toml::node& node, LaunchJob& job) {
   const toml::table* const run = node.as_table();
   if (run == nullptr) throw toml_error(file, node, "run: expected a table, [run]");
-  for (const auto& [key, value] : *run) job.run.emplace_back(key.str(), toml_texts(file, value));
+  for (const auto& [key, value] : *run)
+    job.run.emplace_back(key.str(), run_values(file, key.str(), value));
 }
 
 void check_hosts(const LaunchJob& job) {

@@ -7,15 +7,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <chrono>
 #include <thread>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "launcher/launch_session.h"
+#include "launcher/leftovers.h"
 #include "launcher/token_mirror.h"
-#include "plan/replicas.h"
 
 namespace stagecoach {
 namespace {
@@ -24,10 +21,6 @@ namespace fs = std::filesystem;
 
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};
-// After ranks have missed one of them: for a host to answer, and for the watch to miss one that
-// does not.
-constexpr Seconds kAnswerPatience{2};
-constexpr Seconds kJudgement{kSilence + Seconds(2)};
 constexpr const char* kTokens = "tokens/tokens.json";
 constexpr int kPeerLostCode = static_cast<int>(ErrorKind::kPeerLost);
 
@@ -50,14 +43,6 @@ class Input {
   int descriptor_ = -1;
 };
 
-// A process that a signal has ended, as mpirun and shells tell it.
-std::optional<int> signal_of(int code) {
-  constexpr int kLastSignal = 64;
-  if (code <= 128 || code > 128 + kLastSignal || code == static_cast<int>(ErrorKind::kInterrupted))
-    return std::nullopt;
-  return code - 128;
-}
-
 }  // namespace
 
 JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& hosts, Model& model,
@@ -67,6 +52,7 @@ JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& 
       hosts_(hosts),
       model_(model),
       planned_(std::move(planned)),
+      in_rounds_(planned_.stages.windows.size() > planned_.ranks.size()),
       output_(job.run_value("json") == "true", options.out),
       messages_(options.terminal, options.messages) {}
 
@@ -145,9 +131,23 @@ MpiJob JobRunner::placed_job() {
     std::vector<std::string>& extra = mpi.ranks[rank].extra;
     if (keeps_tokens())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
+    if (keeps_pass()) extra.push_back("--checkpoint=" + files + "/pass");
+    if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
   return mpi;
+}
+
+// What windows have computed, for those who go on after a loss; where the user keeps it, that does.
+// A pass that goes through resident windows as a stream of micro-batches has nothing finished until
+// its end, and keeping it would make ranks wait for each other: only rounds are kept.
+bool JobRunner::keeps_pass() const {
+  const std::string& isa = hosts_.at(planned_.ranks[0]).facts.isa;
+  const bool one_isa =
+      std::all_of(planned_.ranks.begin(), planned_.ranks.end(),
+                  [&](std::size_t host) { return hosts_.at(host).facts.isa == isa; });
+  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && one_isa &&
+         job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
 }
 
 // The host that had rank 0 has them, and newer ones.
@@ -160,13 +160,14 @@ void JobRunner::place_tokens() {
 std::vector<WatchedHost> JobRunner::watched() const {
   std::vector<WatchedHost> watched;
   for (const std::size_t host : planned_.ranks)
-    watched.push_back({hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host)});
+    watched.push_back(
+        {hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host), files_tag(host)});
   // mpirun itself ends with this process, too.
-  watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag()});
+  watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag(), own_tag()});
   return watched;
 }
 
-void JobRunner::write_files(const MpiJob& mpi) const {
+void JobRunner::write_files(const MpiJob& mpi) {
   LaunchSession session{.key = hosts_.key(), .hosts = {}};
   for (const std::size_t host : planned_.ranks) {
     const Host& place = hosts_.at(host);
@@ -174,6 +175,7 @@ void JobRunner::write_files(const MpiJob& mpi) const {
         {place.name(), place.spec.reached_as(), place.agent.port, run_tag(host)});
   }
   fs::create_directories(folder());
+  if (!lock_) lock_.emplace(FileLock::of_file(folder() / kLaunchLock, "another launch runs there"));
   fs::remove(folder() / "session.json");
   write_session(folder() / "session.json", session);
   write_file_atomically(folder() / "hostfile", hostfile(mpi));
@@ -215,8 +217,9 @@ JobRunner::Outcome JobRunner::run_ranks() {
                    kTokens);
   Child mpirun(mpi_command(mpi), {fmt::format("{}={}", kJobVariable, own_tag())},
                Child::Streams::kCapture, input.descriptor());
+  messages_.begin();
   Outcome outcome = follow(mpirun, watch);
-  if (outcome.code != 0) judge(outcome, watch);
+  if (outcome.code != 0 || !is_done()) judge(outcome, watch);
   end_everywhere(mpirun);
   if (mirror && mirror->latest()) tokens_ = mirror->latest();
   messages_.end(outcome.lost());
@@ -255,68 +258,6 @@ JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) try 
   throw;
 }
 
-// ---- What went wrong ----
-
-// At once: what follows takes its time.
-void JobRunner::name_lost(Outcome& outcome, std::size_t host, const std::string& reason) {
-  hosts_.all()[host].lost = true;
-  if (outcome.lost_hosts.empty()) outcome.reason = reason;
-  outcome.lost_hosts.push_back(host);
-  outcome.code = kPeerLostCode;
-  if (job_.replicas > 1) options_.warn(fmt::format("lost, with {}: {}", layers_of(host), reason));
-}
-
-void JobRunner::take_lost(Outcome& outcome, const HostWatch& watch) {
-  for (const std::size_t number : watch.lost()) {
-    if (number >= planned_.ranks.size()) continue;  // this machine
-    const std::size_t host = planned_.ranks[number];
-    if (!hosts_.at(host).lost) name_lost(outcome, host, watch.reason(number));
-  }
-}
-
-void JobRunner::take_unreached(Outcome& outcome) {
-  for (const std::size_t place : planned_.ranks) {
-    Host& host = hosts_.all()[place];
-    if (!host.problem) continue;
-    const std::string reason = host.problem->what();
-    host.problem.reset();
-    name_lost(outcome, place, reason);
-  }
-}
-
-bool JobRunner::all_answer() {
-  std::atomic<std::size_t> answers{0};
-  {
-    std::vector<std::jthread> threads;
-    for (const std::size_t host : planned_.ranks)
-      threads.emplace_back([&, host] {
-        try {
-          const Host& asked = hosts_.at(host);
-          AgentClient(asked.agent, hosts_.key(), asked.name()).ping(kAnswerPatience);
-          ++answers;
-        } catch (const std::exception&) {  // the watch will say
-        }
-      });
-  }
-  return answers == planned_.ranks.size();
-}
-
-// Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.
-void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
-  if (!outcome.lost_hosts.empty()) return;
-  const std::optional<int> signal = signal_of(outcome.code);
-  if (outcome.code != kPeerLostCode && !signal) return;
-  const bool answered = all_answer();
-  const auto deadline = Clock::now() + kJudgement;
-  while (!answered && watch.lost().empty() && Clock::now() < deadline && !options_.interrupted())
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  take_lost(outcome, watch);
-  if (!outcome.lost_hosts.empty()) return;
-  outcome.rank_lost = true;
-  outcome.reason = signal ? fmt::format("a rank was ended by signal {}", *signal)
-                          : std::string("a rank fell silent");
-}
-
 void JobRunner::end_everywhere(Child& mpirun) {
   if (!mpirun.poll()) {
     mpirun.signal(SIGTERM);
@@ -336,46 +277,10 @@ void JobRunner::end_everywhere(Child& mpirun) {
   end(hosts_.source(), own_tag());
 }
 
-void JobRunner::recover(const Outcome& outcome) {
-  if (outcome.lost_hosts.empty()) {
-    options_.warn(fmt::format("{}; all hosts answer: starting again", outcome.reason));
-    output_.restart();
-    return;
-  }
-  for (const std::size_t host : outcome.lost_hosts) {
-    if (planned_.stages.ranks < 2) throw stopped(outcome);
-    const std::size_t rank = rank_of(host);
-    planned_.stages = take_over(planned_.stages, static_cast<int>(rank));
-    planned_.ranks.erase(planned_.ranks.begin() + static_cast<std::ptrdiff_t>(rank));
-  }
-  // After a second loss some second copies are no longer where the plan looks for them.
-  hosts_.reconnect();
-  model_.ship(hosts_, by_host(own_slabs(planned_.stages, model_.manifest())), options_.shipping);
-  options_.warn(fmt::format("going on with {} host{}: {}", planned_.ranks.size(),
-                            planned_.ranks.size() == 1 ? "" : "s", windows_flag(planned_.stages)));
-  output_.restart();
-}
-
-Error JobRunner::stopped(const Outcome& outcome) const {
-  if (outcome.lost_hosts.empty())
-    return {
-        ErrorKind::kPeerLost,
-        fmt::format("{}, though its host answers: it may have run out of memory", outcome.reason),
-        "dmesg on the hosts says what ended it; lower nodes.*.memory, or run the same command "
-        "again"};
-  const Host& host = hosts_.at(outcome.lost_hosts.front());
-  const bool has_rank = rank_of(outcome.lost_hosts.front()) < planned_.ranks.size();
-  const std::string layers = has_rank ? layers_of(outcome.lost_hosts.front()) : "its layers";
-  return {ErrorKind::kPeerLost, fmt::format("lost, with {}: {}", layers, outcome.reason),
-          fmt::format("bring {} back and run the same command again; without it, take [nodes.{}] "
-                      "out of {}, and launch ships {} to others if a host still has them; "
-                      "replicas = 2 goes on by itself",
-                      host.name(), host.name(), job_.file, layers)};
-}
-
 // ---- All of it ----
 
 int JobRunner::run() {
+  sweep_launches(options_.state);
   for (int restarts = 0;; ++restarts) {
     const Outcome outcome = run_once();
     if (outcome.code == 0) break;
@@ -388,7 +293,8 @@ int JobRunner::run() {
     }
     if (job_.replicas < 2 || restarts >= job_.restarts) {
       // A rank that missed another has named it.
-      if (outcome.rank_lost && outcome.code == kPeerLostCode) return outcome.code;
+      if (outcome.rank_lost && outcome.code == kPeerLostCode && messages_.saw_error())
+        return outcome.code;
       throw stopped(outcome);
     }
     recover(outcome);

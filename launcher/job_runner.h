@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/file_lock.h"
 #include "launcher/distribution.h"
 #include "launcher/host_watch.h"
 #include "launcher/hosts.h"
@@ -58,18 +59,20 @@ class JobRunner {
   Outcome follow(Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
+  bool is_done() const;
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
   void name_lost(Outcome& outcome, std::size_t host, const std::string& reason);
   void end_everywhere(Child& mpirun);
-  void recover(const Outcome& outcome);
+  void recover(Outcome outcome);
+  void supply_heirs(Outcome& outcome);
   Error stopped(const Outcome& outcome) const;
   void collect_report();
 
   MpiJob placed_job();
   void place_tokens();
   std::vector<WatchedHost> watched() const;
-  void write_files(const MpiJob& mpi) const;
+  void write_files(const MpiJob& mpi);
 
   Host& host_of(std::size_t rank) { return hosts_.all()[planned_.ranks[rank]]; }
   std::size_t rank_of(std::size_t host) const;
@@ -80,7 +83,9 @@ class JobRunner {
   std::string run_tag(std::size_t host) const;
   // mpirun's own, and those of ranks that it starts itself.
   std::string own_tag() const;
+  std::string done_name() const;  // of a file of rank 0's
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
+  bool keeps_pass() const;
   std::filesystem::path folder() const { return options_.state / "launches" / planned_.name; }
 
   const LaunchJob& job_;
@@ -88,6 +93,8 @@ class JobRunner {
   Hosts& hosts_;
   Model& model_;
   PlannedJob planned_;
+  const bool in_rounds_;          // as it was planned; take_over may leave fewer windows
+  std::optional<FileLock> lock_;  // of folder()
   OutputRelay output_;
   MessageRelay messages_;
   std::optional<std::vector<std::byte>> tokens_;  // drawn before a restart

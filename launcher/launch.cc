@@ -69,8 +69,9 @@ class Launch {
 // ---- Before the job ----
 
 void Launch::reach() {
-  options_.note(fmt::format("reaching {} hosts", job_.cluster.hosts.size()));
-  hosts_.emplace(job_);
+  options_.note(fmt::format("reaching {} host{}", job_.cluster.hosts.size(),
+                            job_.cluster.hosts.size() == 1 ? "" : "s"));
+  hosts_.emplace(job_, HostsOptions{.state = options_.state, .interrupted = options_.interrupted});
   check_interrupted();
   if (!options_.dry_run) {
     hosts_->throw_problems("hosts cannot be reached");
@@ -192,7 +193,7 @@ void Launch::ship(const JobRunner& runner) {
 
 // What would only be noticed after hours of shipping.
 void Launch::check_plan() const {
-  if (job_.replicas > 1 && planned_.stages.ranks < 2 && !options_.dry_run)
+  if (job_.replicas > 1 && planned_.stages.ranks < 2)
     throw usage_error(fmt::format("{}: replicas = 2 needs two hosts that take part", job_.file));
   if (!options_.dry_run && ::geteuid() == 0 && std::getenv("OMPI_ALLOW_RUN_AS_ROOT") == nullptr)
     throw resource_error("Open MPI does not run as root unless it is told to",
@@ -234,7 +235,7 @@ int Launch::dry_run(const JobRunner& runner) {
   const MpiJob mpi = runner.mpi_job();
   const Words words = mpi_command(mpi);
   const std::vector<SlabNames> own = own_slabs(planned_.stages, model_->manifest());
-  const std::vector<SlabNames> second = job_.replicas > 1 && planned_.stages.ranks > 1
+  const std::vector<SlabNames> second = job_.replicas > 1
                                             ? replica_slabs(planned_.stages, model_->manifest())
                                             : std::vector<SlabNames>(own.size());
   Json ranks = Json::array();

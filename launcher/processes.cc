@@ -192,40 +192,36 @@ int Child::wait(Seconds patience) {
   return *code_;
 }
 
-std::optional<Finished> run_program(const Words& argv, Seconds patience, const std::string& input,
-                                    const Environment& environment) try {
-  Child child(argv, environment, Child::Streams::kAll);
-  ::fcntl(child.in(), F_SETFL, O_NONBLOCK);
+std::optional<Finished> run_program(const Words& argv, Seconds patience,
+                                    const Interrupted& interrupted) try {
+  Child child(argv, {}, Child::Streams::kCapture);
   const auto deadline = std::chrono::steady_clock::now() + patience;
   Finished finished;
-  std::size_t written = 0;
-  if (input.empty()) child.close_in();
   while (child.out() >= 0 || child.err() >= 0) {
+    throw_if_interrupted(interrupted);
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
         deadline - std::chrono::steady_clock::now());
     if (left.count() <= 0) {
       child.signal(SIGKILL);
       break;
     }
-    std::array<pollfd, 3> files{pollfd{child.out(), POLLIN, 0}, pollfd{child.err(), POLLIN, 0},
-                                pollfd{child.in(), POLLOUT, 0}};
+    std::array<pollfd, 2> files{pollfd{child.out(), POLLIN, 0}, pollfd{child.err(), POLLIN, 0}};
     ::poll(files.data(), files.size(), static_cast<int>(std::min<std::int64_t>(left.count(), 200)));
     if (files[0].revents != 0 && !drain(child.out(), finished.out)) child.close_out();
     if (files[1].revents != 0 && !drain(child.err(), finished.err)) child.close_err();
-    if (files[2].revents != 0) {
-      const ssize_t size = ::write(child.in(), input.data() + written, input.size() - written);
-      if (size > 0) written += static_cast<std::size_t>(size);
-      if ((size < 0 && errno != EAGAIN && errno != EINTR) || written == input.size())
-        child.close_in();
-    }
     // A daemon that it leaves behind may keep the pipes.
     if (child.poll() && files[0].revents == 0 && files[1].revents == 0) break;
   }
   finished.code =
       child.wait(std::max(Seconds(0.1), Seconds(deadline - std::chrono::steady_clock::now())));
   return finished;
-} catch (const Error&) {
+} catch (const Error& error) {
+  if (error.kind() == ErrorKind::kInterrupted) throw;
   return std::nullopt;
+}
+
+void throw_if_interrupted(const Interrupted& interrupted) {
+  if (interrupted && interrupted()) throw Error(ErrorKind::kInterrupted, "interrupted");
 }
 
 int end_processes_of(const std::string& job) {

@@ -55,11 +55,15 @@ struct Finished {
   std::string out, err;
 };
 
-// Runs a program to its end, `input` on its stdin; after `patience` it is killed. Nullopt when it
-// cannot be started.
+// Whether the user wants an end of it, asked a few times a second; null: nobody asks.
+using Interrupted = std::function<bool()>;
+
+// Runs a program to its end, without input; after `patience` it is killed. Nullopt when it cannot
+// be started. Throws kInterrupted.
 std::optional<Finished> run_program(const Words& argv, Seconds patience,
-                                    const std::string& input = {},
-                                    const Environment& environment = {});
+                                    const Interrupted& interrupted = {});
+
+void throw_if_interrupted(const Interrupted& interrupted);
 
 // The variable that every process of a launched job has; its value is the job's on that host.
 inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";

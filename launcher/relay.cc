@@ -72,6 +72,11 @@ void MessageRelay::take(std::string_view data) {
   }
 }
 
+void MessageRelay::begin() {
+  saw_error_ = false;
+  loss_.clear();
+}
+
 void MessageRelay::end(bool explained) {
   if (!line_.empty()) line(line_);
   if (progress_shown_) write_("\n");
@@ -82,14 +87,36 @@ void MessageRelay::end(bool explained) {
 }
 
 void MessageRelay::line(const std::string& text) {
+  // Open MPI 5 ends its messages with a zero byte.
+  if (std::string plain = text; std::erase(plain, '\0') > 0) {
+    if (!plain.empty()) hold(plain);
+    return;
+  }
   saw_error_ = saw_error_ || text.starts_with("stagecoach: ");
   if (is_frame(text)) {
     in_frame_ = !in_frame_;
-    held_ += text + "\n";
+    hold(text);
   } else if (in_frame_ || is_of_open_mpi(text)) {
-    held_ += text + "\n";
+    hold(text);
   } else {
     write(text);
+  }
+}
+
+// Version 4.1 ends a job with the code of the rank that was killed. Version 5 may have a rank abort
+// that missed it, with a code of its own, and after the loss of a host with 0.
+void MessageRelay::hold(const std::string& text) {
+  constexpr std::string_view kLosses[]{"Socket closed", "has lost communication",
+                                       "has unexpectedly disconnected"};
+  constexpr std::string_view kPeer = "Peer host:";
+  held_ += text + "\n";
+  if (loss_.empty() &&
+      std::any_of(std::begin(kLosses), std::end(kLosses),
+                  [&](std::string_view words) { return text.find(words) != std::string::npos; }))
+    loss_ = "Open MPI has lost a rank";
+  if (const std::size_t at = text.find(kPeer); at != std::string::npos && !loss_.empty()) {
+    const std::size_t name = text.find_first_not_of(' ', at + kPeer.size());
+    if (name != std::string::npos) loss_ = "Open MPI has lost a rank on " + text.substr(name);
   }
 }
 

@@ -35,17 +35,21 @@ class MessageRelay {
 
   void take(std::string_view data);
   // Of one mpirun. `explained`: what Open MPI has to say is not said.
+  void begin();
   void end(bool explained);
   // A rank has said what went wrong, in Stagecoach's way.
   bool saw_error() const { return saw_error_; }
+  // Of a rank or a host that Open MPI has missed before anybody else did; empty: of none.
+  const std::string& loss() const { return loss_; }
 
  private:
   void line(const std::string& text);
+  void hold(const std::string& text);
   void write(const std::string& text);
 
   const bool terminal_;
   const Write write_;
-  std::string line_, held_;
+  std::string line_, held_, loss_;
   bool in_frame_ = false, progress_shown_ = false, saw_error_ = false;
 };
 

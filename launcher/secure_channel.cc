@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -250,12 +251,28 @@ Frame SecureChannel::receive(Seconds patience) {
 
 std::size_t SecureChannel::receive_data(std::span<std::byte> into, Seconds patience) {
   const FrameStart start = read_header(patience);
-  if (start.kind != FrameKind::kData || start.bytes == 0 || start.bytes > into.size()) {
-    connection_->broken = true;  // what follows is no beginning of a frame
-    throw peer_lost(peer(), fmt::format("expected 1 to {} bytes of data", into.size()));
-  }
+  if (start.kind != FrameKind::kData || start.bytes == 0 || start.bytes > into.size())
+    throw FrameError(fmt::format("{}: expected 1 to {} bytes of data, found {} of {} bytes", peer(),
+                                 into.size(), start.kind == FrameKind::kData ? "data" : "a message",
+                                 start.bytes));
   read(into.first(start.bytes), patience);
   return start.bytes;
+}
+
+// A close amid what comes would have the system take back what was sent last.
+void SecureChannel::close_gently() {
+  constexpr Seconds kPatience{1};
+  const int socket = descriptor();
+  ::shutdown(socket, SHUT_WR);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  std::array<std::byte, 65536> thrown_away;
+  while (std::chrono::steady_clock::now() < deadline) {
+    pollfd file{socket, POLLIN, 0};
+    if (::poll(&file, 1, 100) > 0 &&
+        ::recv(socket, thrown_away.data(), thrown_away.size(), MSG_DONTWAIT) <= 0)
+      break;
+  }
+  connection_->broken = true;
 }
 
 // ---- Listening ----

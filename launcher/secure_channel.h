@@ -38,6 +38,7 @@ class SecureChannel : public Channel {
   void send_data(std::span<const std::byte> data) override;
   Frame receive(Seconds patience) override;
   std::size_t receive_data(std::span<std::byte> into, Seconds patience) override;
+  void close_gently() override;
   bool broken() const override;
   int descriptor() const override;
 

@@ -39,14 +39,15 @@ Error unreachable(const std::string& host, const Words& reach, const std::string
                       shell_command(reach))};
 }
 
-// Of this build, on another PC.
+// Of this build, on another PC, whose shell says where there is no HOME.
 std::string folder_there(const std::string& content) {
-  return "$HOME/.cache/stagecoach/builds/" + content;
+  return "${HOME:?is not set}/.cache/stagecoach/builds/" + content;
 }
 
 // Sends bin and lib of this build as a tar archive.
-void copy_build(const std::string& host, const Words& reach, const std::string& binary,
-                const std::string& content) {
+void copy_build(const std::string& host, const Words& reach, const std::string& content,
+                const Interrupted& interrupted) {
+  const std::string binary = fs::read_symlink("/proc/self/exe");
   Words tar{"tar", "-C", root_of_build(binary), "-cf", "-"};
   for (const std::string& file : files_of_build(binary)) tar.push_back(file);
   const std::string folder = folder_there(content);
@@ -58,7 +59,7 @@ void copy_build(const std::string& host, const Words& reach, const std::string& 
   Words all = reach;
   all.push_back(there);
   const Words both{"sh", "-c", shell_command(tar) + " | " + shell_command(all)};
-  const auto copied = run_program(both, kCopyPatience);
+  const auto copied = run_program(both, kCopyPatience, interrupted);
   if (!copied || copied->code != 0)
     throw resource_error(fmt::format("{}: Stagecoach cannot be copied there: {}", host,
                                      said(copied ? copied->err : "")));
@@ -69,7 +70,7 @@ void copy_build(const std::string& host, const Words& reach, const std::string& 
 Json to_json(const TemporaryAgentOrder& order) {
   Json stores = Json::array();
   for (const fs::path& folder : order.stores) stores.push_back(folder.string());
-  return {{"key", order.key.text()}, {"stores", stores}};
+  return {{"key", order.key.text()}, {"stores", stores}, {"state", order.state.string()}};
 }
 
 TemporaryAgentOrder order_from_json(const Json& json) {
@@ -77,11 +78,12 @@ TemporaryAgentOrder order_from_json(const Json& json) {
   TemporaryAgentOrder order{.key = parse_key(object.string("key"), object.where()), .stores = {}};
   for (const Json& folder : object.array("stores"))
     if (folder.is_string()) order.stores.emplace_back(folder.get<std::string>());
+  order.state = object.string_or("state", "");
   return order;
 }
 
 TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
-                               const TemporaryAgentOrder& order) {
+                               const TemporaryAgentOrder& order, const Interrupted& interrupted) {
   const std::string binary = fs::read_symlink("/proc/self/exe");
   Words start{binary, "agent", "--temporary"};
   if (!reach.empty()) {
@@ -89,10 +91,11 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
     const std::string there = folder_there(content) + "/" + files_of_build(binary).front();
     Words look = reach;
     look.push_back(fmt::format("test -x {} && echo here || echo missing", there));
-    const auto looked = run_program(look, kReachPatience);
+    const auto looked = run_program(look, kReachPatience, interrupted);
     if (!looked || looked->code != 0)
       throw unreachable(host, reach, looked ? looked->err : reach.front() + " cannot be started");
-    if (looked->out.find("missing") != std::string::npos) copy_build(host, reach, binary, content);
+    if (looked->out.find("missing") != std::string::npos)
+      copy_build(host, reach, content, interrupted);
     start = reach;
     start.push_back(there + " agent --temporary");
   }
@@ -103,6 +106,7 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
   std::string line, errors;
   const auto deadline = std::chrono::steady_clock::now() + kReachPatience;
   while (line.find('\n') == std::string::npos) {
+    throw_if_interrupted(interrupted);
     std::array<pollfd, 2> files{pollfd{child_->out(), POLLIN, 0}, pollfd{child_->err(), POLLIN, 0}};
     ::poll(files.data(), files.size(), 200);
     const auto take = [](const pollfd& file, std::string& into) {

@@ -16,6 +16,7 @@ namespace stagecoach {
 struct TemporaryAgentOrder {
   Key key;
   std::vector<std::filesystem::path> stores;
+  std::filesystem::path state = {};  // for its own files; empty: as any agent there
 };
 Json to_json(const TemporaryAgentOrder& order);
 // Throws data_error.
@@ -25,8 +26,9 @@ class TemporaryAgent {
  public:
   // `reach` is what runs a command there: {"ssh", "pc-b"}; empty: a child of this process. Where
   // Stagecoach is missing or another build is installed, this build is copied there first. Throws
-  // kPeerLost or resource_error with what ssh said.
-  TemporaryAgent(const std::string& host, const Words& reach, const TemporaryAgentOrder& order);
+  // kPeerLost or resource_error with what ssh said, kInterrupted.
+  TemporaryAgent(const std::string& host, const Words& reach, const TemporaryAgentOrder& order,
+                 const Interrupted& interrupted);
 
   // It ends by itself when its stdin does, and what it holds with it.
   ~TemporaryAgent();

@@ -115,7 +115,7 @@ int serve_temporarily(const AgentFlags& flags) {
   AgentConfig config{.key = order.key,
                      .listen = {"0.0.0.0", 0},
                      .stores = order.stores,
-                     .state = state_folder(flags),
+                     .state = order.state.empty() ? state_folder(flags) : order.state,
                      .services = services_of_this_machine()};
   Agent agent(std::move(config));
   print_json_line({{"port", agent.port()}});

@@ -7,13 +7,15 @@
 
 namespace stagecoach {
 
-// Adds a subcommand; `run` is called after flags, environment and job file have been read, and its
-// result is the exit code. Each command lives in its own file.
+// Adds a subcommand; `check` and `run` are called after flags, environment and job file have been
+// read, and run's result is the exit code. Each command lives in its own file.
 using CommandRunner = std::function<int()>;
 struct Command {
   CLI::App* app = nullptr;
   CommandRunner run;
   bool parallel = false;  // under mpirun its processes are ranks of one job
+  // Throws usage_error for flags that do not go together; launch asks before it reaches a host.
+  std::function<void()> check = {};
 };
 
 Command import_command(CLI::App& parent);

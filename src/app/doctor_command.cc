@@ -3,6 +3,7 @@
 
 #include "app/command.h"
 #include "app/output.h"
+#include "app/run_table.h"
 #include "app/signals.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -21,12 +22,11 @@ int examine_hosts(const DoctorFlags& flags) {
   raise_descriptor_limit();
   setup_logging(flags.quiet ? Verbosity::kQuiet : Verbosity::kNormal, "");
   const LaunchJob job = read_launch_job(flags.job);
+  const RunTable refuses_what_launch_would(job);
   DoctorOptions options{.verify = !flags.quick, .measure = !flags.quick};
-  options.check_interrupted = [] {
-    if (interrupt_requested) throw Error(ErrorKind::kInterrupted, "interrupted");
-  };
+  options.interrupted = [] { return interrupt_requested.load(); };
   options.progress = [&](const std::string& step) {
-    options.check_interrupted();
+    throw_if_interrupted(options.interrupted);
     spdlog::info("{}", step);
   };
   const DoctorReport report = examine(job, options);

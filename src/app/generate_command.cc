@@ -368,9 +368,6 @@ Command generate_command(CLI::App& parent) {
   return {
       app,
       [app, flags] {
-        require_flag(*app, "--store");
-        require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
-        check_chat_flags(*app, *flags);
         GenerateJob job(*app, *flags);
         return run_job(
             flags->run,
@@ -384,7 +381,13 @@ Command generate_command(CLI::App& parent) {
              .finish = [&](const JobView& view,
                            const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
       },
-      true};
+      true,
+      [app, flags] {
+        require_flag(*app, "--store");
+        require_exactly_one(*app, {"--prompt", "--prompts", "--prompt-ids"});
+        check_chat_flags(*app, *flags);
+        flags->sampling.validate();
+      }};
 }
 
 }  // namespace stagecoach

@@ -82,7 +82,7 @@ void JobRun::plan() {
     for (int r = 0; r < transport_.size(); ++r)
       descriptions_.push_back(" (" + plan_.stages.describe(r) + ")");
   }
-  resume_ = {.window = 0, .forget_kv = shape_.forget_kv};
+  resume_ = {.layers = 0, .window = 0, .forget_kv = shape_.forget_kv};
 }
 
 void JobRun::load() {
@@ -97,11 +97,7 @@ void JobRun::load() {
     progress.update(done, total);
   };
   options.interrupted = [] { return interrupt_requested.load(); };
-  const auto resumed = static_cast<std::size_t>(resume_.window);
-  if (resumed > 0)
-    options.first_layer = resumed < plan_.stages.windows.size()
-                              ? plan_.stages.windows[resumed].begin
-                              : plan_.stages.layer_end();
+  if (resume_.layers > 0) options.first_layer = resume_.layers;
   if (!backend_->is_host())
     options.pin = [this](std::span<std::byte> memory) { return backend_->pin(memory); };
   source_.emplace(*store_, plan_.staging, options, timeline_);
@@ -149,6 +145,7 @@ void JobRun::run() {
                             .in_passes = plan_.in_passes,
                             .has_head = layer_end_ == spec().num_hidden_layers,
                             .checkpoint = checkpoint_ ? &*checkpoint_ : nullptr,
+                            .resume_layers = resume_.layers,
                             .interrupted = &interrupt_requested,
                             .observe_logits = nullptr};
   const std::vector<ClockOffset> clocks_before = measure_clocks(control_);
@@ -234,18 +231,22 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   std::string slabs, isas;
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
   for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
+  // Hidden states are the same whoever computes them, unless instruction sets differ or they are
+  // rounded on their way. Keys and values are kept as the plan's micro-batches wrote them.
+  const bool one_isa = std::all_of(all.isas.begin(), all.isas.end(),
+                                   [&](const std::string& isa) { return isa == isa_; });
+  const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32";
   return {{"model", fmt::format("{} {}", store_->manifest().name,
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},
           {"KV type", settings_.kv},
           {"activation type", settings_.activations},
-          {"plan", hash_to_hex(own.plan_hash)},
-          {"instruction set", isas}};
+          {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)},
+          {"instruction set", any_plan ? isa_ : isas}};
 }
 
-// Collective: the last window of which every rank has what it would go on with.
+// Collective: after as many layers as can be.
 void JobRun::find_resume_point() {
-  const std::vector<Window>& windows = plan_.stages.windows;
   const int rank = transport_.rank();
   const CheckpointIdentity identity = checkpoint_identity();
   CheckpointContents mine;
@@ -257,11 +258,14 @@ void JobRun::find_resume_point() {
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  resume_.window = agree_on_resume(control_, mine, static_cast<std::int32_t>(windows.size()));
+  const CheckpointPoint point = agree_on_resume(control_, mine, plan_.stages);
   if (failure) std::rethrow_exception(failure);
-  if (rank == 0 && resume_.window > 0)
-    spdlog::info("going on after window {} of {}, from {}", resume_.window, windows.size(),
-                 settings_.checkpoint);
+  share_hidden(control_, *checkpoint_, point);
+  resume_.layers = point.layers;
+  resume_.window = point.window;
+  if (rank == 0 && resume_.layers > 0)
+    spdlog::info("going on after {} of {} layers, from {}", resume_.layers,
+                 plan_.stages.layer_end(), settings_.checkpoint);
 }
 
 }  // namespace stagecoach

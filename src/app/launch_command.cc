@@ -11,6 +11,7 @@
 #include "app/command.h"
 #include "app/output.h"
 #include "app/plan_inputs.h"
+#include "app/run_table.h"
 #include "app/settings.h"
 #include "app/signals.h"
 #include "base/file.h"
@@ -28,48 +29,6 @@ struct LaunchFlags {
   std::string job, state;
   int replicas = 0;
   bool dry_run = false, json = false, quiet = false, verbose = false;
-};
-
-// [run] as the command that it is for understands it.
-class RunTable {
- public:
-  explicit RunTable(const LaunchJob& job) : parent_("", "stagecoach") {
-    command_ = (job.command == "score"  ? score_command
-                : job.command == "time" ? time_command
-                                        : generate_command)(parent_);
-    apply_job(*command_.app, job.file);
-    if (const std::string rounds = value("--rounds", std::string());
-        rounds != "auto" && value("--windows", std::string()).empty())
-      throw usage_error(
-          fmt::format("{}: run.rounds: launch plans rounds and windows itself", job.file),
-          "remove it, or say run.windows, too");
-    for (const char* const flag : {"--prompts", "--text", "--ids"}) {
-      const std::string file = value(flag, std::string());
-      if (file == "-")
-        throw usage_error(
-            fmt::format("{}: {} = \"-\": a launch may have to read it twice", job.file, flag),
-            "a file");
-      if (!file.empty() && !fs::is_regular_file(file))
-        throw data_error(fmt::format("{}: {}: '{}' is not a file", job.file, flag, file),
-                         "check [run]");
-    }
-    if (job.replicas > 1 && !value("--checkpoint", std::string()).empty())
-      throw usage_error(fmt::format("{}: run.checkpoint and launch.replicas: a pass's checkpoint "
-                                    "fits one plan, and a lost host changes it",
-                                    job.file),
-                        "remove run.checkpoint: launch keeps the tokens that were drawn");
-  }
-
-  template <typename T>
-  T value(const char* flag, T otherwise) const {
-    const CLI::Option* option = command_.app->get_option_no_throw(flag);
-    if (option == nullptr) return otherwise;
-    return option->count() > 0 || !option->get_default_str().empty() ? option->as<T>() : otherwise;
-  }
-
- private:
-  CLI::App parent_;
-  Command command_;
 };
 
 std::int64_t file_bytes(const std::string& file) {

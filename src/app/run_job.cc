@@ -9,6 +9,7 @@
 #include "app/output.h"
 #include "app/rank_process.h"
 #include "app/signals.h"
+#include "base/file.h"
 #include "base/host.h"
 #include "base/log.h"
 #include "pipeline/agreement.h"
@@ -35,7 +36,8 @@ class JobSession {
   // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
   // with the next job. In a process of its own any error is such.
   void run(const JobStep& step);
-  void end();
+  // `done_file` is made by rank 0; may be empty.
+  void end(const std::string& done_file);
 
  private:
   void run_together(JobRun& job);
@@ -116,7 +118,8 @@ void JobSession::run(const JobStep& step) {
   }
 }
 
-void JobSession::end() {
+void JobSession::end(const std::string& done_file) {
+  if (control_->rank() == 0 && !done_file.empty()) write_file_atomically(done_file, "done\n");
   watch_.reset();
   finalize(*transport_);
 }
@@ -148,7 +151,7 @@ int run_jobs(const std::vector<JobStep>& steps) {
       if (error.kind() == ErrorKind::kInterrupted || error.kind() == ErrorKind::kPeerLost) break;
     }
   }
-  session.end();
+  session.end(code == 0 ? steps.front().settings.done_file : std::string());
   return code;
 }
 

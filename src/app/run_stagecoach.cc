@@ -45,6 +45,7 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
                         "run it without mpirun");
     try {
       apply_environment_and_job(*command.app);
+      if (command.check) command.check();
       return command.run();
     } catch (const AgreedError&) {
       throw;

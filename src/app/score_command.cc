@@ -54,7 +54,7 @@ class ScoreJob {
 
   std::unique_ptr<BatchSource> make_source(const JobView& view) {
     begin_ns_ = now_ns();
-    resumed_ = view.resume.window;
+    resumed_ = view.resume.layers;
     progress_.emplace("scoring", ProgressUnit::kTokens, !flags_.run.quiet);
     TextEvents events;
     events.log_probs = [this](SequenceId, std::int64_t position, std::span<const double> values) {
@@ -77,7 +77,7 @@ class ScoreJob {
 
   void describe(const std::vector<RankTimeline>& ranks, RunInfo& info) const {
     info.work = fmt::format("log-probabilities of {} tokens", ids_.size());
-    if (resumed_ > 0) info.work += fmt::format(", from window {} on", resumed_);
+    if (resumed_ > 0) info.work += fmt::format(", from layer {} on", resumed_);
     if (seconds_ > 0 && resumed_ == 0)
       info.tokens_per_second = static_cast<double>(ids_.size()) / seconds_;
     info.phases = phase_results(ranks);
@@ -105,8 +105,8 @@ class ScoreJob {
     }
     if (flags_.run.quiet) return;
     if (resumed_ > 0) {
-      std::fprintf(stderr, "Took %.3f s to score %zu tokens from window %d on\n", seconds_,
-                   ids_.size(), resumed_);
+      std::fprintf(stderr, "Took %.3f s to score %zu tokens from layer %lld on\n", seconds_,
+                   ids_.size(), static_cast<long long>(resumed_));
     } else {
       std::fprintf(stderr, "Took %.3f s to score %zu tokens (%.4g tokens/s)\n", seconds_,
                    ids_.size(), static_cast<double>(ids_.size()) / seconds_);
@@ -122,7 +122,7 @@ class ScoreJob {
   std::int64_t begin_ns_ = 0;
   std::optional<Progress> progress_;
   double seconds_ = 0;
-  int resumed_ = 0;  // the window that this run began at
+  std::int64_t resumed_ = 0;  // the layer that this run began at
 };
 
 }  // namespace
@@ -140,8 +140,6 @@ Command score_command(CLI::App& parent) {
   return {
       app,
       [app, flags] {
-        require_flag(*app, "--store");
-        require_exactly_one(*app, {"--text", "--ids"});
         ScoreJob job(*app, *flags);
         return run_job(
             flags->run,
@@ -155,7 +153,11 @@ Command score_command(CLI::App& parent) {
              .finish = [&](const JobView& view,
                            const std::vector<RankTimeline>& ranks) { job.finish(view, ranks); }});
       },
-      true};
+      true,
+      [app] {
+        require_flag(*app, "--store");
+        require_exactly_one(*app, {"--text", "--ids"});
+      }};
 }
 
 }  // namespace stagecoach

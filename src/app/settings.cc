@@ -43,7 +43,7 @@ std::string environment_name(const CLI::Option& option) {
 bool settable(const CLI::Option& option) {
   if (option.get_lnames().empty()) return false;
   const std::string& name = option.get_lnames().front();
-  return name != "help" && name != "version" && name != "job";
+  return name != "help" && name != "version" && name != "job" && name != "done-file";
 }
 
 void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
@@ -85,7 +85,7 @@ void apply_job(CLI::App& command, const std::string& file) {
           file, node,
           fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
     if (target->count() > 0) continue;
-    const std::vector<std::string> values = toml_texts(file, node);
+    const std::vector<std::string> values = run_values(file, key.str(), node);
     const auto& begin = node.source().begin;
     const bool repeatable = target->get_expected_max() > 1 ||
                             target->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
@@ -224,6 +224,11 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
       .add_option("--report", s.report,
                   "Write report.html, layers.csv, run.json and trace.json there")
       ->type_name("DIR");
+  command
+      .add_option("--done-file", s.done_file,
+                  "Of a launch: rank 0 makes it when all results are written")
+      ->type_name("FILE")
+      ->group("");
   command
       .add_option("--peer-timeout", s.peer_timeout,
                   "Seconds of silence after which a rank counts as lost")

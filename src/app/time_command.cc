@@ -316,13 +316,11 @@ Command time_command(CLI::App& parent) {
   CLI::App* app = parent.add_subcommand(
       "time", "A timing study: every layer's time, on random hidden states; lists are swept");
   add_flags(*app, *flags);
-  return {app,
-          [app, flags] {
+  return {app, [flags] { return run_time(*flags); }, true,
+          [app] {
             require_flag(*app, "--store");
             require_flag(*app, "--tokens");
-            return run_time(*flags);
-          },
-          true};
+          }};
 }
 
 }  // namespace stagecoach

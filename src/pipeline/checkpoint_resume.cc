@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/archive.h"
+#include "base/error.h"
 
 namespace stagecoach {
 namespace {
@@ -10,27 +11,48 @@ namespace {
 constexpr std::uint32_t kContents = archive_magic("CKPT");
 constexpr std::uint32_t kOrigin = archive_magic("ORIG");
 constexpr std::uint32_t kResume = archive_magic("RESU");
+constexpr std::uint32_t kBlock = archive_magic("HIDN");
+constexpr std::int64_t kBlockBytes = std::int64_t{8} << 20;
 
 bool at(const std::vector<std::uint8_t>& flags, std::size_t index) {
   return index < flags.size() && flags[index] != 0;
+}
+
+// A part of a file on its way; the last one is empty, and says what went wrong.
+struct Block {
+  std::vector<std::byte> bytes;
+  std::string error;
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(bytes, error);
+  }
+};
+
+// The window that goes on after the first `layers`; at the end of all, the last one, which has the
+// head.
+std::size_t window_after(const StagePlan& plan, std::int64_t layers) {
+  const auto found = std::find_if(plan.windows.begin(), plan.windows.end(),
+                                  [&](const Window& window) { return layers < window.end; });
+  return static_cast<std::size_t>(found - plan.windows.begin());
+}
+
+std::int32_t rank_after(const StagePlan& plan, std::int64_t layers) {
+  return plan.windows[std::min(window_after(plan, layers), plan.windows.size() - 1)].rank;
 }
 
 }  // namespace
 
 CheckpointContents checkpoint_contents(const PassCheckpoint& checkpoint, const StagePlan& plan,
                                        int rank, bool with_kv) {
-  CheckpointContents contents;
-  for (std::size_t w = 0; w < plan.windows.size(); ++w) {
-    // The last window's hidden state stays with its rank, which has the head.
-    const Window& receiver = plan.windows[std::min(w + 1, plan.windows.size() - 1)];
-    contents.hidden.push_back(receiver.rank == rank &&
-                              checkpoint.has_hidden(static_cast<std::int64_t>(w)));
-    bool kv = plan.windows[w].rank == rank;
-    if (kv && with_kv)
-      for (std::int64_t layer = plan.windows[w].begin; layer < plan.windows[w].end; ++layer)
-        kv = kv && checkpoint.has_kv(layer);
-    contents.kv.push_back(kv);
-  }
+  const std::int64_t layers = plan.layer_end();
+  CheckpointContents contents{.hidden = {0}, .kv = {}};
+  for (std::int64_t done = 1; done <= layers; ++done)
+    contents.hidden.push_back(checkpoint.has_hidden(done));
+  contents.kv.assign(static_cast<std::size_t>(layers), 0);
+  for (const Window& window : plan.windows)
+    for (std::int64_t layer = window.begin; window.rank == rank && layer < window.end; ++layer)
+      contents.kv[static_cast<std::size_t>(layer)] = !with_kv || checkpoint.has_kv(layer);
   return contents;
 }
 
@@ -53,29 +75,83 @@ CheckpointOrigin gather_origin(ControlChannel& control, const CheckpointOrigin& 
   return all;
 }
 
-std::int32_t agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
-                             std::int32_t windows) {
+CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
+                                const StagePlan& plan) {
   if (control.rank() > 0) {
     control.send(0, to_archive(kContents, mine));
-    return std::clamp(
-        from_archive<std::int32_t>(kResume, control.receive_from(0), "where to go on"), 0, windows);
+    return from_archive<CheckpointPoint>(kResume, control.receive_from(0), "where to go on");
   }
   std::vector<CheckpointContents> all{mine};
   for (int rank = 1; rank < control.size(); ++rank)
     all.push_back(from_archive<CheckpointContents>(kContents, control.receive_from(rank),
                                                    "contents of a checkpoint"));
-  std::int32_t resume = 0;
-  for (std::size_t w = 0; w < static_cast<std::size_t>(windows); ++w) {
-    const auto any = [&](auto member) {
-      return std::any_of(all.begin(), all.end(), [&](const CheckpointContents& contents) {
-        return at(contents.*member, w);
-      });
-    };
-    if (!any(&CheckpointContents::kv)) break;
-    if (any(&CheckpointContents::hidden)) resume = static_cast<std::int32_t>(w) + 1;
+  const auto has_kv = [&](std::int64_t layer) {
+    return std::any_of(all.begin(), all.end(), [&](const CheckpointContents& contents) {
+      return at(contents.kv, static_cast<std::size_t>(layer));
+    });
+  };
+  CheckpointPoint point;
+  // A rank that could not look will say why, and can send and receive nothing.
+  const bool complete = std::all_of(
+      all.begin(), all.end(), [](const CheckpointContents& one) { return !one.hidden.empty(); });
+  for (std::int64_t layers = 1; complete && layers <= plan.layer_end() && has_kv(layers - 1);
+       ++layers) {
+    const std::int32_t needs = rank_after(plan, layers);
+    // The rank itself, if it can be.
+    for (int i = 0; i < control.size(); ++i) {
+      const int rank = (needs + i) % control.size();
+      if (!at(all[static_cast<std::size_t>(rank)].hidden, static_cast<std::size_t>(layers)))
+        continue;
+      point = {.layers = layers,
+               .window = static_cast<std::int32_t>(window_after(plan, layers)),
+               .has = rank,
+               .needs = needs};
+      break;
+    }
   }
-  for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(kResume, resume));
-  return resume;
+  for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(kResume, point));
+  return point;
+}
+
+void share_hidden(ControlChannel& control, const PassCheckpoint& checkpoint,
+                  const CheckpointPoint& point) {
+  if (point.layers == 0 || point.has == point.needs) return;
+  if (control.rank() == point.has) {
+    const auto send = [&](const Block& block) {
+      control.send(point.needs, to_archive(kBlock, block));
+    };
+    try {
+      const File file = checkpoint.open_hidden(point.layers);
+      const std::int64_t bytes = file.size();
+      for (std::int64_t at = 0; at < bytes; at += kBlockBytes) {
+        Block block{.bytes = std::vector<std::byte>(
+                        static_cast<std::size_t>(std::min(kBlockBytes, bytes - at))),
+                    .error = {}};
+        file.read_at(at, block.bytes);
+        send(block);
+      }
+    } catch (const Error& error) {
+      send({.bytes = {}, .error = error.what()});  // the other one waits for an end
+      throw;
+    }
+    send({});
+  } else if (control.rank() == point.needs) {
+    bool ended = false;
+    const auto next = [&] {
+      Block block =
+          from_archive<Block>(kBlock, control.receive_from(point.has), "a kept hidden state");
+      ended = block.bytes.empty();
+      if (!block.error.empty())
+        throw data_error(fmt::format("the checkpoint of rank {}: {}", point.has, block.error));
+      return std::move(block.bytes);
+    };
+    try {
+      checkpoint.adopt_hidden(point.layers, next);
+    } catch (const Error&) {
+      while (!ended) next();  // what is under way would be taken for something else
+      throw;
+    }
+  }
 }
 
 }  // namespace stagecoach

@@ -11,10 +11,10 @@
 
 namespace stagecoach {
 
-// By window: whether this rank, where it is its turn, has what a later run needs.
+// What this rank's folder has that a later run needs.
 struct CheckpointContents {
-  std::vector<std::uint8_t> hidden;  // hidden state after the window, at the rank that received it
-  std::vector<std::uint8_t> kv;      // keys and values of the window's layers, at its own rank
+  std::vector<std::uint8_t> hidden;  // [n]: the hidden state after the first n layers
+  std::vector<std::uint8_t> kv;      // [layer]: its keys and values, at the rank that runs it
 
   template <class Archive>
   void serialize(Archive& archive) {
@@ -40,8 +40,27 @@ struct CheckpointOrigin {
 // Collective. Every rank gets what all know.
 CheckpointOrigin gather_origin(ControlChannel& control, const CheckpointOrigin& mine);
 
-// Collective. The number of windows that need not be computed again; 0: from the start.
-std::int32_t agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
-                             std::int32_t windows);
+// Where an interrupted pass goes on.
+struct CheckpointPoint {
+  std::int64_t layers = 0;  // that need not be computed again; 0: from the start
+  std::int32_t window = 0;  // of the plan, the first one that computes: it may begin before them
+  std::int32_t has = 0;     // a rank with the hidden state after them
+  std::int32_t needs = 0;   // the rank that goes on from it
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(layers, window, has, needs);
+  }
+};
+
+// Collective. Ranks may hold values of another plan's run, from which this one goes on. `mine` is
+// empty where the checkpoint could not be opened: then all begin at the start.
+CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
+                                const StagePlan& plan);
+
+// Of the two ranks that the point names, where they are two: one sends the hidden state to the
+// other. Throws data_error.
+void share_hidden(ControlChannel& control, const PassCheckpoint& checkpoint,
+                  const CheckpointPoint& point);
 
 }  // namespace stagecoach

@@ -16,7 +16,7 @@ static_assert(std::endian::native == std::endian::little,
               "checkpoint files are written for little-endian machines");
 
 constexpr char kMagic[8] = {'S', 'C', 'H', 'E', 'C', 'K', 'P', 'T'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;  // 1 counted windows, of one plan
 constexpr const char* kIdentityFile = "checkpoint.json";
 constexpr std::int64_t kMaxIdentityBytes = 1 << 20;
 constexpr std::int64_t kBlock = std::int64_t{1} << 20;
@@ -93,7 +93,7 @@ PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identi
 }
 
 fs::path PassCheckpoint::path(const Key& key) const {
-  return folder_ / (key.first == Kind::kHidden ? fmt::format("window-{:03}.hidden", key.second)
+  return folder_ / (key.first == Kind::kHidden ? fmt::format("layers-{:03}.hidden", key.second)
                                                : fmt::format("layer-{:03}.kv", key.second));
 }
 
@@ -113,8 +113,8 @@ std::optional<PassCheckpoint::Header> PassCheckpoint::header(const Key& key) con
   return ours ? std::optional(found) : std::nullopt;
 }
 
-bool PassCheckpoint::has_hidden(std::int64_t window) const {
-  return header({Kind::kHidden, window}).has_value();
+bool PassCheckpoint::has_hidden(std::int64_t layers) const {
+  return header({Kind::kHidden, layers}).has_value();
 }
 bool PassCheckpoint::has_kv(std::int64_t layer) const {
   return header({Kind::kKv, layer}).has_value();
@@ -157,10 +157,10 @@ void PassCheckpoint::finish(const Key& key, const MicroBatch& batch) {
   rename_synced(temporary, path(key));
 }
 
-void PassCheckpoint::keep_hidden(std::int64_t window, const MicroBatch& batch,
+void PassCheckpoint::keep_hidden(std::int64_t layers, const MicroBatch& batch,
                                  std::span<const float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == total_rows(batch.runs) * width_);
-  const Key key{Kind::kHidden, window};
+  const Key key{Kind::kHidden, layers};
   append(key, batch, std::as_bytes(hidden));
   finish(key, batch);
 }
@@ -230,9 +230,9 @@ void PassCheckpoint::end_restore(const Key& key, const MicroBatch& batch) {
                    "go on with the command that made it, or use another --checkpoint DIR");
 }
 
-void PassCheckpoint::restore_hidden(std::int64_t window, const MicroBatch& batch,
+void PassCheckpoint::restore_hidden(std::int64_t layers, const MicroBatch& batch,
                                     std::span<float> hidden) {
-  const Key key{Kind::kHidden, window};
+  const Key key{Kind::kHidden, layers};
   take(key, batch, std::as_writable_bytes(hidden));
   end_restore(key, batch);
 }
@@ -245,6 +245,26 @@ void PassCheckpoint::restore_kv(std::int64_t layer, const MicroBatch& batch, KvC
     kv.set_page(layer, sequence, page, host);
   });
   end_restore(key, batch);
+}
+
+File PassCheckpoint::open_hidden(std::int64_t layers) const {
+  return File::open_read(path({Kind::kHidden, layers}));
+}
+
+// Its checksum is compared when it is read.
+void PassCheckpoint::adopt_hidden(std::int64_t layers,
+                                  const std::function<std::vector<std::byte>()>& next) const {
+  const Key key{Kind::kHidden, layers};
+  fs::path temporary = path(key);
+  temporary += ".part";
+  File draft = File::create(temporary);
+  for (std::vector<std::byte> block = next(); !block.empty(); block = next()) draft.append(block);
+  draft.close_synced();
+  rename_synced(temporary, path(key));
+  if (!header(key))
+    throw data_error(
+        fmt::format("{}: what another rank has sent is no part of this pass", path(key).string()),
+        "run the same command again");
 }
 
 }  // namespace stagecoach

@@ -1,22 +1,24 @@
 // The values of a long pass, kept on disk so that a run that was interrupted goes on at the last
 // window that was finished. Everything is written by the rank that has it, into a folder of its own
-// host or one that ranks share: names say window and layer.
+// host or one that ranks share: names say how many layers were done, not who did them.
 //
-//   DIR/checkpoint.json     whose values these are: model, work, KV and activation type, plan
-//   DIR/window-007.hidden   (rows of the pass, hidden_size) after window 7, from the rank that
-//   received it DIR/layer-007.kv        keys and values of layer 7, where later passes read them
-//   (generate) DIR/tokens.json         what has been drawn (generate, rank 0)
+//   DIR/checkpoint.json     whose values these are: model, work, KV and activation type, …
+//   DIR/layers-007.hidden   (rows of the pass, hidden_size) after the first 7 layers, from the rank
+//                           that received it
+//   DIR/layer-007.kv        keys and values of layer 7, where later passes read them (generate)
+//   DIR/tokens.json         what has been drawn (generate, rank 0)
 //
 // A .hidden or .kv file, little-endian, exists whole or not at all (written as .part, synced,
 // renamed):
 //
 //   0   "SCHECKPT"   8   u32 version, u32 kind (0 hidden, 1 kv)   16  u64 identity   24  u64 pass
-//   32  i64 number (window or layer)   40  i64 bytes of the payload   48  u64 its XXH3   56  u64
-//   zero 64  payload
+//   32  i64 number (layers done, or the layer)   40  i64 bytes of the payload   48  u64 its XXH3
+//   56  u64 zero   64  payload
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -46,19 +48,24 @@ class PassCheckpoint {
   PassCheckpoint(std::filesystem::path folder, const CheckpointIdentity& identity,
                  std::uint64_t pass, std::int64_t width, const std::string& holder);
 
-  bool has_hidden(std::int64_t window) const;
+  bool has_hidden(std::int64_t layers) const;
   bool has_kv(std::int64_t layer) const;
 
   // Rows of one micro-batch; the file comes to be with the last one of its pass.
-  void keep_hidden(std::int64_t window, const MicroBatch& batch, std::span<const float> hidden);
+  void keep_hidden(std::int64_t layers, const MicroBatch& batch, std::span<const float> hidden);
   void keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
   // Throws data_error for a damaged file.
-  void restore_hidden(std::int64_t window, const MicroBatch& batch, std::span<float> hidden);
+  void restore_hidden(std::int64_t layers, const MicroBatch& batch, std::span<float> hidden);
   void restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
+
+  // The file of a hidden state, for a rank whose folder lacks it; and that rank's side, where
+  // `next` gives its bytes, block by block, and at last none.
+  File open_hidden(std::int64_t layers) const;
+  void adopt_hidden(std::int64_t layers, const std::function<std::vector<std::byte>()>& next) const;
 
  private:
   enum class Kind : std::uint32_t { kHidden = 0, kKv = 1 };
-  using Key = std::pair<Kind, std::int64_t>;  // and number of window or layer
+  using Key = std::pair<Kind, std::int64_t>;  // and number
   struct Header;
   // A file that grows by one micro-batch after the other.
   struct Draft {

@@ -42,7 +42,7 @@ class Worker {
   void enter(MicroBatch batch, BatchSource& source) {
     const std::int64_t rows = total_rows(batch.runs);
     hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
-    if (rows > 0 && batch.pass.resume == 0) {
+    if (rows > 0 && !goes_on(batch)) {
       if (source.fill_hidden(batch, hidden_)) {
         c_.runner.set_hidden(hidden_);
       } else {
@@ -62,7 +62,7 @@ class Worker {
                                    c_.transport.rank()));
     check_against_model(batch.runs);
     if (!hidden_.empty()) {
-      keep(batch.window - 1, batch);
+      keep(window_of(batch).begin, batch);
       c_.runner.set_hidden(hidden_);
     }
     arrive(std::move(batch));
@@ -98,15 +98,15 @@ class Worker {
       restore_window(batch);
       return leave(std::move(batch));
     }
-    if (batch.window > 0 && batch.window == batch.pass.resume) restore(batch.window - 1, batch);
+    if (goes_on(batch) && batch.window == batch.pass.resume) restore(batch);
     const Window& window = window_of(batch);
+    const std::int64_t begin = first_layer(batch);
     const bool alone = batch.pass.row == 0 && batch.pass.last;
-    if (batch.pass.rows > 0 && !alone && window.end - window.begin > 1)
-      return gather(std::move(batch));
+    if (batch.pass.rows > 0 && !alone && window.end - begin > 1) return gather(std::move(batch));
     // Keys that nobody reads again make room for the next layer's.
-    const std::int64_t step = batch.pass.forget_kv ? 1 : window.end - window.begin;
+    const std::int64_t step = batch.pass.forget_kv ? 1 : window.end - begin;
     const NextUse next = batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
-    for (std::int64_t layer = window.begin; layer < window.end; layer += step) {
+    for (std::int64_t layer = begin; layer < window.end; layer += step) {
       c_.runner.run_layers(layer, layer + step, batch.runs, batch.label, next);
       after_layers(layer, layer + step, batch);
     }
@@ -132,7 +132,7 @@ class Worker {
     c_.runner.get_hidden(last.hidden);
     if (!complete) return;
     const Window& window = window_of(last.batch);
-    for (std::int64_t layer = window.begin; layer < window.end; ++layer)
+    for (std::int64_t layer = first_layer(last.batch); layer < window.end; ++layer)
       for (Gathered& one : gathered_) {
         const NextUse next = one.batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
         c_.runner.set_hidden(one.hidden);
@@ -157,14 +157,21 @@ class Worker {
   }
 
   bool keeps(const MicroBatch& batch) const { return c_.checkpoint != nullptr && batch.pass.keep; }
-  // hidden_ is what `window` has made of the batch.
-  void keep(std::int32_t window, const MicroBatch& batch) {
-    if (keeps(batch)) c_.checkpoint->keep_hidden(window, batch, hidden_);
+  // Of the pass that a run before has begun.
+  bool goes_on(const MicroBatch& batch) const { return keeps(batch) && c_.resume_layers > 0; }
+  // Of the window; where the pass goes on, of what is left of it: that run may have had others.
+  std::int64_t first_layer(const MicroBatch& batch) const {
+    const std::int64_t begin = window_of(batch).begin;
+    return goes_on(batch) ? std::max(begin, c_.resume_layers) : begin;
   }
-  void restore(std::int32_t window, const MicroBatch& batch) {
+  // hidden_ is what the first `layers` have made of the batch.
+  void keep(std::int64_t layers, const MicroBatch& batch) {
+    if (keeps(batch)) c_.checkpoint->keep_hidden(layers, batch, hidden_);
+  }
+  void restore(const MicroBatch& batch) {
     STAGECOACH_CHECK(keeps(batch));
     hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
-    c_.checkpoint->restore_hidden(window, batch, hidden_);
+    c_.checkpoint->restore_hidden(c_.resume_layers, batch, hidden_);
     c_.runner.set_hidden(hidden_);
   }
   // Of a window that a run before has finished: its keys and values, and after the last window the
@@ -175,7 +182,7 @@ class Worker {
     if (!batch.pass.forget_kv)
       for (std::int64_t layer = window.begin; layer < window.end; ++layer)
         c_.checkpoint->restore_kv(layer, batch, c_.runner.kv());
-    if (batch.window + 1 == windows()) restore(batch.window, batch);
+    if (batch.window + 1 == windows()) restore(batch);
   }
 
   // After its window: the hidden state is in the runner.
@@ -191,7 +198,7 @@ class Worker {
     if (keeps(batch) && batch.window >= batch.pass.resume) {
       hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
       c_.runner.get_hidden(hidden_);
-      keep(batch.window, batch);
+      keep(window_of(batch).end, batch);
     }
     answer(batch);
   }

@@ -42,6 +42,8 @@ struct RankContext {
   bool has_head = true;    // false: the plan ends before the last layer (time --layers)
   // Keeps what the first pass has computed, window by window; may be null.
   PassCheckpoint* checkpoint = nullptr;
+  // Layers of that pass that a run before has computed: its hidden state after them is there.
+  std::int64_t resume_layers = 0;
   // Set by a signal handler: stop with kInterrupted at the next micro-batch.
   const std::atomic<bool>* interrupted = nullptr;
   // Sees every row of logits on the rank that computes them (tests).

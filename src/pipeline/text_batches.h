@@ -24,7 +24,8 @@ struct TextRequest {
 
 // How a job that goes in passes begins and ends.
 struct ResumePoint {
-  std::int32_t window = 0;  // the first pass goes on at this window
+  std::int64_t layers = 0;  // of the first pass, which are done
+  std::int32_t window = 0;  // the first one of it that computes
   bool forget_kv = false;   // no pass reads the keys of one before it
 };
 

@@ -1,7 +1,9 @@
 #include "plan/cluster_spec.h"
 
 #include <algorithm>
+#include <array>
 
+#include "base/host.h"
 #include "base/toml_file.h"
 #include "plan/cluster_toml.h"
 
@@ -14,11 +16,17 @@ HostSpec read_host(const std::string& file, const std::string& name, const toml:
   const TomlTable table(file, "nodes." + name, node);
   table.only({"address", "memory", "device_memory", "store", "memory_gb_per_s", "f32_gflop_per_s",
               "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s"});
+  const std::string store = table.string_or("store", "");
+  if (store.starts_with("~"))
+    throw toml_error(file, *node.as_table()->get("store"),
+                     fmt::format("nodes.{}.store: '{}': users have other homes on other PCs: "
+                                 "expected an absolute path",
+                                 name, store));
   return {.name = name,
           .address = table.string_or("address", ""),
           .memory = table.bytes_or("memory", 0),
           .device_memory = table.bytes_or("device_memory", 0),
-          .store = table.string_or("store", ""),
+          .store = store,
           .rates = {.memory = table.rate_or("memory_gb_per_s", 0) * kGiga,
                     .f32 = table.rate_or("f32_gflop_per_s", 0) * kGiga,
                     .bf16 = table.rate_or("bf16_gflop_per_s", 0) * kGiga,
@@ -70,6 +78,16 @@ void check_job_tables(const std::string& file, const toml::table& root) {
           file, node,
           fmt::format("unknown table or key '{}'; a job has [run], [launch], [nodes] and [network]",
                       key.str()));
+}
+
+std::vector<std::string> run_values(const std::string& file, std::string_view key,
+                                    const toml::node& node) {
+  constexpr std::array<std::string_view, 7> kPaths{"store", "report", "checkpoint", "prompts",
+                                                   "text",  "ids",    "csv"};
+  std::vector<std::string> values = toml_texts(file, node);
+  if (std::find(kPaths.begin(), kPaths.end(), key) == kPaths.end()) return values;
+  for (std::string& value : values) value = with_home(value, fmt::format("{}: {}", file, key));
+  return values;
 }
 
 ClusterSpec cluster_of(const std::string& file, const toml::table& root) {

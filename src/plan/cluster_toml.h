@@ -5,6 +5,8 @@
 #include <toml++/toml.h>
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "plan/cluster_spec.h"
 
@@ -12,6 +14,10 @@ namespace stagecoach {
 
 // Throws usage_error for a table that no job file has.
 void check_job_tables(const std::string& file, const toml::table& root);
+
+// The values of a key of [run]: of one that is a path, with ~ as a shell has it.
+std::vector<std::string> run_values(const std::string& file, std::string_view key,
+                                    const toml::node& node);
 
 // Of `file`, whose contents are `root`. Throws as read_cluster does.
 ClusterSpec cluster_of(const std::string& file, const toml::table& root);

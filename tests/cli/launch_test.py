@@ -1,6 +1,8 @@
 """launch, doctor and agent on this machine alone; tests/lan has them on several."""
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,7 +51,8 @@ class Launch(StoreTest):
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
     def test_an_error_of_the_ranks_is_said_once(self):
         for flags in ((), ("--quiet",)):
-            self.fails(self.run_here("launch", self.job(self.RUN.replace("max_new_tokens = 6", "temperature = -1")), *flags), 2, "temperature")
+            self.fails(self.run_here("launch", self.job(self.RUN.replace('prompt = "In the beginning"', 'prompt_ids = "1 99999"')), *flags), 2,
+                       "99999 is outside the vocabulary")
 
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
     def test_hosts_without_rates_are_measured(self):
@@ -69,11 +72,48 @@ class Launch(StoreTest):
                             (self.RUN.replace('store = "STORE"\n', ""), "run.store is missing"),
                             (self.RUN.replace("In the beginning", "a\\u0000b"), "job.toml:3:10: a zero byte"),
                             (self.RUN + "[run" + ".a" * 50000 + "]\n", "dots and brackets"),
+                            (self.RUN.replace("max_new_tokens = 6", "temperature = -1"), "temperature"),
+                            (self.RUN + 'prompts = "job.toml"\n', "takes exactly one of --prompt, --prompts, --prompt-ids; found 2"),
+                            (self.RUN + 'chat = true\nno_bos = true\n', "--chat and --no-bos"),
+                            ('[launch]\ncommand = "score"\n[run]\nstore = "STORE"\n', "takes exactly one of --text, --ids; found 0"),
+                            ('[launch]\ncommand = "time"\n[run]\nstore = "STORE"\n', "needs --tokens"),
                             ('[launch]\nreplicas = 2\n' + self.RUN, "replicas = 2 needs two hosts")):
-            with self.subTest(place):
-                self.fails(self.run_here("launch", self.job(text)), 2, place)
+            # Whatever looks at the file says the same of it.
+            for command in (("launch",), ("launch", "--dry-run"), ("doctor", "--quick")):
+                with self.subTest(place, command=command):
+                    self.fails(self.run_here(*command, self.job(text)), 2, place)
         self.fails(self.run_here("launch", self.folder / "none.toml"), 2, "none.toml")
         self.fails(self.run_here("launch"), 2)
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_a_tilde_is_the_users_home(self):
+        (self.folder / "texts").mkdir()
+        (self.folder / "texts/prompts.txt").write_text("In the beginning\n")
+        text = self.RUN.replace('prompt = "In the beginning"', 'prompts = "~/texts/prompts.txt"') + 'report = "~/report"\n'
+        text = text.replace('"STORE"', f'"~/{self.store.name}"')
+        (self.folder / self.store.name).symlink_to(self.store)
+        self.succeeds(self.run_here("launch", self.job(text)))
+        self.assertTrue((self.folder / "report/run.json").exists())
+        # The same file by hand.
+        shutil.rmtree(self.folder / "report")
+        self.succeeds(self.run_here("generate", "--job", self.folder / "job.toml"))
+        self.assertTrue((self.folder / "report/run.json").exists())
+        self.fails(self.run_here("launch", self.job(self.RUN, node='address = "127.0.0.1"\nstore = "~/x"\n')), 2, "job.toml:10:9: nodes.here.store",
+                   "absolute path")
+
+    @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
+    def test_what_killed_launches_left_is_swept(self):
+        state = self.folder / ".local/state/stagecoach"
+        old, fresh = "20200101-000000-1", "20200101-000000-2"
+        for name in (old, fresh):
+            for folder in (state / "launches" / name, state / "jobs" / f"{name}@0"):
+                folder.mkdir(parents=True)
+                (folder / "session.json").write_text("{}")
+        for folder in (state / "launches" / old, state / "jobs" / f"{old}@0"):
+            os.utime(folder, (1577836800, 1577836800))
+        self.succeeds(self.run_here("launch", self.job(self.RUN)))
+        self.assertEqual([path.name for path in (state / "launches").iterdir()], [fresh])
+        self.assertEqual([path.name for path in (state / "jobs").iterdir()], [f"{fresh}@0"])
 
     def test_a_missing_file_of_prompts(self):
         self.fails(self.run_here("launch", self.job(self.RUN.replace('prompt = "In the beginning"', 'prompts = "/none"'))), 3, "/none")
@@ -90,8 +130,8 @@ class Launch(StoreTest):
         key = self.folder / ".config/stagecoach/key"
         self.succeeds(self.run_here("agent", "--new-key", key))
         rates = "memory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\nbf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n"
-        # Addresses that nobody has (RFC 5737), and a model that is there.
-        text = text.replace("192.168.1.", "192.0.2.").replace("/srv/stagecoach/gpt-j-6b-q8", str(self.store)).replace("GiB\"", f"GiB\"\n{rates}")
+        # Addresses that nobody has (RFC 5737), and a model that is there: so small that one PC is faster.
+        text = text.replace("192.168.1.", "192.0.2.").replace("replicas = 2", "replicas = 1").replace("/srv/stagecoach/gpt-j-6b-q8", str(self.store)).replace("GiB\"", f"GiB\"\n{rates}")
         file = self.folder / "job.toml"
         file.write_text(text)
         dry = self.run_here("launch", file, "--dry-run", "--json")

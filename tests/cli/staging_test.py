@@ -192,7 +192,7 @@ class PassCheckpoints(Staging):
         """Runs until `ready` files are in the checkpoint, then stops it."""
         process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
         deadline = time.monotonic() + PATIENCE
-        while len(list(folder.glob("window-*.hidden")) if folder.is_dir() else []) < ready and process.poll() is None:
+        while len(list(folder.glob("layers-*.hidden")) if folder.is_dir() else []) < ready and process.poll() is None:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.002)
         process.send_signal(number)
@@ -200,7 +200,7 @@ class PassCheckpoints(Staging):
         process.stderr.close()
 
     def windows(self, folder):
-        return {p.name: p.read_bytes() for p in folder.glob("window-*.hidden")}
+        return {p.name: p.read_bytes() for p in folder.glob("layers-*.hidden")}
 
     def test_an_interrupted_score_goes_on(self):
         whole = self.folder / "whole"
@@ -214,10 +214,26 @@ class PassCheckpoints(Staging):
             self.assertEqual(done, {name: self.windows(whole)[name] for name in done}, "byte for byte")
             process = run("score", "--store", self.store, "--ids", self.shared / "ids", "--json", *self.SLOW, "--checkpoint", folder)
             self.succeeds(process)
-            self.assertRegex(process.stderr, f"going on after window ({len(done)}|{len(done) + 1}) of {LAYERS}")
+            self.assertRegex(process.stderr, f"going on after ({len(done)}|{len(done) + 1}) of {LAYERS} layers")
             self.assertEqual(json_lines(process)[0]["logprobs"], self.expected)
             self.assertEqual(self.windows(folder), self.windows(whole))
         self.assertEqual(self.scored(*self.SLOW, "--checkpoint", whole), self.expected, "a finished one, again")
+
+    @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
+    def test_a_score_goes_on_with_any_plan(self):
+        folder = self.folder / "cut"
+        self.interrupt(mpirun(3) + [BINARY, *self.score(*self.SLOW, "--checkpoint", folder)], folder, 5)
+        done = len(self.windows(folder))
+        for ranks, flags in ((2, ("--windows", "0:7,7:20")), (0, ()), (3, ("--rounds", 2, "--micro-batch", 50))):
+            with self.subTest(flags):
+                copy = self.folder / f"copy-{ranks}"
+                shutil.copytree(folder, copy)
+                command = [c for c in self.score("--memory", "170MB", "--threads", 1, *flags, "--checkpoint", copy) if c != "--quiet"]
+                process = self.succeeds(run(*command, ranks=ranks))
+                self.assertRegex(process.stderr, f"going on after ({done}|{done + 1}) of {LAYERS} layers")
+                self.assertEqual(json_lines(process)[0]["logprobs"], self.expected)
+        # Rounded on their way, they depend on who computed them.
+        self.fails(run(*self.score(*self.SLOW, "--wire", "bf16", "--checkpoint", folder), ranks=3), 3, "another plan")
 
     @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
     def test_ranks_go_on_together(self):
@@ -265,7 +281,6 @@ class PassCheckpoints(Staging):
         (self.folder / "other").write_text("1 2 3")
         other_text = ("score", "--store", self.store, "--ids", self.folder / "other", "--memory", "170MB", "--checkpoint", folder)
         self.fails(run(*other_text), 3, "belongs to another text")
-        self.fails(run(*self.score("--memory", "170MB", "--windows", "0:10,10:20", "--checkpoint", folder)), 3, "belongs to another plan")
         self.fails(run(*self.score("--memory", "170MB", "--kv", "q8", "--checkpoint", folder)), 3,
                    "belongs to another KV type: expected q8, found f16")
         self.fails(run(*self.score("--memory", "170MB", "--activations", "f32", "--checkpoint", folder)), 3,
@@ -291,7 +306,7 @@ class PassCheckpoints(Staging):
     def test_damaged_checkpoint_files(self):
         folder = self.folder / "checkpoint"
         self.scored("--memory", "170MB", "--checkpoint", folder)
-        last = folder / f"window-{LAYERS - 1:03}.hidden"
+        last = folder / f"layers-{LAYERS:03}.hidden"
         content = bytearray(last.read_bytes())
         content[-5] ^= 1
         last.write_bytes(content)

@@ -29,6 +29,7 @@ class InputChannel : public Channel {
   void send_data(std::span<const std::byte> data) override {
     STAGECOACH_CHECK(data.size() <= kMaxData);
   }
+  void close_gently() override { broken_ = true; }
   bool broken() const override { return broken_; }
   int descriptor() const override { return -1; }
 
@@ -52,7 +53,7 @@ class InputChannel : public Channel {
     const Frame frame = receive(patience);
     if (frame.kind != FrameKind::kData || frame.payload.empty() ||
         frame.payload.size() > into.size())
-      throw ended();
+      throw FrameError("expected data");
     std::copy(frame.payload.begin(), frame.payload.end(), into.begin());
     return frame.payload.size();
   }

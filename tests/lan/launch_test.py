@@ -2,9 +2,11 @@
 Skips where namespaces are not allowed."""
 
 import contextlib
+import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -110,7 +112,8 @@ class Launches(LanTest):
             process = subprocess.Popen(self.command("launch", job, *flags), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
                                        env=ENVIRONMENT | {"STAGECOACH_TEST_JOB": name}, start_new_session=True)
         try:
-            command = b"time" if b"time" in job.read_bytes().split(b"[run]")[0] else b"generate"
+            table = job.read_bytes().split(b"[run]")[0]
+            command = next((name for name in (b"time", b"score") if b'"' + name + b'"' in table), b"generate")
             deadline = time.monotonic() + PATIENCE
             while len(ranks := processes(name, command)) < HOSTS or "ranks: " not in errors.read_text():
                 self.assertIsNone(process.poll(), errors.read_text())
@@ -339,6 +342,84 @@ class Launches(LanTest):
 
     def test_a_killed_rank_with_replicas(self):
         self.goes_on(lambda ranks: os.kill(ranks[1], signal.SIGKILL), "all hosts answer: starting again")
+
+
+    # ---- A long pass ----
+
+    # 50 MB a layer in f32, 20 GFLOP of its products a 1,000 tokens.
+    LAYERS = 12
+    LONG = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 1000, "n_positions": 1024, "n_embd": 1024,
+            "n_layer": LAYERS, "n_head": 16, "activation_function": "gelu_new"}
+
+    def long_model(self):
+        (self.folder / "config.json").write_text(json.dumps(self.LONG))
+        model = self.folder / "model"
+        self.succeeds(run("create", self.folder / "config.json", model, "--weights", "f32", "--seed", 1, "--quiet"))
+        ids = self.folder / "ids"
+        ids.write_text(" ".join(str(i * 37 % 1000) for i in range(1000)))
+        return model, ids
+
+    def score_goes_on(self, loss):
+        """A score that loses something amid its layers gives what it gives alone, and does not compute all of them again."""
+        self.start_agents()
+        model, ids = self.long_model()
+        windows = ",".join(f"{layer}:{layer + 1}" for layer in range(self.LAYERS))
+        job = self.job(f'ids = "{ids}"\njson = true\nwindows = "{windows}"\nreport = "{self.folder / "report"}"\n',
+                       launch='command = "score"\nreplicas = 2', source=model)
+        with self.launched(job) as (process, ranks, errors):
+            deadline = time.monotonic() + PATIENCE
+            while len(list(self.folder.glob("host*/state/jobs/*/pass/layers-*.hidden"))) < 4:
+                self.assertIsNone(process.poll(), errors.read_text())
+                self.assertLess(time.monotonic(), deadline, errors.read_text())
+                time.sleep(0.02)
+            loss(ranks)
+            code, text = self.ends(process, errors)
+        self.assertEqual(code, 0, text)
+        done = int(re.search(rf"going on after (\d+) of {self.LAYERS} layers", text)[1])
+        print(f"{self.LAYERS - done} of {self.LAYERS} layers were left to do")
+        self.assertGreaterEqual(done, 2)
+        report = json.loads((self.folder / "report/run.json").read_text())
+        computed = {int(row["layer"]) for row in csv.DictReader((self.folder / "report/layers.csv").read_text().splitlines())}
+        self.assertEqual(computed, set(range(done, self.LAYERS)), "layers that the second run computed")
+        self.assertIn(f"from layer {done} on", report["work"])
+        together = [json.loads(line) for line in (self.folder / "stdout").read_text().splitlines()]
+        alone = json_lines(self.succeeds(run("score", "--store", model, "--ids", ids, "--json", "--quiet")))
+        self.assertEqual([line["logprobs"] for line in together], [alone[0]["logprobs"]])
+        return text
+
+    def test_a_score_goes_on_without_a_killed_host(self):
+        self.assertIn("going on with 3 hosts", self.score_goes_on(lambda _: self.kill_host(3)))
+
+    def test_a_score_goes_on_after_a_killed_rank(self):
+        self.assertIn("all hosts answer: starting again", self.score_goes_on(lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
+
+    # ---- Second copies ----
+
+    def test_second_copies_come_back_with_the_next_launch(self):
+        self.start_agents()
+        text = f'prompt = "In the beginning"\nmax_new_tokens = 4\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n'
+        job = self.job(text, launch="replicas = 2")
+        first = json_lines(self.succeeds(self.launch(job)))
+        self.assertEqual(self.single_copies(range(1, HOSTS + 1)), [])
+        # Host 3 is another PC now, with nothing on its disk.
+        shutil.rmtree(self.store_of(3))
+        self.assertNotEqual(self.single_copies(range(1, HOSTS + 1)), [])
+        job.write_text(job.read_text().replace(str(self.store), str(self.folder / "gone")))  # nobody has a whole model
+        again = self.succeeds(self.launch(job))
+        self.assertEqual(json_lines(again)[0]["ids"], first[0]["ids"])
+        self.assertEqual(self.single_copies(range(1, HOSTS + 1)), [])
+        self.succeeds(run("verify", self.store_of(3)))
+        # It is gone for good: out of the file with it. Those that are left get what each of them lacks.
+        head, _, rest = job.read_text().partition("[nodes.sc-host3]")
+        job.write_text(head.replace(WINDOWS, "0:2,2:5,5:7") + rest[rest.index("[nodes.sc-host4]"):])
+        self.succeeds(self.launch(job))
+        self.assertEqual(self.single_copies((1, 2, 4)), [])
+        dry = json.loads(self.succeeds(self.launch(job, "--dry-run", "--json")).stdout)
+        self.assertEqual([rank["bytes_to_ship"] for rank in dry["ranks"]], [0, 0, 0])
+
+    def single_copies(self, hosts):
+        slabs = [file.name for host in hosts for file in self.store_of(host).glob("*.slab")]
+        return sorted(name for name in {file.name for file in self.store.glob("*.slab")} if slabs.count(name) < 2)
 
 
 class OverSsh(Launches):

@@ -114,6 +114,36 @@ TEST_F(Agents, AreNotTakenForSomebodyWithACertificate) {
   EXPECT_EQ(error.kind(), ErrorKind::kResources) << error.what();
 }
 
+// Who has the key may be of another version: it hears what was wrong, and then the end.
+TEST_F(Agents, AnswerFramesThatTheyDoNotTake) {
+  const auto reply_to = [&](const auto& send) {
+    SecureChannel channel = SecureChannel::connect(a_.endpoint(), key_);
+    send(channel);
+    const Error error =
+        error_of([&] { throw_if_error(parse_message(channel.receive(kSilence), "a"), "a"); });
+    EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
+    EXPECT_EQ(error.kind(), ErrorKind::kData);
+    return std::string(error.what());
+  };
+  const std::vector<std::byte> data(1000);
+  EXPECT_NE(reply_to([&](SecureChannel& channel) {
+              channel.send_data(data);
+            }).find("expected a message, found 1000 bytes of data"),
+            std::string::npos);
+  EXPECT_NE(reply_to([&](SecureChannel& channel) {
+              channel.send(Json::array());
+            }).find("expected an object"),
+            std::string::npos);
+  // A message where data was promised, and what is sent behind it.
+  EXPECT_NE(reply_to([&](SecureChannel& channel) {
+              channel.send({{"op", "sink"}, {"bytes", 5000}});
+              channel.send({{"op", "ping"}});
+              for (int i = 0; i < 100; ++i) channel.send_data(data);
+            }).find("found a message of 13 bytes"),
+            std::string::npos);
+  EXPECT_NO_THROW(client_a());
+}
+
 TEST_F(Agents, SayThatAnotherHostIsGoneAndGoOn) {
   AgentClient a = client_a();
   const Error error = error_of([&] { a.link_to({"127.0.0.1", 1}); });
@@ -299,7 +329,7 @@ TEST_F(Agents, EndAJobWhoseLauncherHasGone) {
               Child::Streams::kCapture);
   {
     AgentClient a = client_a();
-    a.hold(job);
+    a.hold(job, job);
     a.ping();
     EXPECT_FALSE(sleeper.poll());
   }
@@ -357,10 +387,12 @@ TEST_F(Agents, SurviveNonsense) {
   // A frame in the place of data is no request.
   channel.send({{"op", "put_job"}, {"job", "job"}, {"name", "x"}, {"bytes", 10}});
   channel.send({{"op", "job_folder"}, {"job", "smuggled"}});
+  EXPECT_TRUE(parse_message(channel.receive(kSilence), "agent").contains("error"));
   EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
   EXPECT_FALSE(fs::exists(folder_ / "state-a/jobs/smuggled"));
   channel = SecureChannel::connect(a_.endpoint(), key_);
   channel.send_data(std::as_bytes(std::span("data", 4)));  // no request: the end of this connection
+  EXPECT_TRUE(parse_message(channel.receive(kSilence), "agent").contains("error"));
   EXPECT_EQ(error_of([&] { channel.receive(kSilence); }).kind(), ErrorKind::kPeerLost);
   EXPECT_NO_THROW(client_a());
 }

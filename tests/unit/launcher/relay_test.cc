@@ -49,6 +49,34 @@ TEST(MessageRelay, OpenMpiWaitsForTheVerdict) {
   }
 }
 
+// As versions 5.0.8 and 4.1.4 say it.
+TEST(MessageRelay, HearsOfALossThatOpenMpiHasNoticed) {
+  using namespace std::string_literals;
+  const auto loss = [](const std::string& text) {
+    std::string shown;
+    MessageRelay relay(false, [&](std::string_view some) { shown += some; });
+    relay.begin();
+    relay.take(text);
+    EXPECT_EQ(shown, "") << "Open MPI waits for the verdict";
+    const std::string found = relay.loss();
+    relay.end(true);
+    EXPECT_EQ(shown, "");
+    relay.begin();
+    EXPECT_EQ(relay.loss(), "") << "of the run before";
+    return found;
+  };
+  EXPECT_EQ(loss("\0[pc-a:00000] *** An error occurred in Socket closed\n\0\n"s),
+            "Open MPI has lost a rank");
+  EXPECT_EQ(
+      loss(kFrame + "An MPI communication peer process has unexpectedly disconnected.  This\n"s +
+           "  Local host: pc-a\n  Peer host:  pc-c\n" + kFrame),
+      "Open MPI has lost a rank on pc-c");
+  EXPECT_EQ(loss(kFrame + "ORTE has lost communication with a remote daemon.\n"s + kFrame),
+            "Open MPI has lost a rank");
+  EXPECT_EQ(loss(kFrame + "mpirun was unable to find the specified executable file\n"s + kFrame),
+            "");
+}
+
 TEST(MessageRelay, ProgressStaysInPlaceOnATerminal) {
   const std::string line = "generating  42 %  12 tokens of 20 tokens  3 tokens/s  ETA 4 s";
   std::string shown;

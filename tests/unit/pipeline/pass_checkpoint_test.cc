@@ -105,7 +105,7 @@ TEST_F(PassCheckpointTest, TwoJobsAtOnceDoNotShareAFolder) {
 
 TEST_F(PassCheckpointTest, HostileFilesAreNoCheckpoints) {
   keep_window(0);
-  const fs::path file = folder_.path() / "checkpoint" / "window-000.hidden";
+  const fs::path file = folder_.path() / "checkpoint" / "layers-000.hidden";
   std::string bytes;
   {
     std::ifstream in(file, std::ios::binary);

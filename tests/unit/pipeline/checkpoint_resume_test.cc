@@ -1,0 +1,164 @@
+#include "pipeline/checkpoint_resume.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <mutex>
+#include <numeric>
+
+#include "base/error.h"
+#include "ranks.h"
+#include "support_temporary_folder.h"
+
+namespace stagecoach {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kWidth = 5;
+constexpr std::int64_t kRows = 700'000;  // two blocks on their way from rank to rank
+const CheckpointIdentity kIdentity{{"model", "m"}};
+
+MicroBatch whole_pass() {
+  MicroBatch batch;
+  batch.pass = {.row = 0, .rows = kRows, .last = true, .keep = true};
+  batch.runs = {{.sequence = 0,
+                 .position = 0,
+                 .ids = std::vector<TokenId>(static_cast<std::size_t>(kRows), 1),
+                 .targets = {},
+                 .sample = false}};
+  return batch;
+}
+
+std::vector<float> values_after(std::int64_t layers) {
+  std::vector<float> values(static_cast<std::size_t>(kRows * kWidth));
+  std::iota(values.begin(), values.end(), static_cast<float>(layers));
+  return values;
+}
+
+// Every rank has a folder of its own, as on hosts of their own.
+class Resume : public ::testing::Test {
+ protected:
+  PassCheckpoint open(int rank) {
+    return {folder_.path() / std::to_string(rank), kIdentity, 1, kWidth, "rank"};
+  }
+  void keep(int rank, std::int64_t layers) {
+    open(rank).keep_hidden(layers, whole_pass(), values_after(layers));
+  }
+  // What all ranks of `plan` agree on; the state that is gone on from is then where it is needed.
+  CheckpointPoint agreed(const StagePlan& plan, bool with_kv = false) {
+    CheckpointPoint first;
+    thrown_ = run_ranks(plan.ranks, [&](Transport& transport) {
+      ControlChannel control(transport);
+      const PassCheckpoint checkpoint = open(transport.rank());
+      const CheckpointPoint point = agree_on_resume(
+          control, checkpoint_contents(checkpoint, plan, transport.rank(), with_kv), plan);
+      share_hidden(control, checkpoint, point);
+      if (transport.rank() == 0) first = point;
+      transport.finalize();
+    });
+    return first;
+  }
+  bool all_went_well() const {
+    return std::all_of(thrown_.begin(), thrown_.end(), [](const auto& error) { return !error; });
+  }
+
+  TemporaryFolder folder_;
+  std::vector<std::exception_ptr> thrown_;
+};
+
+const StagePlan kFour = explicit_plan("0:1,1:2,2:3,3:4,4:5,5:6,6:7,7:8", 0, 8, 4);
+// Of the same, without rank 2.
+const StagePlan kThree{
+    .ranks = 3, .windows = {{0, 1, 0}, {1, 3, 1}, {3, 4, 2}, {4, 5, 0}, {5, 6, 1}, {6, 8, 2}}};
+
+TEST_F(Resume, FromTheStartWhereNothingIsThere) {
+  const CheckpointPoint point = agreed(kFour);
+  EXPECT_TRUE(all_went_well());
+  EXPECT_EQ(point.layers, 0);
+  EXPECT_EQ(point.window, 0);
+}
+
+TEST_F(Resume, TheSamePlanGoesOnAtItsOwnWindow) {
+  keep(1, 1);
+  keep(2, 2);
+  keep(3, 3);
+  const CheckpointPoint point = agreed(kFour);
+  EXPECT_TRUE(all_went_well());
+  EXPECT_EQ(point.layers, 3);
+  EXPECT_EQ(point.window, 3);
+  EXPECT_EQ(point.has, point.needs);
+}
+
+TEST_F(Resume, AnotherPlanGoesOnAmidAWindowWithWhatAnotherRankHas) {
+  // Rank 2 of four had the state after 2 and after 6 layers, and is gone.
+  keep(1, 5);
+  keep(0,
+       7);  // as if it had been received for the layer that now belongs to the last rank's window
+  const CheckpointPoint point = agreed(kThree);
+  EXPECT_TRUE(all_went_well());
+  EXPECT_EQ(point.layers, 7);
+  EXPECT_EQ(point.window, 5);
+  EXPECT_EQ(point.has, 0);
+  EXPECT_EQ(point.needs, 2);
+  std::vector<float> values(static_cast<std::size_t>(kRows * kWidth));
+  open(2).restore_hidden(7, whole_pass(), values);
+  EXPECT_EQ(values, values_after(7));
+}
+
+TEST_F(Resume, AFinishedPassNeedsTheLastRankOnly) {
+  keep(0, 8);
+  const CheckpointPoint point = agreed(kThree);
+  EXPECT_TRUE(all_went_well());
+  EXPECT_EQ(point.layers, 8);
+  EXPECT_EQ(point.window, 6);
+  EXPECT_EQ(point.needs, 2);
+}
+
+TEST_F(Resume, KeysAndValuesThatAreMissingSetItBack) {
+  keep(3, 3);
+  EXPECT_EQ(agreed(kFour, true).layers, 0);
+}
+
+TEST_F(Resume, WhoCannotOpenItsFolderSetsItBack) {
+  keep(1, 1);
+  std::vector<CheckpointPoint> points(4);
+  const auto thrown = run_ranks(4, [&](Transport& transport) {
+    ControlChannel control(transport);
+    const int rank = transport.rank();
+    const CheckpointContents mine =
+        rank == 2 ? CheckpointContents{} : checkpoint_contents(open(rank), kFour, rank, false);
+    points[static_cast<std::size_t>(rank)] = agree_on_resume(control, mine, kFour);
+    transport.finalize();
+  });
+  for (const auto& error : thrown) EXPECT_FALSE(error);
+  for (const CheckpointPoint& point : points) EXPECT_EQ(point.layers, 0);
+}
+
+// A transfer that fails on one side ends on both, and what follows on the channel is understood.
+TEST_F(Resume, AFailedTransferEndsOnBothSides) {
+  keep(0, 7);
+  fs::create_directories(folder_.path() / "2/layers-007.hidden/in-the-way");
+  std::mutex mutex;
+  std::vector<int> failed;
+  const auto thrown = run_ranks(3, [&](Transport& transport) {
+    ControlChannel control(transport);
+    const PassCheckpoint checkpoint = open(transport.rank());
+    try {
+      share_hidden(control, checkpoint, {.layers = 7, .window = 5, .has = 0, .needs = 2});
+    } catch (const Error&) {
+      const std::lock_guard lock(mutex);
+      failed.push_back(transport.rank());
+    }
+    if (transport.rank() == 0) control.send(2, {std::byte{7}});
+    if (transport.rank() == 2) {
+      EXPECT_EQ(control.receive_from(0), std::vector<std::byte>{std::byte{7}});
+    }
+    transport.finalize();
+  });
+  for (const auto& error : thrown) EXPECT_FALSE(error);
+  EXPECT_EQ(failed, std::vector<int>{2});
+}
+
+}  // namespace
+}  // namespace stagecoach
