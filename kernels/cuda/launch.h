@@ -40,8 +40,11 @@ __device__ T* shared_memory() {
 template <typename... Parameters, typename... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), const LaunchShape& shape,
             const Arguments&... arguments) {
-  kernel<<<shape.grid, shape.threads, shape.shared_bytes, shape.stream> > >(
+  // Version 14 of clang-format takes <<<…>>> for shifts.
+  // clang-format off
+  kernel<<<shape.grid, shape.threads, shape.shared_bytes, shape.stream>>>(
       static_cast<Parameters>(arguments)...);
+  // clang-format on
 }
 
 template <typename T>

@@ -1,12 +1,19 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/registry.h"
 
 namespace stagecoach {
+
+struct BackendOptions {
+  int threads = 1;
+  std::string isa;  // force one ("avx2"); empty: the best that this processor runs
+  std::vector<int> cpus =
+      {};  // processors that threads keep to, one each; empty: as the system likes
+};
 
 // Threads: options.threads workers in all, the caller being one of them. ISA: options.isa, else
 // STAGECOACH_ISA, else the best. Throws usage_error when the forced one cannot run here.

@@ -280,18 +280,5 @@ TEST(OwnCpus, AreDisjointAndOnlyWhereTheyAddUp) {
   EXPECT_EQ(seen.size(), static_cast<std::size_t>(all));
 }
 
-TEST(BackendRegistry, UnknownDeviceListsWhatIsBuiltIn) {
-  BackendRegistry registry;
-  registry.add("cpu", make_cpu_backend);
-  EXPECT_EQ(registry.create("cpu", {})->name(), "cpu");
-  try {
-    registry.create("tpu", {});
-    FAIL() << "accepted";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-    EXPECT_NE(std::string(error.what()).find("cpu"), std::string::npos);
-  }
-}
-
 }  // namespace
 }  // namespace stagecoach
