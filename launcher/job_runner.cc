@@ -116,6 +116,7 @@ MpiJob JobRunner::mpi_job() const {
                          .binary = planned_.binaries[place],
                          .store = host.store,
                          .memory = host.spec.memory,
+                         .device_memory = host.spec.device_memory,
                          .extra = {}});
     if (options_.quiet && job_.run_value("quiet").empty())
       mpi.ranks.back().extra.emplace_back("--quiet");

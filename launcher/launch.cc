@@ -109,6 +109,7 @@ void Launch::reach() {
 void Launch::complete_specs() {
   const std::string run_memory = job_.run_value("memory");
   const std::int64_t memory = run_memory.empty() ? 0 : parse_byte_size(run_memory);
+  const std::string run_device_memory = job_.run_value("device_memory");
   const std::optional<HostRates> own = options_.own_rates(hosts_->source().store);
   hosts_->each([&](Host& host) {
     HostSpec& spec = host.spec;
@@ -116,7 +117,10 @@ void Launch::complete_specs() {
       spec.memory = memory > 0 ? memory
                                : static_cast<std::int64_t>(
                                      kShareOfFree * static_cast<double>(host.facts.free_memory));
+    if (spec.device_memory == 0 && !run_device_memory.empty())
+      spec.device_memory = parse_byte_size(run_device_memory);
     if (!job_.run_value("windows").empty()) return;  // nothing is to be planned
+    check_device_rates(job_.file, spec);
     spec.rates = spec.rates.or_else(host.facts.rates);
     const HostRates& rates = spec.rates;
     const bool computes = rates.memory > 0 && rates.f32 > 0 && rates.bf16 > 0 && rates.int8 > 0;

@@ -10,7 +10,8 @@ namespace stagecoach {
 namespace {
 
 // What launch decides or each host has its own of.
-constexpr std::array<std::string_view, 4> kOwnOfLaunch{"store", "memory", "windows", "report"};
+constexpr std::array<std::string_view, 5> kOwnOfLaunch{"store", "memory", "device_memory",
+                                                       "windows", "report"};
 constexpr std::array<const char*, 3> kFiles{"prompts", "text", "ids"};
 
 constexpr std::size_t kConcurrent = 128;  // Open MPI's own
@@ -42,6 +43,13 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
   add_flag(words, "store", place.store);
   add_flag(words, "windows", windows_flag(mpi.plan));
   if (place.memory > 0) add_flag(words, "memory", std::to_string(place.memory));
+  if (place.device_memory > 0)
+    add_flag(words, "device-memory", std::to_string(place.device_memory));
+  // As planned: a host whose GPU the file does not name computes with its processor.
+  const bool planned = std::any_of(mpi.ranks.begin(), mpi.ranks.end(),
+                                   [](const RankPlace& other) { return other.device_memory > 0; });
+  if (planned && mpi.job.run_value("device").empty())
+    add_flag(words, "device", place.device_memory > 0 ? "cuda" : "cpu");
   const char* const from_stdin = stdin_setting(mpi.job);
   for (const auto& [setting, values] : mpi.job.run) {
     if (std::find(kOwnOfLaunch.begin(), kOwnOfLaunch.end(), setting) != kOwnOfLaunch.end())

@@ -13,6 +13,7 @@ struct RankPlace {
   std::string address;  // as mpirun calls the host
   std::string binary, store;
   std::int64_t memory = 0;
+  std::int64_t device_memory = 0;
   std::vector<std::string> extra;  // flags of this rank alone
 };
 

@@ -5,13 +5,13 @@
 #include <utility>
 #include <vector>
 
-#include "app/device_plan.h"
 #include "app/slice_sizes.h"
 #include "base/archive.h"
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/machine_limits.h"
+#include "plan/device_residency.h"
 #include "stager/layer_stager.h"
 #include "transport/mpi_module.h"
 
@@ -240,7 +240,7 @@ class Planner {
             .packing = request_.packing,
             .threads = request_.threads,
             .ranks = control_.size(),
-            .device = request_.device};
+            .on_device = request_.device != nullptr};
   }
   // Where the weights of this rank's slice are.
   struct Placement {

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "app/settings.h"
+#include "backend/device_scratch.h"
 #include "base/byte_size.h"
 #include "base/error.h"
 #include "engine/kv_cache.h"
@@ -126,12 +127,12 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     needs.messages += 2 * (request.ranks + 1) * batch * row;
   }
   if (request.head) needs.logits = 2 * head_rows(request) * spec.vocab_size * kFloat;
-  if (request.device != nullptr) {
+  if (request.on_device) {
     const std::int64_t widest = std::max(
         {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
     needs.logits /= 2;
     needs.device = needs.workspace + needs.kv + needs.logits +
-                   request.device->scratch_bytes(std::max(batch, head_rows(request)), widest);
+                   device_scratch_bytes(std::max(batch, head_rows(request)), widest);
     needs.workspace = needs.kv = 0;
   }
   return needs;

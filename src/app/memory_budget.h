@@ -38,8 +38,8 @@ struct NeedsRequest {
   InputPacking packing = std::nullopt;
   int threads = 1;  // that compute
   int ranks = 1;
-  const Backend* device = nullptr;  // one with memory of its own, or null
-  bool frugal = false;              // as few logits at once as will do
+  bool on_device = false;  // computes on a device with memory of its own
+  bool frugal = false;     // as few logits at once as will do
 };
 // Rows of the largest micro-batch that such a job can have.
 std::int64_t largest_batch(const NeedsRequest& request);

@@ -85,6 +85,7 @@ class PlanRun {
       if (host.memory == 0)
         throw usage_error(fmt::format("{}: nodes.{}.memory is missing", flags_.cluster, host.name),
                           "memory = \"8GiB\": what a rank there may take");
+      check_device_rates(flags_.cluster, host);
       if (host.rates.complete()) continue;
       if (here) host.rates = host.rates.or_else(*here);
       if (!host.rates.complete())
@@ -119,6 +120,10 @@ class PlanRun {
       ClusterSpec faster = question.cluster;
       for (HostSpec& host : faster.hosts) host.rates.disk *= 2;
       consider("disks twice as fast", std::move(faster));
+      ClusterSpec roomier = question.cluster;
+      for (HostSpec& host : roomier.hosts) host.device_memory *= 2;
+      if (roomier.hosts[plan.bound_host].on_device())
+        consider("GPUs with twice the memory", std::move(roomier));
     }
     return changes;
   }
@@ -140,7 +145,7 @@ class PlanRun {
 };
 
 Bound bound_of(const HostPlan& host) {
-  return host.disk_seconds > host.step_seconds ? Bound::kDisk : host.step_bound;
+  return host.wait_seconds() > host.step_seconds ? host.wait_bound() : host.step_bound;
 }
 
 // Why it has as many layers as it has.
@@ -148,12 +153,18 @@ std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan
                                  const HostPlan& host) const {
   const HostSpec& spec = question.cluster.hosts[host.host];
   const std::string limit =
-      host.residency.streamed > 0
+      host.device && host.device->streamed > 0
+          ? fmt::format(
+                "its GPU holds {} of them, {} are in the host's memory; the bus takes {:.3g} s a "
+                "step for what passes through, the disk {:.3g} s",
+                host.layers_on_device(), host.layers_in_memory(), host.bus_seconds,
+                host.disk_seconds)
+      : host.residency.streamed > 0
           ? fmt::format(
                 "its memory holds {} of them, and its disk takes {:.3g} s a step for the rest",
                 host.layers_in_memory(), host.disk_seconds)
       : host.full
-          ? std::string("its memory is full")
+          ? std::string(host.device ? "its GPU's memory is full" : "its memory is full")
           : fmt::format("it has room for more; with {} of a step's computing it is bound by {}",
                         plan.step_seconds > 0
                             ? fmt::format("{:.0f} %", 100 * host.step_seconds / plan.step_seconds)
@@ -178,14 +189,21 @@ Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
   Json hosts = Json::array(), left_out = Json::array(), what_if = Json::array();
   for (std::size_t rank = 0; rank < plan.hosts.size(); ++rank) {
     const HostPlan& host = plan.hosts[rank];
+    const HostSpec& spec = question.cluster.hosts[host.host];
     hosts.push_back({{"rank", rank},
-                     {"host", question.cluster.hosts[host.host].name},
+                     {"host", spec.name},
                      {"layers", host.layers},
                      {"layers_in_memory", host.layers_in_memory()},
                      {"memory", host.memory},
-                     {"memory_budget", question.cluster.hosts[host.host].memory},
+                     {"memory_budget", spec.memory},
                      {"streamed_bytes", host.residency.streamed},
                      {"disk_seconds", host.disk_seconds},
+                     {"device", host.device ? Json{{"layers", host.layers_on_device()},
+                                                   {"memory", host.device_memory},
+                                                   {"memory_budget", spec.device_memory},
+                                                   {"copied_bytes", host.device->streamed},
+                                                   {"bus_seconds", host.bus_seconds}}
+                                            : Json()},
                      {"compute_seconds", host.step_seconds},
                      {"bound_by", bound_name(bound_of(host))},
                      {"explanation", explanation(question, plan, host)}});
@@ -227,6 +245,12 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
                     fmt::format("{} of {}", format_bytes(host.memory), format_bytes(spec.memory)),
                     format_bytes(host.residency.streamed), host.disk_seconds, host.step_seconds,
                     bound_name(bound_of(host)));
+    if (host.device)
+      text += fmt::format("{:<16} {:>7} {:>10} {:>21} {:>14} {:>10.3g}\n", "  its GPU", "",
+                          host.layers_on_device(),
+                          fmt::format("{} of {}", format_bytes(host.device_memory),
+                                      format_bytes(spec.device_memory)),
+                          format_bytes(host.device->streamed), host.bus_seconds);
   }
   for (const LeftOut& out : plan.left_out)
     text += fmt::format("{} is left out: {}\n", question.cluster.hosts[out.host].name, out.reason);

@@ -12,6 +12,8 @@ namespace {
 
 // What Open MPI adds to the process that this one is, as measured.
 constexpr std::int64_t kMpiBytes = std::int64_t{24} << 20;
+// What CUDA and its libraries take of the host, about.
+constexpr std::int64_t kCudaBytes = std::int64_t{400} << 20;
 // Of a rank: their stacks are a small part of its memory.
 constexpr int kThreads = 8;
 
@@ -45,9 +47,12 @@ PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
   };
   // Of the process once: it grows while plans are compared.
   const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
+  question.other_device_memory = [this, packing](const RankShape& rank) {
+    return needs_of(rank, packing).device;
+  };
   question.other_memory = [this, packing, process](const RankShape& rank) {
     const MemoryNeeds needs = needs_of(rank, packing);
-    return needs.total() - needs.process + process;
+    return needs.total() - needs.process + process + (rank.on_device ? kCudaBytes : 0);
   };
   return question;
 }
@@ -64,6 +69,7 @@ MemoryNeeds PlanInputs::needs_of(const RankShape& rank, InputPacking packing) co
                        .packing = packing,
                        .threads = kThreads,
                        .ranks = rank.ranks,
+                       .on_device = rank.on_device,
                        .frugal = rank.frugal});
 }
 

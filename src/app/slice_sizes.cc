@@ -63,6 +63,7 @@ WeightSizes slice_sizes(const ModelSpec& spec, DType weights, const SliceEnds& e
     const EndSizes embedding = embedding_sizes(spec, weights);
     sizes.embedding_in_memory = embedding.in_memory;
     sizes.embedding_on_disk = std::min(embedding.in_memory, embedding.on_disk);
+    sizes.row_buffer = kGatherBytes;
   }
   if (ends.head) {
     const EndSizes head = head_sizes(spec, weights, sizes.head_matrix);

@@ -72,10 +72,8 @@ class Backend {
   // Whether device memory is the host's: weights are then used where they were read, and what
   // follows is never needed.
   virtual bool is_host() const = 0;
-  // Of the device: bytes that could be allocated now, and what its ops take for themselves for
-  // products of so many rows with weights of so many inputs at most.
+  // Of the device, that could be allocated now (backend/device_scratch.h: what its ops then take).
   virtual std::int64_t free_bytes() const = 0;
-  virtual std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest) const = 0;
   // Page-locks host memory while the result lives: copies from it then go on beside the ops.
   virtual std::shared_ptr<void> pin(std::span<std::byte> host) = 0;
   // Queues a copy beside the ops, to begin once `after` has passed. `host` stays as it is until the

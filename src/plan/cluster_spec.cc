@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/error.h"
 #include "base/host.h"
 #include "base/toml_file.h"
 #include "plan/cluster_toml.h"
@@ -15,7 +16,8 @@ constexpr double kGiga = 1e9, kMicro = 1e-6;
 HostSpec read_host(const std::string& file, const std::string& name, const toml::node& node) {
   const TomlTable table(file, "nodes." + name, node);
   table.only({"address", "memory", "device_memory", "store", "memory_gb_per_s", "f32_gflop_per_s",
-              "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s"});
+              "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s", "device_gb_per_s",
+              "device_gflop_per_s", "bus_gb_per_s"});
   const std::string store = table.string_or("store", "");
   if (store.starts_with("~"))
     throw toml_error(file, *node.as_table()->get("store"),
@@ -31,7 +33,10 @@ HostSpec read_host(const std::string& file, const std::string& name, const toml:
                     .f32 = table.rate_or("f32_gflop_per_s", 0) * kGiga,
                     .bf16 = table.rate_or("bf16_gflop_per_s", 0) * kGiga,
                     .int8 = table.rate_or("int8_gop_per_s", 0) * kGiga,
-                    .disk = table.rate_or("disk_gb_per_s", 0) * kGiga}};
+                    .disk = table.rate_or("disk_gb_per_s", 0) * kGiga},
+          .device = {.memory = table.rate_or("device_gb_per_s", 0) * kGiga,
+                     .halves = table.rate_or("device_gflop_per_s", 0) * kGiga,
+                     .bus = table.rate_or("bus_gb_per_s", 0) * kGiga}};
 }
 
 NetworkSpec read_network(const std::string& file, const toml::node& node) {
@@ -63,6 +68,15 @@ const HostSpec* ClusterSpec::find(const std::string& name) const {
   const auto host = std::find_if(hosts.begin(), hosts.end(),
                                  [&](const HostSpec& spec) { return spec.name == name; });
   return host == hosts.end() ? nullptr : &*host;
+}
+
+void check_device_rates(const std::string& file, const HostSpec& host) {
+  if (!host.on_device() || host.device.complete()) return;
+  throw usage_error(
+      fmt::format("{}: nodes.{} has device_memory, and does not say how fast its GPU is", file,
+                  host.name),
+      "device_gb_per_s, device_gflop_per_s (of 16-bit products) and bus_gb_per_s: data sheets will "
+      "do, as 360, 50000 and 12 of an RTX 3060; or leave device_memory out");
 }
 
 ClusterSpec read_cluster(const std::string& file, const std::string& what,

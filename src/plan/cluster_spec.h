@@ -19,6 +19,15 @@ struct HostRates {
   bool complete() const { return memory > 0 && f32 > 0 && bf16 > 0 && int8 > 0 && disk > 0; }
 };
 
+// Of a host's GPU, likewise.
+struct DeviceRates {
+  double memory = 0;  // bytes read
+  double halves = 0;  // operations on 16-bit numbers, as matrix products do them
+  double bus = 0;     // bytes from the host's memory
+
+  bool complete() const { return memory > 0 && halves > 0 && bus > 0; }
+};
+
 struct HostSpec {
   std::string name;                // its own, as `hostname` prints it
   std::string address;             // what other hosts call it; empty: the name
@@ -26,7 +35,9 @@ struct HostSpec {
   std::int64_t device_memory = 0;  // the same of its GPU
   std::string store;               // where its slabs are; empty: where [run] says
   HostRates rates;
+  DeviceRates device;  // where device_memory is not 0
 
+  bool on_device() const { return device_memory > 0; }
   const std::string& reached_as() const { return address.empty() ? name : address; }
 };
 
@@ -43,6 +54,9 @@ struct ClusterSpec {
 
   const HostSpec* find(const std::string& name) const;  // null: there is none
 };
+
+// Plans need them: throws usage_error for a host with device_memory that lacks one.
+void check_device_rates(const std::string& file, const HostSpec& host);
 
 // [nodes] and [network]; other tables are somebody else's. Throws usage_error with file, line and
 // column for an unknown key or a value that makes no sense.

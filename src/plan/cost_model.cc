@@ -10,6 +10,11 @@ constexpr std::int64_t kFewRows = 48;
 constexpr double kManyRowsShare[] = {0.85, 0.8, 0.65};  // by Arithmetic
 // Some fifteen operations, each handed to threads.
 constexpr double kLayerOverhead = 60e-6;
+// The same of a device (docs/cuda.md), whose operations are launched one after the other.
+constexpr double kDeviceMemoryShare = 0.85;
+constexpr double kDeviceManyRowsShare = 0.6;
+constexpr std::int64_t kDeviceFewRows = 16;  // that read weights as they are, bound by memory
+constexpr double kDeviceLayerOverhead = 80e-6;
 
 double rate_of(const HostRates& rates, Arithmetic arithmetic) {
   return arithmetic == Arithmetic::kF32    ? rates.f32
@@ -29,13 +34,25 @@ std::string_view bound_name(Bound bound) {
       return "arithmetic";
     case Bound::kNetwork:
       return "network";
+    case Bound::kBus:
+      return "bus to the device";
   }
   return "";
 }
 
 Work CostModel::work(std::size_t host, std::int64_t bytes, std::int64_t flops,
                      std::int64_t rows) const {
-  const HostRates& rates = question_.cluster.hosts[host].rates;
+  const HostSpec& spec = question_.cluster.hosts[host];
+  if (spec.on_device()) {
+    const double reading = static_cast<double>(bytes) / (kDeviceMemoryShare * spec.device.memory);
+    const double computing =
+        rows <= kDeviceFewRows
+            ? 0
+            : static_cast<double>(flops) / (kDeviceManyRowsShare * spec.device.halves);
+    return computing > reading ? Work{computing, Bound::kArithmetic}
+                               : Work{reading, Bound::kMemoryRate};
+  }
+  const HostRates& rates = spec.rates;
   const double share =
       rows <= kFewRows ? kFewRowsShare : kManyRowsShare[static_cast<int>(question_.arithmetic)];
   const double reading = static_cast<double>(bytes) / (kMemoryShare * rates.memory);
@@ -48,7 +65,7 @@ Work CostModel::work(std::size_t host, std::int64_t bytes, std::int64_t flops,
 Work CostModel::layer(std::size_t host, std::int64_t rows, std::int64_t context) const {
   Work work = this->work(host, question_.layer_bytes,
                          layer_flops(question_.spec, rows, rows * context), rows);
-  work.seconds += kLayerOverhead;
+  work.seconds += question_.cluster.hosts[host].on_device() ? kDeviceLayerOverhead : kLayerOverhead;
   return work;
 }
 
@@ -58,6 +75,10 @@ Work CostModel::head(std::size_t host, std::int64_t rows) const {
 
 double CostModel::layer_read_seconds(std::size_t host) const {
   return static_cast<double>(question_.layer_bytes) / question_.cluster.hosts[host].rates.disk;
+}
+
+double CostModel::layer_copy_seconds(std::size_t host) const {
+  return static_cast<double>(question_.layer_bytes) / question_.cluster.hosts[host].device.bus;
 }
 
 double CostModel::head_read_seconds(std::size_t host) const {

@@ -22,6 +22,7 @@ struct RankShape {
   bool in_passes = false;  // some rank streams
   bool frugal = false;     // as few logits at once as will do
   int ranks = 1;
+  bool on_device = false;  // computes on its GPU
 };
 
 enum class Arithmetic : std::uint8_t { kF32, kBF16, kInt8 };
@@ -47,12 +48,14 @@ struct PlanQuestion {
   std::int64_t step_context() const { return prompt_tokens + new_tokens / 2 + 1; }
 
   std::function<WeightSizes(bool embedding, bool head)> slice_sizes;
-  std::function<std::int64_t(const RankShape&)> other_memory;  // bytes besides weights
+  // Bytes besides weights: of the host, and of its device if the rank computes there.
+  std::function<std::int64_t(const RankShape&)> other_memory, other_device_memory;
 };
 
 // What keeps a host's part of the work from being done sooner.
-enum class Bound : std::uint8_t { kDisk, kMemoryRate, kArithmetic, kNetwork };
-std::string_view bound_name(Bound bound);  // "disk", "memory bandwidth", "arithmetic", "network"
+enum class Bound : std::uint8_t { kDisk, kMemoryRate, kArithmetic, kNetwork, kBus };
+// "disk", "memory bandwidth", "arithmetic", "network", "bus to the device"
+std::string_view bound_name(Bound bound);
 
 struct Work {
   double seconds = 0;
@@ -70,6 +73,8 @@ class CostModel {
   // One layer, or the head, from the host's disk.
   double layer_read_seconds(std::size_t host) const;
   double head_read_seconds(std::size_t host) const;
+  // One layer from the host's memory to its device.
+  double layer_copy_seconds(std::size_t host) const;
   // Hidden states of `rows` rows on a link, and all the way to another host.
   double transfer(std::int64_t rows) const;
   double hop(std::int64_t rows) const { return question_.cluster.network.latency + transfer(rows); }

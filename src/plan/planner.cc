@@ -23,26 +23,29 @@ Hosts without(const Hosts& hosts, std::size_t host) {
 }
 
 // The least that a rank between the first and the last needs for one layer.
-std::int64_t smallest_rank(const PlanQuestion& question) {
+std::int64_t smallest_rank(const PlanQuestion& question, bool on_device) {
   const auto other = [&](bool in_passes) {
     return question.other_memory({.layers = 1,
                                   .largest_window = 1,
                                   .head = false,
                                   .in_passes = in_passes,
                                   .frugal = true,
-                                  .ranks = 2});
+                                  .ranks = 2,
+                                  .on_device = on_device});
   };
-  return std::min(other(false), other(true)) + question.slice_sizes(false, false).layer();
+  const std::int64_t least = std::min(other(false), other(true));
+  return on_device ? least : least + question.slice_sizes(false, false).layer();
 }
 
 // Which hosts take part.
 class Choice {
  public:
   explicit Choice(const PlanQuestion& question) : question_(question), costs_(question) {
-    const std::int64_t smallest = smallest_rank(question);
     for (std::size_t i = 0; i < question.cluster.hosts.size(); ++i) {
       const HostSpec& host = question.cluster.hosts[i];
       STAGECOACH_CHECK(host.memory > 0 && host.rates.complete());
+      STAGECOACH_CHECK(!host.on_device() || host.device.complete());
+      const std::int64_t smallest = smallest_rank(question, host.on_device());
       if (host.memory >= smallest)
         hosts_.push_back(i);
       else
@@ -125,7 +128,7 @@ class Choice {
                     "each rank needs {} for one layer and what is not weights, the first and the "
                     "last one more for the ends of the model",
                     question_.cluster.hosts.size(), memory * 1e-9,
-                    format_bytes(smallest_rank(question_))),
+                    format_bytes(smallest_rank(question_, false))),
         "more memory = in [nodes], fewer --sequences, a smaller --micro-batch, or weights of fewer "
         "bits");
   }
@@ -137,6 +140,10 @@ class Choice {
 };
 
 }  // namespace
+
+std::int64_t HostPlan::layers_on_device() const {
+  return device ? std::count(device->pinned.begin(), device->pinned.end(), true) : 0;
+}
 
 std::int64_t HostPlan::layers_in_memory() const {
   return std::count(residency.pinned.begin(), residency.pinned.end(), true);

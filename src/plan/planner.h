@@ -3,7 +3,9 @@
 // docs/planning.md derives the times.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,16 +18,22 @@ namespace stagecoach {
 struct HostPlan {
   std::size_t host = 0;  // in the cluster
   std::int64_t layers = 0;
-  Residency residency;                    // of them
+  Residency residency;                    // of them, in the host's memory and on its disk
+  std::optional<Residency> device;        // on its GPU; the rest is residency's
   std::int64_t memory = 0;                // bytes that its rank will take
+  std::int64_t device_memory = 0;         // of its GPU's
   double disk_seconds = 0;                // that a step waits for its disk at least
+  double bus_seconds = 0;                 // and for the bus to its GPU
   double step_seconds = 0;                // of computing, in a step
   Bound step_bound = Bound::kMemoryRate;  // of that
   double prefill_seconds = 0;             // of computing, in the prefill of all prompts
-  double prefill_disk_seconds = 0;        // of its disk, in that
+  double prefill_wait_seconds = 0;        // of its disk or bus, in that
   bool full = false;                      // its memory keeps it from holding one layer more
 
-  std::int64_t layers_in_memory() const;
+  double wait_seconds() const { return std::max(disk_seconds, bus_seconds); }
+  Bound wait_bound() const { return bus_seconds > disk_seconds ? Bound::kBus : Bound::kDisk; }
+  std::int64_t layers_on_device() const;  // for the whole job
+  std::int64_t layers_in_memory() const;  // of the host; layers on the device are not there
 };
 
 struct LeftOut {

@@ -16,6 +16,7 @@ struct WeightSizes {
   std::int64_t embedding_in_memory = 0, embedding_on_disk = 0;
   std::int64_t head_in_memory = 0, head_on_disk = 0;
   std::int64_t head_matrix = 0;  // what a pass reads of a head on disk
+  std::int64_t row_buffer = 0;   // of a device: for rows of the embedding, on their way
   // What embedding and head have in common: a tied head's matrix, on a rank that has both in
   // memory.
   std::int64_t shared = 0;

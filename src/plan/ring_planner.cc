@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "plan/device_residency.h"
 #include "plan/job_shape.h"
 #include "plan/scheduler.h"
 
@@ -72,23 +73,59 @@ Work RingPlanner::prompt_work(int rank, std::int64_t rows) const {
   return costs_.layer(hosts_[static_cast<std::size_t>(rank)], rows, question_.prompt_context());
 }
 
+std::optional<RingPlanner::Fit> RingPlanner::fit(int rank, const RankShape& shape,
+                                                 const std::vector<std::int64_t>& windows) const {
+  const HostSpec& spec = host(rank);
+  const std::int64_t other = question_.other_memory(shape);
+  const ResidencyRequest slice{
+      .sizes = sizes(rank),
+      .windows = windows,
+      .ranks = ranks(),
+      .memory = spec.memory - other,
+      .head_sweeps = 1,
+      .one_micro_batch = question_.sequences <= std::min(kOneMicroBatch, question_.micro_batch)};
+  Fit fit;
+  if (spec.on_device()) {
+    const std::int64_t other_device = question_.other_device_memory(shape);
+    fit.device = plan_device(slice, spec.device_memory - other_device);
+    if (!fit.device) return std::nullopt;
+    fit.device_memory = other_device + fit.device->memory;
+  }
+  const auto residency =
+      fit.device ? plan_host(beside_device(slice, *fit.device)) : plan_residency(slice);
+  if (!residency) return std::nullopt;
+  fit.residency = *residency;
+  fit.memory = other + residency->memory;
+  return fit;
+}
+
 const std::optional<RingPlanner::Fit>& RingPlanner::in_memory(int rank, std::int64_t count) {
   const auto [known, added] = fits_.try_emplace({rank, count, 0});
   if (!added) return known->second;
+  const HostSpec& spec = host(rank);
+  const RankShape shape{.layers = count,
+                        .largest_window = count,
+                        .head = has_head(rank),
+                        .in_passes = false,
+                        .frugal = false,
+                        .ranks = ranks(),
+                        .on_device = spec.on_device()};
   const WeightSizes& size = sizes(rank);
-  const std::int64_t memory = question_.other_memory({.layers = count,
-                                                      .largest_window = count,
-                                                      .head = has_head(rank),
-                                                      .in_passes = false,
-                                                      .frugal = false,
-                                                      .ranks = ranks()}) +
-                              count * size.layer() + size.embedding_in_memory +
-                              size.head_in_memory - size.shared;
-  if (memory <= host(rank).memory) {
-    Residency residency;
-    residency.pinned.assign(static_cast<std::size_t>(count), true);
-    known->second = Fit{std::move(residency), memory};
+  Fit fit;
+  fit.memory = question_.other_memory(shape);
+  if (spec.on_device()) {
+    const WeightSizes there = sizes_on_device(size);
+    fit.device_memory = question_.other_device_memory(shape) + count * there.layer() +
+                        there.embedding_in_memory + there.head_in_memory;
+    fit.memory += size.embedding_in_memory + size.head_on_disk;
+    fit.device.emplace().pinned.assign(static_cast<std::size_t>(count), true);
+  } else {
+    fit.memory +=
+        count * size.layer() + size.embedding_in_memory + size.head_in_memory - size.shared;
+    fit.residency.pinned.assign(static_cast<std::size_t>(count), true);
   }
+  if (fit.memory <= spec.memory && fit.device_memory <= spec.device_memory)
+    known->second = std::move(fit);
   return known->second;
 }
 
@@ -98,24 +135,17 @@ const std::optional<RingPlanner::Fit>& RingPlanner::in_ring(int rank, std::int64
   if (!added) return known->second;
   const std::vector<std::int64_t> windows = spread_over_rounds(count, rounds);
   for (const bool frugal : {false, true}) {
-    const std::int64_t other =
-        question_.other_memory({.layers = count,
-                                .largest_window = *std::max_element(windows.begin(), windows.end()),
-                                .head = has_head(rank),
-                                .in_passes = true,
-                                .frugal = frugal,
-                                .ranks = ranks()});
-    auto residency =
-        plan_residency({.sizes = sizes(rank),
-                        .windows = windows,
-                        .ranks = ranks(),
-                        .memory = host(rank).memory - other,
-                        .head_sweeps = 1,
-                        .one_micro_batch = question_.sequences <=
-                                           std::min(kOneMicroBatch, question_.micro_batch)});
-    if (!residency) continue;
-    const std::int64_t memory = other + residency->memory;
-    known->second = Fit{*std::move(residency), memory};
+    auto found = fit(rank,
+                     {.layers = count,
+                      .largest_window = *std::max_element(windows.begin(), windows.end()),
+                      .head = has_head(rank),
+                      .in_passes = true,
+                      .frugal = frugal,
+                      .ranks = ranks(),
+                      .on_device = host(rank).on_device()},
+                     windows);
+    if (!found) continue;
+    known->second = std::move(found);
     break;
   }
   return known->second;
@@ -159,8 +189,10 @@ std::optional<ClusterPlan> RingPlanner::streamed(int rounds) {
     const auto& fit = in_ring(rank, count, rounds);
     if (!fit) return kNever;
     // Among hosts that wait alike, the one that computes faster.
-    return static_cast<double>(fit->residency.waited) / host(rank).rates.disk +
-           static_cast<double>(count) * step_work(rank, rows).seconds;
+    const double disk = static_cast<double>(fit->residency.waited) / host(rank).rates.disk;
+    const double bus =
+        fit->device ? static_cast<double>(fit->device->waited) / host(rank).device.bus : 0;
+    return std::max(disk, bus) + static_cast<double>(count) * step_work(rank, rows).seconds;
   });
   if (!counts) return std::nullopt;
   return assemble(*counts, rounds);
@@ -185,7 +217,8 @@ ClusterPlan RingPlanner::assemble(const std::vector<std::int64_t>& counts, int r
     const auto& fit = plan.in_passes ? in_ring(rank, count, rounds) : in_memory(rank, count);
     plan.hosts.push_back(host_plan(rank, count, *fit, plan.in_passes));
     plan.hosts.back().full =
-        plan.in_passes ? fit->residency.streamed > 0 : !in_memory(rank, count + 1);
+        plan.in_passes ? fit->residency.streamed > 0 || (fit->device && fit->device->streamed > 0)
+                       : !in_memory(rank, count + 1);
   }
   predict(plan);
   return plan;
@@ -200,17 +233,27 @@ HostPlan RingPlanner::host_plan(int rank, std::int64_t count, const Fit& fit,
   plan.host = hosts_[static_cast<std::size_t>(rank)];
   plan.layers = count;
   plan.residency = residency;
+  plan.device = fit.device;
   plan.memory = fit.memory;
+  plan.device_memory = fit.device_memory;
   plan.disk_seconds = static_cast<double>(residency.waited) / host(rank).rates.disk;
+  if (fit.device)
+    plan.bus_seconds = static_cast<double>(fit.device->waited) / host(rank).device.bus;
   plan.step_seconds = static_cast<double>(count * steps.count) * work.seconds +
                       (has_head(rank) ? head_seconds(steps.rows) : 0);
   plan.step_bound = work.bound;
   plan.prefill_seconds = static_cast<double>(count * of_prompts.count * of_prompts.passes) *
                          prompt_work(rank, of_prompts.rows).seconds;
-  plan.prefill_disk_seconds =
+  plan.prefill_wait_seconds =
       static_cast<double>(residency.streamed * of_prompts.passes) / host(rank).rates.disk;
   // With a single slot a layer is not read while another is in use.
-  if (residency.attention_slots == 1) plan.prefill_disk_seconds += plan.prefill_seconds;
+  if (residency.attention_slots == 1) plan.prefill_wait_seconds += plan.prefill_seconds;
+  if (fit.device) {
+    double bus =
+        static_cast<double>(fit.device->streamed * of_prompts.passes) / host(rank).device.bus;
+    if (fit.device->attention_slots == 1) bus += plan.prefill_seconds;
+    plan.prefill_wait_seconds = std::max(plan.prefill_wait_seconds, bus);
+  }
   return plan;
 }
 
@@ -246,12 +289,12 @@ void RingPlanner::predict(ClusterPlan& plan) const {
         [&](const HostPlan& a, const HostPlan& b) { return seconds(a) < seconds(b); });
   };
   const auto busiest = slowest([](const HostPlan& host) { return host.step_seconds; });
-  const auto waits_most = slowest([](const HostPlan& host) { return host.disk_seconds; });
+  const auto waits_most = slowest([](const HostPlan& host) { return host.wait_seconds(); });
   // In memory, steps follow each other without a gap; a pass comes out whole before the next one.
   const double through =
       way_through(plan, plan.in_passes ? steps : Batches{steps.rows, 1, 1}, false) +
       head_seconds(steps.rows);
-  plan.step_seconds = std::max({through, busiest->step_seconds, waits_most->disk_seconds});
+  plan.step_seconds = std::max({through, busiest->step_seconds, waits_most->wait_seconds()});
   plan.hop_seconds =
       ranks() == 1 ? 0 : static_cast<double>(plan.stages.windows.size()) * costs_.hop(steps.rows);
   plan.tokens_per_second = static_cast<double>(question_.sequences) / plan.step_seconds;
@@ -260,13 +303,13 @@ void RingPlanner::predict(ClusterPlan& plan) const {
       std::max({static_cast<double>(of_prompts.passes) * way_through(plan, of_prompts, true),
                 slowest([](const HostPlan& h) { return h.prefill_seconds; })->prefill_seconds,
                 slowest([](const HostPlan& h) {
-                  return h.prefill_disk_seconds;
-                })->prefill_disk_seconds});
-  const bool by_disk = waits_most->disk_seconds >= plan.step_seconds;
-  plan.bound = by_disk                                    ? Bound::kDisk
+                  return h.prefill_wait_seconds;
+                })->prefill_wait_seconds});
+  const bool by_waiting = waits_most->wait_seconds() >= plan.step_seconds;
+  plan.bound = by_waiting                                 ? waits_most->wait_bound()
                : 2 * plan.hop_seconds > plan.step_seconds ? Bound::kNetwork
                                                           : busiest->step_bound;
-  plan.bound_host = (by_disk ? waits_most : busiest)->host;
+  plan.bound_host = (by_waiting ? waits_most : busiest)->host;
 }
 
 }  // namespace stagecoach

@@ -25,9 +25,13 @@ class RingPlanner {
 
  private:
   struct Fit {
-    Residency residency;
-    std::int64_t memory = 0;
+    Residency residency;              // of the host's memory and disk
+    std::optional<Residency> device;  // of a device, whose disk is the host's memory
+    std::int64_t memory = 0, device_memory = 0;
   };
+  // Of a slice, within the host's memory and its device's; null: does not fit.
+  std::optional<Fit> fit(int rank, const RankShape& shape,
+                         const std::vector<std::int64_t>& windows) const;
 
   int ranks() const { return static_cast<int>(hosts_.size()); }
   std::int64_t layers() const { return question_.spec.num_hidden_layers; }

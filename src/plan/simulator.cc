@@ -72,8 +72,9 @@ class Simulator {
                     .pass_tokens = plan.in_passes ? question.largest_pass() : 0}),
         sequences_(static_cast<std::size_t>(question.sequences)) {
     for (const HostPlan& host : plan.hosts) {
-      const int slots = (host.residency.attention_slots + host.residency.mlp_slots) / 2;
-      ranks_.push_back({Ring(std::max(1, slots), costs_.layer_read_seconds(host.host))});
+      const Residency& ring = host.device ? *host.device : host.residency;
+      const int slots = (ring.attention_slots + ring.mlp_slots) / 2;
+      ranks_.push_back({Ring(std::max(1, slots), read_seconds(host))});
     }
     for (std::int64_t i = 0; i < question.sequences; ++i)
       scheduler_.submit(i, question.prompt_tokens, true);
@@ -107,6 +108,17 @@ class Simulator {
   // A pass: each rank works on one window after another, all micro-batches on one layer after
   // another. Of a window of several layers none begins before all have come, nor leaves before all
   // are done.
+  // Of a layer that streams. To a device layers come from the host's memory and from disk by turns,
+  // over the bus while the next one is read.
+  double read_seconds(const HostPlan& host) const {
+    const double disk = costs_.layer_read_seconds(host.host);
+    if (!host.device) return disk;
+    const double bus = costs_.layer_copy_seconds(host.host);
+    const auto passing = static_cast<double>(host.residency.pinned.size());
+    const double from_disk = passing - static_cast<double>(host.layers_in_memory());
+    return passing == 0 ? bus : std::max(bus, disk * from_disk / passing);
+  }
+
   void run_pass() {
     std::vector<Travelling> pass = enter();
     STAGECOACH_CHECK(!pass.empty());
@@ -117,7 +129,8 @@ class Simulator {
       if (gathers)
         for (Travelling& one : pass) one.time = pass.back().time;
       for (std::int64_t layer = window.begin; layer < window.end; ++layer) {
-        const bool streams = !host_of(window).residency.pinned[rank.layer++];
+        const HostPlan& host = host_of(window);
+        const bool streams = !(host.device ? *host.device : host.residency).pinned[rank.layer++];
         const double ready = streams ? rank.ring.ready() : 0;
         for (Travelling& one : pass) run_layer(window, one, ready);
         if (streams) rank.ring.release(rank.free);
@@ -179,7 +192,7 @@ class Simulator {
     if (last && one.wanted > 0) {
       const HostPlan& host = host_of(window);
       const double from_disk =
-          host.residency.head_in_memory
+          host.residency.head_in_memory || (host.device && host.device->head_in_memory)
               ? 0
               : rank_of(window).ring.pass_head(one.time, costs_.head_read_seconds(host.host));
       compute(window, one, from_disk, costs_.head(host.host, one.wanted).seconds);

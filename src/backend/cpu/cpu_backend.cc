@@ -43,7 +43,6 @@ class CpuBackend final : public Backend {
 
   bool is_host() const override { return true; }
   std::int64_t free_bytes() const override { return 0; }
-  std::int64_t scratch_bytes(std::int64_t, std::int64_t) const override { return 0; }
   std::shared_ptr<void> pin(std::span<std::byte>) override { return nullptr; }
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr&) override {

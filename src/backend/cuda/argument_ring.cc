@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "backend/device_scratch.h"
+
 namespace stagecoach::cuda {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr std::int64_t kAlignment = 256;
 
 ArgumentRing::ArgumentRing(const ClockOrigin& origin, cudaStream_t stream)
     : origin_(origin), stream_(stream) {
-  grow(kBytes / kSegments);
+  grow(kArgumentBytes / 2 / kSegments);  // it may have to double
 }
 
 ArgumentRing::~ArgumentRing() {

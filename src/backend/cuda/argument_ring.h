@@ -29,9 +29,6 @@ class ArgumentRing {
   Table begin(std::int64_t bytes);
   void send(const Table& table);
 
-  // Of memory on the device.
-  static constexpr std::int64_t kBytes = std::int64_t{1} << 20;
-
  private:
   // A segment is written again once what was copied from it, and read, is done.
   static constexpr int kSegments = 4;

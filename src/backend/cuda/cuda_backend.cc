@@ -64,9 +64,6 @@ class CudaBackend final : public Backend {
 
   bool is_host() const override { return false; }
   std::int64_t free_bytes() const override { return device_.free_bytes(); }
-  std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest) const override {
-    return Products::scratch_bytes(rows, widest) + 2 * ArgumentRing::kBytes;
-  }
   std::shared_ptr<void> pin(std::span<std::byte> host) override;
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr& after) override;

@@ -2,18 +2,11 @@
 
 #include <algorithm>
 
+#include "backend/device_scratch.h"
 #include "base/error.h"
 
 namespace stagecoach::cuda {
 namespace {
-
-// Up to so many rows, reading packed weights once or twice is faster than unpacking them: unpacking
-// reads and writes them, and cuBLAS reads what was written.
-constexpr std::int64_t kMostFewRows = 2 * kFewRows;
-// Of unpacked weights: enough outputs to fill a large device, little beside a model.
-constexpr std::int64_t kUnpackedBytes = std::int64_t{64} << 20;
-// What cuBLAS wants for its best algorithms, on the newest architectures.
-constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;
 
 // How a product of many rows is computed: both sides in one type.
 struct Arithmetic {
@@ -70,13 +63,6 @@ bool Products::multiplies(InputType input, DType weights) {
       return is_quantized(weights);
   }
   return false;
-}
-
-std::int64_t Products::scratch_bytes(std::int64_t rows, std::int64_t widest) {
-  constexpr std::int64_t kLargest = 4, kHalf = 2;
-  if (rows <= kMostFewRows) return kCublasBytes;
-  const std::int64_t weights = std::max(kUnpackedBytes, kPanelRows * widest * kLargest);
-  return kCublasBytes + weights + rows * widest * kHalf;
 }
 
 void Products::multiply(const MatmulArgs& args) {

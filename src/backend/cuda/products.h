@@ -17,9 +17,6 @@ class Products {
   static bool multiplies(InputType input, DType weights);
   void multiply(const MatmulArgs& args);
 
-  // Of device memory, for products of so many rows with weights of so many inputs at most.
-  static std::int64_t scratch_bytes(std::int64_t rows, std::int64_t widest);
-
  private:
   void multiply_few(MatmulArgs args);
   void multiply_many(const MatmulArgs& args);

@@ -17,8 +17,8 @@ TEST(DeviceChoice, NamesAreAutoCpuAndGpusWithOrWithoutNumber) {
 }
 
 TEST(DeviceChoice, OthersAreRefusedByName) {
-  for (const char* text : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda: 1", "cuda:99999999999",
-                           "CPU", "cpu "}) {
+  for (const char* text :
+       {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda: 1", "cuda:99999999999", "CPU", "cpu "}) {
     try {
       parse_device(text);
       FAIL() << "accepted '" << text << "'";

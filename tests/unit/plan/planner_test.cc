@@ -239,5 +239,44 @@ TEST(Planner, ManyHostsAreNoTrouble) {
   expect_sound(question, plan);
 }
 
+// A GPU takes what it holds; with less memory than its share, the rest passes over its bus, or goes
+// to others.
+TEST(Planner, GpusTakeTheLayersThatTheyHold) {
+  const ModelSpec spec = spec_of(24);
+  ClusterSpec cluster = cluster_of(2, 100 * kLayer);
+  HostSpec& gpu = cluster.hosts[1];
+  gpu.device_memory = kOther + kEnd + 10 * kLayer;
+  gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
+  PlanQuestion question = question_of(spec, cluster);
+  question.other_device_memory = [](const RankShape&) { return kOther; };
+  const ClusterPlan plan = plan_cluster(question);
+  expect_sound(question, plan);
+  ASSERT_EQ(plan.hosts.size(), 2u);
+  EXPECT_FALSE(plan.in_passes);
+  EXPECT_FALSE(plan.hosts[0].device.has_value());
+  ASSERT_TRUE(plan.hosts[1].device.has_value());
+  EXPECT_EQ(plan.hosts[1].layers_on_device(), 10);
+  EXPECT_LE(plan.hosts[1].device_memory, gpu.device_memory);
+  EXPECT_EQ(plan.hosts[1].bus_seconds, 0);
+  // Ten times the bandwidth: its layers cost a step little.
+  EXPECT_LT(plan.hosts[1].step_seconds, plan.hosts[0].step_seconds / 4);
+}
+
+TEST(Planner, AGpuThatHoldsLittleIsBoundByItsBus) {
+  const ModelSpec spec = spec_of(24);
+  ClusterSpec cluster = cluster_of(1, 100 * kLayer);
+  HostSpec& gpu = cluster.hosts[0];
+  gpu.device_memory = kOther + 2 * kEnd + 4 * kLayer;
+  gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
+  PlanQuestion question = question_of(spec, cluster);
+  question.other_device_memory = [](const RankShape&) { return kOther; };
+  const ClusterPlan plan = plan_cluster(question);
+  EXPECT_TRUE(plan.in_passes);
+  EXPECT_EQ(plan.bound, Bound::kBus);
+  EXPECT_GT(plan.hosts[0].device->streamed, 0);
+  EXPECT_EQ(plan.hosts[0].residency.streamed, 0);  // all of it is in the host's memory
+  EXPECT_NEAR(plan.step_seconds, plan.hosts[0].bus_seconds, 0.05 * plan.step_seconds);
+}
+
 }  // namespace
 }  // namespace stagecoach

@@ -1,4 +1,4 @@
-#include "app/device_plan.h"
+#include "plan/device_residency.h"
 
 #include <algorithm>
 #include <numeric>
@@ -6,20 +6,22 @@
 namespace stagecoach {
 namespace {
 
-// Of the ends a device holds norms and biases, the head's matrix if there is room, and a buffer for
-// rows of the embedding on their way.
 ResidencyRequest device_request(const ResidencyRequest& slice, std::int64_t memory) {
   ResidencyRequest request = slice;
-  WeightSizes& sizes = request.sizes;
-  if (sizes.embedding_in_memory > 0)
-    sizes.embedding_in_memory = sizes.embedding_on_disk =
-        std::min(sizes.embedding_on_disk, sizes.embedding_in_memory) + kGatherBytes;
-  sizes.shared = 0;
+  request.sizes = sizes_on_device(slice.sizes);
   request.memory = memory;
   return request;
 }
 
 }  // namespace
+
+WeightSizes sizes_on_device(WeightSizes sizes) {
+  if (sizes.embedding_in_memory > 0)
+    sizes.embedding_in_memory = sizes.embedding_on_disk =
+        std::min(sizes.embedding_on_disk, sizes.embedding_in_memory) + sizes.row_buffer;
+  sizes.shared = 0;
+  return sizes;
+}
 
 std::optional<Residency> plan_device(const ResidencyRequest& slice, std::int64_t memory) {
   return plan_residency(device_request(slice, memory));

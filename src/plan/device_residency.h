@@ -6,9 +6,12 @@
 #include <optional>
 
 #include "plan/residency.h"
-#include "stager/staging_plan.h"
 
 namespace stagecoach {
+
+// What the parts of a slice take there: of the ends norms and biases, the head's matrix if there is
+// room, and a buffer for rows of the embedding on their way.
+WeightSizes sizes_on_device(WeightSizes sizes);
 
 // The residency of a device with `memory` bytes for weights, whose "disk" is the host: parts that
 // are not pinned pass through slots. nullopt when not even one layer fits.

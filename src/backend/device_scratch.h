@@ -1,0 +1,30 @@
+// What a device's ops take of its memory for themselves: known without a device, for plans.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/include/pack.h"
+
+namespace stagecoach {
+
+// Up to so many rows, reading packed weights once or twice is faster than unpacking them: unpacking
+// reads and writes them, and a library reads what was written.
+inline constexpr std::int64_t kMostFewRows = 16;
+// Of unpacked weights: enough outputs to fill a large device, little beside a model.
+inline constexpr std::int64_t kUnpackedBytes = std::int64_t{64} << 20;
+// What cuBLAS wants for its best algorithms, on the newest architectures.
+inline constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;
+// Small tables on their way.
+inline constexpr std::int64_t kArgumentBytes = std::int64_t{2} << 20;
+
+// For products of so many rows with weights of so many inputs at most.
+constexpr std::int64_t device_scratch_bytes(std::int64_t rows, std::int64_t widest) {
+  constexpr std::int64_t kLargestElement = 4, kHalf = 2;
+  const std::int64_t always = kCublasBytes + kArgumentBytes;
+  if (rows <= kMostFewRows) return always;
+  return always + std::max(kUnpackedBytes, kPanelRows * widest * kLargestElement) +
+         rows * widest * kHalf;
+}
+
+}  // namespace stagecoach

@@ -1,0 +1,81 @@
+#include "plan/device_residency.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace stagecoach {
+namespace {
+
+constexpr std::int64_t kAttention = 100, kMlp = 200, kLayer = kAttention + kMlp;
+
+ResidencyRequest slice(std::int64_t layers) {
+  return {.sizes = {.attention = kAttention,
+                    .mlp = kMlp,
+                    .embedding_in_memory = 500,
+                    .embedding_on_disk = 60,
+                    .head_in_memory = 510,
+                    .head_on_disk = 70,
+                    .head_matrix = 500,
+                    .row_buffer = 40},
+          .windows = {layers},
+          .ranks = 1,
+          .memory = 0};
+}
+
+std::int64_t held(const Residency& residency) {
+  return std::count(residency.pinned.begin(), residency.pinned.end(), true);
+}
+
+TEST(DeviceResidency, AllOfItFitsOrLayersPassThrough) {
+  const ResidencyRequest request = slice(8);
+  const std::int64_t all = 8 * kLayer + 60 + 40 + 510;
+  const auto whole = plan_device(request, all);
+  ASSERT_TRUE(whole);
+  EXPECT_EQ(held(*whole), 8);
+  EXPECT_EQ(whole->streamed, 0);
+  EXPECT_EQ(whole->memory, all);
+  const auto less = plan_device(request, all - 1);
+  ASSERT_TRUE(less);
+  EXPECT_GT(less->streamed, 0);
+  EXPECT_LE(less->memory, all - 1);
+  EXPECT_FALSE(plan_device(request, smallest_device_memory(request) - 1));
+  EXPECT_TRUE(plan_device(request, smallest_device_memory(request)));
+}
+
+// Whatever the device's memory and the host's: each layer is on the device, or the host accounts
+// for it; nobody has more than there is.
+TEST(DeviceResidency, EveryLayerIsSomewhere) {
+  for (std::int64_t device_memory = 0; device_memory < 3600; device_memory += 90)
+    for (std::int64_t memory = 0; memory < 3600; memory += 90) {
+      ResidencyRequest request = slice(8);
+      request.windows = {3, 5};
+      request.memory = memory;
+      const auto device = plan_device(request, device_memory);
+      if (!device) continue;
+      EXPECT_LE(device->memory, device_memory);
+      const ResidencyRequest left = beside_device(request, *device);
+      std::int64_t passing = 0;
+      for (const std::int64_t layers : left.windows) passing += layers;
+      EXPECT_EQ(passing + held(*device), 8);
+      const auto host = plan_host(left);
+      if (!host) continue;
+      EXPECT_LE(host->memory, memory);
+      EXPECT_EQ(static_cast<std::int64_t>(host->pinned.size()), passing);
+    }
+}
+
+TEST(DeviceResidency, AHeadOnTheDeviceIsNotTheHostsToo) {
+  ResidencyRequest request = slice(2);
+  request.memory = 60 + 70;  // the ends on disk
+  const auto device = plan_device(request, 2 * kLayer + 60 + 40 + 510);
+  ASSERT_TRUE(device && device->head_in_memory);
+  const auto host = plan_host(beside_device(request, *device));
+  ASSERT_TRUE(host);
+  EXPECT_EQ(host->streamed, 0);
+  request.memory -= 1;
+  EXPECT_FALSE(plan_host(beside_device(request, *device)));
+}
+
+}  // namespace
+}  // namespace stagecoach
