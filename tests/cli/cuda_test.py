@@ -335,7 +335,7 @@ class CudaRanks(Cuda):
         self.fails(self.run_simulated("generate", *self.words(), ranks=2, devices=0), 4, "no GPU that CUDA can use")
 
     def test_a_device_lost_on_one_rank_ends_all(self):
-        for victim, error in ((0, "cudaErrorLaunchFailure"), (1, "cudaErrorLaunchFailure"), (1, "cudaErrorDevicesUnavailable")):
+        for victim, error in ((0, "cudaErrorLaunchFailure"), (1, "cudaErrorDevicesUnavailable")):
             with self.subTest(victim=victim, error=error):
                 process = self.with_faults_on(victim, f"launch:60:{error}")
                 self.assertIn("all ranks are ready", process.stderr)
@@ -345,7 +345,7 @@ class CudaRanks(Cuda):
     @unittest.expectedFailure  # the rank aborts (see CudaFailures), and mpirun's code and message stand for it
     def test_a_device_lost_on_one_rank_while_its_layers_stream_ends_all(self):
         least = self.least_device_memory(ranks=2, devices=2)
-        for victim, number in ((0, 40), (1, 41), (0, 43), (0, 45)):
+        for victim, number in ((0, 40), (0, 43), (1, 41)):
             with self.subTest(victim=victim, number=number):
                 process = self.with_faults_on(victim, f"cudaEventCreateWithFlags:{number}:cudaErrorDevicesUnavailable",
                                               "--device-memory", least)
@@ -409,8 +409,8 @@ class CudaFailures(Cuda):
         self.assertNotIn("terminate called", process.stderr)
 
     def test_a_device_that_fails_or_is_lost(self):
-        for faults in ("launch:5:cudaErrorLaunchFailure", "launch:150:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
-                       "launch:100:cudaErrorDevicesUnavailable", "cudaEventRecord:60:cudaErrorDevicesUnavailable",
+        for faults in ("launch:5:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
+                       "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecord:60:cudaErrorDevicesUnavailable",
                        "cudaStreamSynchronize:40:cudaErrorDevicesUnavailable"):
             with self.subTest(faults):
                 self.fails_midway("failed on the GPU", faults.split(":")[2], "try: nvidia-smi and dmesg", "--device cpu", faults=faults)
@@ -425,7 +425,7 @@ class CudaFailures(Cuda):
     @unittest.expectedFailure
     def test_a_device_that_fails_while_layers_stream(self):
         least = self.least_device_memory()
-        for number in (60, 61, 62, 150):
+        for number in (61, 62, 63):
             with self.subTest(number):
                 self.fails_midway("failed on the GPU", "cudaErrorLaunchFailure", faults=f"launch:{number}:cudaErrorLaunchFailure",
                                   flags=("--device-memory", least))
@@ -433,7 +433,7 @@ class CudaFailures(Cuda):
     @unittest.expectedFailure
     def test_a_device_lost_while_layers_stream(self):
         least = self.least_device_memory()
-        for number in (60, 61, 62, 63, 64, 65):
+        for number in (60, 61, 62, 63):
             with self.subTest(number):
                 self.fails_midway("failed on the GPU", "cudaErrorDevicesUnavailable",
                                   faults=f"cudaEventCreateWithFlags:{number}:cudaErrorDevicesUnavailable", flags=("--device-memory", least))
