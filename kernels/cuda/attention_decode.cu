@@ -2,7 +2,7 @@
 // they can be read.
 //
 //   grid    (split of the keys, kv head and tile of its query heads, span)
-//   block   kWarps warps; each takes a page of the split (64 keys) at a time
+//   block   kWarps warps; each takes one page of the split, 64 keys
 //   lane    keys `lane` and `lane + 32` of a page's scores; dimensions lane, lane + 32, … of values
 //
 // A split is always the same 256 positions, so a row's sums do not depend on its batch-mates.
@@ -35,7 +35,8 @@ struct DecodeShared {
   Found<kDims> found[kWarps][kHeads];
 };
 
-// In scratch, of each (span, query head, split): max, sum, values[head_dim].
+// In scratch, of each (span, query head, split): max, sum, values[head_dim]. Sum 0: the row has no
+// such split, and no values are there.
 __device__ float* scratch_of(float* scratch, const AttentionArgs& args, std::int64_t span,
                              std::int64_t head, std::int64_t split, std::int64_t splits) {
   return scratch + ((span * args.heads + head) * splits + split) * (args.head_dim + 2);
@@ -54,6 +55,7 @@ __device__ void page_scores(const std::byte* keys, int head_dim,
   for (int begin = 0; begin < head_dim; begin += kGroupDims) {
     const int end = head_dim < begin + kGroupDims ? head_dim : begin + kGroupDims;
     float sums[kHeads][kKeysOfLane] = {};
+#pragma unroll 16
     for (int d = begin; d < end; ++d)
 #pragma unroll
       for (int i = 0; i < kKeysOfLane; ++i) {
@@ -71,7 +73,8 @@ __device__ void page_scores(const std::byte* keys, int head_dim,
 }
 
 template <typename T, int kDims, int kHeads>
-__global__ void __launch_bounds__(kWarps* kWarp)
+// Six blocks a multiprocessor, so that the compiler does not trade loads under way for registers.
+__global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6 : 1)
     decode_kernel(AttentionArgs args, const KvSpan* spans, float* scratch, std::int64_t splits,
                   std::int64_t head_bytes) {
   constexpr int kDimsOfLane = kDims / kWarp;
@@ -88,9 +91,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const std::int64_t left = (kv_head + 1) * group - first_head;
   const int heads = static_cast<int>(left < kHeads ? left : kHeads);
   if (empty) {
-    if (splits > 1 && static_cast<int>(threadIdx.x) < heads)
-      *scratch_of(scratch, args, blockIdx.z, first_head + threadIdx.x, split, splits) =
-          kMinusInfinity;
+    if (splits > 1 && static_cast<int>(threadIdx.x) < heads) {
+      float* const part =
+          scratch_of(scratch, args, blockIdx.z, first_head + threadIdx.x, split, splits);
+      part[0] = kMinusInfinity;
+      part[1] = 0.0f;
+    }
     return;
   }
 
@@ -142,6 +148,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       sum[h] = warp_sum(weights);
     }
     __syncwarp();
+#pragma unroll 4
     for (int slot = begin; slot < end; ++slot)  // what is not seen may be NaN
 #pragma unroll
       for (int j = 0; j < kDimsOfLane; ++j) {
@@ -203,7 +210,7 @@ __global__ void merge_kernel(AttentionArgs args, const KvSpan* spans, float* scr
     float total = 0.0f, value = 0.0f;
     for (std::int64_t s = 0; s < splits; ++s) {
       const float* const part = scratch_of(scratch, args, blockIdx.y, head, s, splits);
-      if (part[0] == kMinusInfinity) continue;  // nothing more was written there
+      if (part[1] == 0.0f) continue;
       const float factor = expf(part[0] - largest);
       total = fmaf(factor, part[1], total);
       value = fmaf(factor, part[2 + d], value);

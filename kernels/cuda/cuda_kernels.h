@@ -24,6 +24,11 @@ struct DeviceSpans {
   std::int64_t longest_decoded = 0;  // positions of a span of one row, its own included; 0: none
 };
 
+// Small tables from page-locked host memory, which the kernel reads over the bus: a copy would
+// queue behind those of weights, which the card's copy engine does one after the other. `bytes` and
+// both addresses are multiples of 16.
+void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStream_t stream);
+
 // x (rows, cols) → packed rows, as PackInputArgs says; kF16 saturates.
 void pack_input(const PackInputArgs& args, cudaStream_t stream);
 

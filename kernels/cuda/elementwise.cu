@@ -69,6 +69,11 @@ __global__ void unpack_groups(UnpackInputArgs args) {
 
 // ---- The rest
 
+__global__ void fetch_kernel(uint4* device, const uint4* pinned, std::int64_t count) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) device[i] = pinned[i];
+}
+
 __global__ void bias_kernel(MatmulArgs args) {
   const std::int64_t n = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (n >= args.out) return;
@@ -162,6 +167,16 @@ LaunchShape over(std::int64_t cols, std::int64_t rows, cudaStream_t stream) {
 }
 
 }  // namespace
+
+void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStream_t stream) {
+  const std::int64_t count = bytes / static_cast<std::int64_t>(sizeof(uint4));
+  launch("fetch_table", fetch_kernel,
+         {.grid = dim3(divide_up(count, kThreads)),
+          .threads = kThreads,
+          .shared_bytes = 0,
+          .stream = stream},
+         static_cast<uint4*>(device), static_cast<const uint4*>(pinned), count);
+}
 
 void pack_input(const PackInputArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;

@@ -97,7 +97,8 @@ struct LaneInGroup {
 };
 
 __device__ float4 scales_of(const std::byte* group, int quarter) {
-  const __half* const scales = reinterpret_cast<const __half*>(group) + 4 * quarter;
+  const uint2 loaded = __ldcs(reinterpret_cast<const uint2*>(group) + quarter);
+  const __half* const scales = reinterpret_cast<const __half*>(&loaded);
   return make_float4(to_float(scales[0]), to_float(scales[1]), to_float(scales[2]),
                      to_float(scales[3]));
 }
@@ -174,12 +175,15 @@ struct Q4Weight {
   template <int kRows, typename Input>
   static __device__ void add(const std::byte* panel, std::int64_t in, std::int64_t step, int lane,
                              const Input& x, float (&sums)[kRows][kOutputs]) {
-    const std::int64_t g = step * kGroupsPerStep + lane / 16;
-    if (g >= groups(in)) return;
+    // Beyond the last group its weights count again, as 0: leaving here would keep the compiler
+    // from loading ahead.
+    const std::int64_t wanted = step * kGroupsPerStep + lane / 16;
+    const bool inside = wanted < groups(in);
+    const std::int64_t g = inside ? wanted : groups(in) - 1;
     const std::byte* const group = panel + g * kGroupBytes;
     const LaneInGroup at{.word = lane % 16 / 4, .quarter = lane % 4};
     const uint4 words = __ldcs(reinterpret_cast<const uint4*>(group + kScaleBytes) + lane % 16);
-    const float4 scales = scales_of(group, at.quarter);
+    const float4 scales = inside ? scales_of(group, at.quarter) : float4{};
     add_words(words, scales, g, at, x, sums);
   }
 
@@ -258,14 +262,17 @@ __device__ void store_lane_sums(float (&sums)[kRows][kOutputs], int lane,
 }
 
 template <typename Weight, int kRows, typename Input>
-__global__ void __launch_bounds__(kWarps* kWarp) few_rows_kernel(MatmulArgs args, Input x) {
+// Three blocks a multiprocessor, or the compiler would save registers where loads ought to be under
+// way.
+__global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
+    few_rows_kernel(MatmulArgs args, Input x) {
   auto* const shared = shared_memory<BlockSums<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const std::byte* const panel = args.weight + blockIdx.x * Weight::panel_bytes(args.in);
   float sums[kRows][Weight::kOutputs] = {};
   const std::int64_t steps = Weight::steps(args.in);
-#pragma unroll 2
+#pragma unroll(kRows == 1 ? 4 : 2)
   for (std::int64_t step = warp; step < steps; step += kWarps)
     Weight::add(panel, args.in, step, lane, x, sums);
   store_lane_sums(sums, lane, shared->of_warp[warp]);

@@ -32,10 +32,17 @@ __global__ void unpack_plain(UnpackArgs args) {
   const std::int64_t element = (row / kPanel * args.in + k) * kPanel + row % kPanel;
   const uint4 loaded = __ldcs(reinterpret_cast<const uint4*>(
       args.weight + element * static_cast<std::int64_t>(sizeof(From))));
-  const From* const values = reinterpret_cast<const From*>(&loaded);
   To* const to = static_cast<To*>(args.to) + k * args.count + output;
+  if constexpr (sizeof(From) == sizeof(To)) {
+    *reinterpret_cast<uint4*>(to) = loaded;  // one type: bits move
+  } else {
+    const From* const values = reinterpret_cast<const From*>(&loaded);
 #pragma unroll
-  for (int i = 0; i < kOutputs; ++i) to[i] = from_float<To>(to_float(values[i]));
+    for (int i = 0; i < kOutputs; i += 4)
+      *reinterpret_cast<float4*>(to + i) =
+          make_float4(to_float(values[i]), to_float(values[i + 1]), to_float(values[i + 2]),
+                      to_float(values[i + 3]));
+  }
 }
 
 // A thread unpacks one word: kColumns columns of one output.

@@ -25,6 +25,7 @@ std::unique_ptr<Backend> open_cpu(int threads) {
 std::unique_ptr<Backend> open_cuda(std::optional<int> ordinal, int threads) {
   return make_cuda_backend({.device = ordinal.value_or(CudaOptions::kByRank),
                             .rank_here = launched_local_rank().value_or(0),
+                            .ranks_here = launched_local_size(),
                             .threads = threads});
 }
 

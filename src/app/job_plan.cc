@@ -85,7 +85,7 @@ class Planner {
           memory_budget({.flag = request_.settings.device_memory,
                          .job_file = request_.settings.job,
                          .host = host,
-                         .ranks_here = here,
+                         .ranks_here = request_.device->sharers(),
                          .of_node = &HostSpec::device_memory})
               .value_or(static_cast<std::int64_t>(
                   kShareOfDevice * static_cast<double>(request_.device->free_bytes())));

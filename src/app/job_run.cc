@@ -232,10 +232,12 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
   for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
   // Hidden states are the same whoever computes them, unless instruction sets differ or they are
-  // rounded on their way. Keys and values are kept as the plan's micro-batches wrote them.
+  // rounded on their way, or a GPU's library has summed as the micro-batch's size made it. Keys and
+  // values are kept as the plan's micro-batches wrote them.
   const bool one_isa = std::all_of(all.isas.begin(), all.isas.end(),
                                    [&](const std::string& isa) { return isa == isa_; });
-  const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32";
+  const bool any_plan =
+      shape_.forget_kv && one_isa && settings_.wire == "f32" && backend_->is_host();
   return {{"model", fmt::format("{} {}", store_->manifest().name,
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},

@@ -132,7 +132,9 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
         {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
     needs.logits /= 2;
     needs.device = needs.workspace + needs.kv + needs.logits +
-                   device_scratch_bytes(std::max(batch, head_rows(request)), widest);
+                   device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
+                   decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
+                                        spec.num_attention_heads, spec.head_dim);
     needs.workspace = needs.kv = 0;
   }
   return needs;

@@ -72,8 +72,10 @@ class Backend {
   // Whether device memory is the host's: weights are then used where they were read, and what
   // follows is never needed.
   virtual bool is_host() const = 0;
-  // Of the device, that could be allocated now (backend/device_scratch.h: what its ops then take).
+  // Of the device, that this rank could use, with what its ops hold already
+  // (backend/device_scratch.h: what its ops then take).
   virtual std::int64_t free_bytes() const = 0;
+  virtual int sharers() const = 0;  // ranks of this host that compute on it
   // Page-locks host memory while the result lives: copies from it then go on beside the ops.
   virtual std::shared_ptr<void> pin(std::span<std::byte> host) = 0;
   // Queues a copy beside the ops, to begin once `after` has passed. `host` stays as it is until the

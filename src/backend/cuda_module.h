@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "backend/backend.h"
 
@@ -11,12 +12,13 @@ namespace stagecoach {
 struct CudaOptions {
   static constexpr int kByRank = -1;  // GPU rank_here, around again where there are fewer
   int device = 0;
-  int rank_here = 0;
-  int threads = 1;  // that this rank may compute with beside the GPU
+  int rank_here = 0, ranks_here = 1;  // this rank among those of the host
+  int threads = 1;                    // that this rank may compute with beside the GPU
+  std::string build = {};             // of the binary; make_cuda_backend fills it in
 };
 
 // Throws resource_error saying what is missing: the module, a driver, a GPU.
-std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+std::unique_ptr<Backend> make_cuda_backend(CudaOptions options);
 
 }  // namespace stagecoach
 

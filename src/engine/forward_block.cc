@@ -122,11 +122,12 @@ class RowOps {
 
 LayerLease timed_lease(const BlockContext& c, std::int64_t layer, PartKind part,
                        const BatchLabel& label, NextUse next) {
-  ScopedSpan span(c.timeline, {.kind = SpanKind::kWeightWait,
-                               .phase = label.phase,
-                               .layer = static_cast<std::int32_t>(layer),
-                               .micro_batch = label.micro_batch,
-                               .pass = label.pass});
+  // Of a device: until its ops may go on.
+  const OpSpan span(c.ops, {.kind = SpanKind::kWeightWait,
+                            .phase = label.phase,
+                            .layer = static_cast<std::int32_t>(layer),
+                            .micro_batch = label.micro_batch,
+                            .pass = label.pass});
   return c.weights.lease(layer, part, next);
 }
 

@@ -21,7 +21,6 @@ struct BlockContext {
   LayerSource& weights;
   KvCache& kv;
   Workspace& workspace;
-  Timeline& timeline;
   OpTimeline& ops;
 };
 

@@ -13,6 +13,13 @@ void OpTimeline::resolve() {
   }
 }
 
+CutOpSpan::CutOpSpan(OpTimeline& ops, const Span& span) {
+  if (ops.backend_.is_host())
+    host_.emplace(ops.timeline_, span);
+  else
+    device_.emplace(ops, span);
+}
+
 OpSpan::~OpSpan() {
   if (begin_ == nullptr) {
     span_.end_ns = now_ns();

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <deque>
+#include <optional>
 
 #include "backend/backend.h"
 #include "timeline/timeline.h"
@@ -20,6 +21,7 @@ class OpTimeline {
 
  private:
   friend class OpSpan;
+  friend class CutOpSpan;
   struct Pending {
     Span span;
     EventPtr begin, end;
@@ -38,11 +40,27 @@ class OpSpan {
   ~OpSpan();
   OpSpan(const OpSpan&) = delete;
   OpSpan& operator=(const OpSpan&) = delete;
+  Span& span() { return span_; }
 
  private:
   OpTimeline& ops_;
   Span span_;
   EventPtr begin_;  // null: the device is the host, and ops are done when they return
+};
+
+// The same where the scope may stand still for weights (CutSpan). On a device the op that waits is
+// in the stream, and nothing is cut.
+class CutOpSpan {
+ public:
+  CutOpSpan(OpTimeline& ops, const Span& span);
+  void stood_still_since(std::int64_t asked_ns) {
+    if (host_) host_->stood_still_since(asked_ns);
+  }
+  Span& span() { return host_ ? host_->span() : device_->span(); }
+
+ private:
+  std::optional<CutSpan> host_;
+  std::optional<OpSpan> device_;
 };
 
 }  // namespace stagecoach

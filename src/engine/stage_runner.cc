@@ -1,6 +1,7 @@
 #include "engine/stage_runner.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 #include "engine/kernel_kinds.h"
@@ -32,11 +33,11 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
   const LayerLease weights = weights_.lease_ends(PartKind::kEmbedding);
   const auto rows = static_cast<std::int64_t>(ids.size());
   STAGECOACH_CHECK(rows <= workspace_.max_rows);
-  ScopedSpan timed(timeline_, {.kind = SpanKind::kEmbedding,
-                               .phase = label.phase,
-                               .micro_batch = label.micro_batch,
-                               .pass = label.pass,
-                               .tokens = rows});
+  OpSpan timed(ops_, {.kind = SpanKind::kEmbedding,
+                      .phase = label.phase,
+                      .micro_batch = label.micro_batch,
+                      .pass = label.pass,
+                      .tokens = rows});
   float* const hidden = workspace_.hidden.f32();
   if (spec_.projected_embedding()) {
     timed.span().bytes += gather(TensorRole::kTokenEmbedding, ids, workspace_.embedded.f32(),
@@ -107,6 +108,11 @@ void StageRunner::get_hidden(std::span<float> hidden) {
   ops_.resolve();
 }
 
+void StageRunner::finish() {
+  backend_.synchronize();
+  ops_.resolve();
+}
+
 void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
   std::vector<std::int64_t> positions;
   for (const TokenRun& run : runs)
@@ -120,7 +126,7 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
   STAGECOACH_CHECK(total_rows(runs) <= workspace_.max_rows);
   kv_.reserve(begin, end, runs);
   if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
-  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, timeline_, ops_};
+  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, ops_};
   for (std::int64_t layer = begin; layer < end; ++layer)
     forward_block(context, layer, runs, label, next);
 }
@@ -130,11 +136,12 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
 void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& label) {
   const LayerLease head = weights_.lease_ends(PartKind::kHead);
   const auto count = static_cast<std::int64_t>(rows.size());
-  CutSpan timed(timeline_, {.kind = SpanKind::kHead,
-                            .phase = label.phase,
-                            .micro_batch = label.micro_batch,
-                            .pass = label.pass,
-                            .tokens = count});
+  std::optional<CutOpSpan> timed(std::in_place, ops_,
+                                 Span{.kind = SpanKind::kHead,
+                                      .phase = label.phase,
+                                      .micro_batch = label.micro_batch,
+                                      .pass = label.pass,
+                                      .tokens = count});
   backend_.gather_rows({.data = workspace_.hidden.data(),
                         .type = DType::kF32,
                         .layout = Layout::kRows,
@@ -153,9 +160,9 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
   // The matrix may come from disk, a tile at a time.
   std::int64_t flops = head_flops(spec_, count), asked_ns = now_ns();
   weights_.head_matrix([&](std::int64_t first, const TensorView& tile) {
-    timed.stood_still_since(asked_ns);
-    timed.span().bytes += tile.bytes();
-    timed.span().flops += 2 * count * tile.rows * tile.cols;
+    timed->stood_still_since(asked_ns);
+    timed->span().bytes += tile.bytes();
+    timed->span().flops += 2 * count * tile.rows * tile.cols;
     flops -= 2 * count * tile.rows * tile.cols;
     backend_.matmul({.x = input,
                      .weight = tile.data,
@@ -170,9 +177,10 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
     backend_.synchronize();  // the tile's memory is the source's again
     asked_ns = now_ns();
   });
-  timed.span().flops += flops;  // of what is not the matrix
+  timed->span().flops += flops;  // of what is not the matrix
   const std::span<float> used(host_logits_.data(),
                               static_cast<std::size_t>(count * spec_.vocab_size));
+  timed.reset();
   backend_.download(std::as_writable_bytes(used), logits_.data());
   ops_.resolve();
 }
@@ -200,6 +208,7 @@ void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& lab
     logits_ = backend_.allocate(limits_.head_rows * spec_.vocab_size *
                                 static_cast<std::int64_t>(sizeof(float)));
     host_logits_.resize(static_cast<std::size_t>(limits_.head_rows) * vocab);
+    logits_lock_ = backend_.pin(std::as_writable_bytes(std::span(host_logits_)));
   }
   for (std::size_t begin = 0; begin < wanted.size();) {
     const std::size_t count =

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -39,6 +40,9 @@ class StageRunner {
   // The hidden state from and to the host, (rows, hidden_size) float32.
   void set_hidden(std::span<const float> hidden);
   void get_hidden(std::span<float> hidden);
+  // Waits for what has been queued, and records when it was done. What brings something to the host
+  // does so too.
+  void finish();
 
   // Layers [begin, end) on the hidden state. Their KV must have been declared (kv().add_layers).
   void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
@@ -70,6 +74,7 @@ class StageRunner {
   KvCache kv_;
   Buffer logits_;                   // (head_rows, vocab), allocated when the head first runs
   std::vector<float> host_logits_;  // the same on the host
+  std::shared_ptr<void> logits_lock_;
 };
 
 }  // namespace stagecoach

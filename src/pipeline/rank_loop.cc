@@ -188,11 +188,11 @@ class Worker {
   // After its window: the hidden state is in the runner.
   void leave(MicroBatch batch) {
     if (batch.window + 1 < windows()) {
-      Span span = send_span(batch);
       const bool carries = batch.window + 1 > batch.pass.resume || batch.pass.resume == 0;
       hidden_.resize(
           carries ? static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size) : 0);
       if (carries) c_.runner.get_hidden(hidden_);
+      const Span span = send_span(batch);
       return pass_on(std::move(batch), span);
     }
     if (keeps(batch) && batch.window >= batch.pass.resume) {
@@ -254,6 +254,7 @@ class Worker {
                            use_logits(run, row, logits, batch.label, result);
                          });
     }
+    c_.runner.finish();
     Span span = send_span(batch);
     std::vector<std::byte> payload = encode_result(result);
     span.bytes = static_cast<std::int64_t>(payload.size());

@@ -13,7 +13,7 @@ constexpr double kLayerOverhead = 60e-6;
 // The same of a device (docs/cuda.md), whose operations are launched one after the other.
 constexpr double kDeviceMemoryShare = 0.85;
 constexpr double kDeviceManyRowsShare = 0.6;
-constexpr std::int64_t kDeviceFewRows = 16;  // that read weights as they are, bound by memory
+constexpr std::int64_t kDeviceFewRows = 32;  // that read weights as they are, bound by memory
 constexpr double kDeviceLayerOverhead = 80e-6;
 
 double rate_of(const HostRates& rates, Arithmetic arithmetic) {

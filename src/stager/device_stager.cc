@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <numeric>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/log.h"
 
 namespace stagecoach {
@@ -19,6 +19,30 @@ std::size_t kind_index(PartKind kind) {
   return kind == PartKind::kMlp ? 1 : 0;
 }
 
+// Where nobody can be told that the device is lost: the next op says so.
+void wait_quietly(const EventPtr& event) noexcept {
+  try {
+    if (event != nullptr) event->synchronize();
+  } catch (const std::exception&) {
+  }
+}
+
+// The host's memory of a copy under way. It goes back once the copy is done, in the order of the
+// parts, also when an error ends the thread.
+struct UnderWay {
+  std::optional<LayerLease> lease;
+  EventPtr copied;
+
+  UnderWay() = default;
+  UnderWay(const UnderWay&) = delete;
+  UnderWay& operator=(const UnderWay&) = delete;
+  ~UnderWay() { end(); }
+  void end() {
+    wait_quietly(std::exchange(copied, nullptr));
+    lease.reset();
+  }
+};
+
 }  // namespace
 
 DeviceStager::DeviceStager(LayerStager& host, const LayerStore& store, const StagingPlan& plan,
@@ -29,7 +53,7 @@ DeviceStager::DeviceStager(LayerStager& host, const LayerStore& store, const Sta
       options_(options),
       device_(device),
       timeline_(timeline) {
-  load_resident(timeline);
+  load_resident();
   if (plan_.embedding != Residence::kAbsent) {
     load_end(PartKind::kEmbedding, embedding_);
     rows_ = allocate(options_.gather_bytes);
@@ -49,7 +73,7 @@ DeviceStager::~DeviceStager() {
   released_changed_.notify_all();
   if (thread_.joinable()) thread_.join();
   // Before the slots: copies may still be under way into them.
-  for (const auto& [number, event] : copied_) event->synchronize();
+  for (const auto& [number, event] : copied_) wait_quietly(event);
 }
 
 Buffer DeviceStager::allocate(std::int64_t bytes) {
@@ -62,8 +86,8 @@ DeviceStager::Key DeviceStager::key_of(std::int64_t layer, PartKind part) const 
           part};
 }
 
-// Straight from disk: these parts never are in the host's memory for longer.
-void DeviceStager::load_resident(Timeline& timeline) {
+// Straight from disk, in pieces: these parts never are in the host's memory as a whole.
+void DeviceStager::load_resident() {
   std::int64_t total = 0, done = 0;
   for (const StagedLayer& layer : plan_.layers)
     if (layer.on_device)
@@ -75,19 +99,32 @@ void DeviceStager::load_resident(Timeline& timeline) {
       const Key key = key_of(layer.layer, part.kind);
       done += part.bytes;
       if (resident_.contains(key)) continue;
-      const ScopedSpan timed(timeline, {.kind = SpanKind::kRead,
-                                        .layer = static_cast<std::int32_t>(layer.layer),
-                                        .bytes = part.bytes});
-      const AlignedBuffer extent =
-          host_.reader().read_part(slab, part, options_.verify != VerifyMode::kOff);
+      const ScopedSpan timed(timeline_, {.kind = SpanKind::kRead,
+                                         .layer = static_cast<std::int32_t>(layer.layer),
+                                         .bytes = part.bytes});
       ResidentPart loaded{.memory = allocate(part.bytes)};
-      device_.upload(loaded.memory.data(), {extent.data(), extent.size()});
-      device_.synchronize();
+      upload_part(slab, part, loaded.memory.data());
       loaded.tensors = part_tensors(part, loaded.memory.data());
       resident_.emplace(key, std::move(loaded));
       if (options_.progress) options_.progress(done, total);
     }
   }
+}
+
+void DeviceStager::upload_part(const SlabEntry& slab, const PartEntry& part, std::byte* to) {
+  std::optional<StreamingHash> hash;
+  if (options_.verify != VerifyMode::kOff) hash.emplace();
+  host_.reader().scan(slab, part, part.offset, part.bytes, options_.tile_bytes,
+                      [&](std::span<const std::byte> bytes) {
+                        if (hash) hash->update(bytes);
+                        device_.upload(to, bytes);
+                        device_.synchronize();
+                        to += bytes.size();
+                      });
+  if (!hash || hash->digest() == part.checksum) return;
+  throw data_error(fmt::format("{} is damaged: its checksum differs from the manifest's",
+                               part_label(store_, slab, part)),
+                   store_.repair_hint(slab));
 }
 
 // Norms, projections and biases; large tables have views of their own.
@@ -107,17 +144,19 @@ void DeviceStager::load_end(PartKind kind, std::optional<End>& end) {
 
 void DeviceStager::load_head_matrix() {
   if (!plan_.device.head) return;
-  std::int64_t bytes = 0;
-  host_.head_matrix([&](std::int64_t, const TensorView& tile) { bytes += tile.bytes(); });
-  head_memory_ = allocate(bytes);
   std::int64_t at = 0;
   host_.head_matrix([&](std::int64_t first, const TensorView& tile) {
-    if (first == 0) head_matrix_ = tile;
+    if (first == 0) {
+      // The whole matrix, of which this is the first tile.
+      head_matrix_ = tile;
+      head_matrix_.rows = store_.manifest().spec.vocab_size;
+      head_memory_ = allocate(head_matrix_.bytes());
+    }
     device_.upload(head_memory_.data() + at, {tile.data, static_cast<std::size_t>(tile.bytes())});
     device_.synchronize();
     at += tile.bytes();
-    head_matrix_.rows = first + tile.rows;
   });
+  STAGECOACH_CHECK(at == head_memory_.bytes());
   head_matrix_.data = head_memory_.data();
 }
 
@@ -180,62 +219,64 @@ std::optional<std::uint64_t> DeviceStager::previous_in_slot(std::uint64_t number
   return before / per_pass * parts_.size() + of_kind_[k][before % per_pass];
 }
 
-// The copying thread.
+// The copying thread. Of two copies under way the first one's memory is given back when the second
+// has been queued: the bus has no gap between them.
 void DeviceStager::copy_all() {
-  // The host's memory of a copy under way, given back when the next one has been queued: the bus
-  // has no gap between them.
-  std::optional<LayerLease> lease;
-  EventPtr copied;
+  UnderWay newer, older;  // destroyed in the order of the parts
   std::int64_t last_end_ns = 0, queued_ns = 0;
   Span span{.kind = SpanKind::kCopy};
-  const auto finish = [&] {
-    if (copied == nullptr) return;
-    span.end_ns = copied->passed_ns();
+  const auto finish_older = [&] {
+    if (older.copied == nullptr) return;
+    span.end_ns = older.copied->passed_ns();
     span.begin_ns = std::min(span.end_ns, std::max(queued_ns, last_end_ns));
     last_end_ns = span.end_ns;
     timeline_.record(span);
-    copied = nullptr;
-    lease.reset();
+    older.end();
   };
   for (std::uint64_t number = first_; number < end_; ++number) {
     const StreamedPart& wanted = part(number);
-    const std::optional<std::uint64_t> before = previous_in_slot(number);
-    {
-      std::unique_lock lock(mutex_);
-      const auto free = [&] { return stop_ || !before || *before < released_; };
-      if (!free()) {
-        lock.unlock();
-        finish();  // there is time
-        lock.lock();
-      }
-      released_changed_.wait(lock, free);
-      if (stop_) break;
-    }
-    LayerLease next = host_.lease(wanted.layer, wanted.kind, NextUse::kNextPass);
+    if (!wait_for_slot(number, finish_older)) break;
+    newer.lease.emplace(host_.lease(wanted.layer, wanted.kind, NextUse::kNextPass));
     const TensorEntry& first_tensor = wanted.entry->tensors.front();
-    const std::byte* const data = next[first_tensor.spec.role].data - first_tensor.offset;
+    const std::byte* const data = (*newer.lease)[first_tensor.spec.role].data - first_tensor.offset;
     Slot& slot = slot_of(number);
     const std::int64_t now = now_ns();
-    EventPtr event = device_.copy_ahead(
+    newer.copied = device_.copy_ahead(
         slot.memory.data(), {data, static_cast<std::size_t>(wanted.entry->bytes)}, slot.used);
     {
       const std::lock_guard lock(mutex_);
-      copied_.emplace(number, event);
+      copied_.emplace(number, newer.copied);
     }
     copied_changed_.notify_all();
-    finish();
-    lease.emplace(std::move(next));
-    copied = std::move(event);
+    finish_older();
+    older.lease.emplace(*std::move(newer.lease));
+    older.copied = std::move(newer.copied);
+    newer.lease.reset();
     queued_ns = now;
     span.layer = static_cast<std::int32_t>(wanted.layer);
     span.bytes = wanted.entry->bytes;
   }
-  finish();
+  finish_older();
+}
+
+// Until the ops that last used the slot of `number` have been queued; false: the job ends.
+// `meanwhile`: what there is time for.
+bool DeviceStager::wait_for_slot(std::uint64_t number, const std::function<void()>& meanwhile) {
+  const std::optional<std::uint64_t> before = previous_in_slot(number);
+  std::unique_lock lock(mutex_);
+  const auto free = [&] { return stop_ || !before || *before < released_; };
+  if (!free()) {
+    lock.unlock();
+    meanwhile();
+    lock.lock();
+  }
+  released_changed_.wait(lock, free);
+  return !stop_;
 }
 
 EventPtr DeviceStager::wait_copied(std::uint64_t number) {
   std::unique_lock lock(mutex_);
-  while (!copied_.contains(number)) {
+  while (error_ || !copied_.contains(number)) {
     if (error_) std::rethrow_exception(error_);
     if (options_.interrupted && options_.interrupted())
       throw Error(ErrorKind::kInterrupted, "interrupted");
@@ -244,12 +285,24 @@ EventPtr DeviceStager::wait_copied(std::uint64_t number) {
   return copied_.extract(number).mapped();
 }
 
-void DeviceStager::release(std::uint64_t number) {
-  slot_of(number).used = device_.mark();
+// Called as a lease ends, where nothing may be thrown: an error is the next lease's.
+void DeviceStager::release(std::uint64_t number) noexcept {
+  EventPtr used;
+  std::exception_ptr failed;
+  try {
+    used = device_.mark();
+  } catch (...) {
+    failed = std::current_exception();
+  }
   {
     const std::lock_guard lock(mutex_);
-    STAGECOACH_CHECK(number == released_);
-    ++released_;
+    slot_of(number).used = std::move(used);
+    if (failed) {
+      error_ = failed;
+      stop_ = true;
+    } else {
+      ++released_;
+    }
   }
   released_changed_.notify_one();
 }

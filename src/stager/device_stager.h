@@ -77,19 +77,21 @@ class DeviceStager : public LayerSource {
 
   Buffer allocate(std::int64_t bytes);
   Key key_of(std::int64_t layer, PartKind part) const;
-  void load_resident(Timeline& timeline);
+  void load_resident();
+  void upload_part(const SlabEntry& slab, const PartEntry& part, std::byte* to);
   void load_end(PartKind kind, std::optional<End>& end);
   void load_head_matrix();
   void begin_stream();
 
   void copy_all();
+  bool wait_for_slot(std::uint64_t number, const std::function<void()>& meanwhile);
   const StreamedPart& part(std::uint64_t number) const { return parts_[number % parts_.size()]; }
   std::uint64_t ordinal(std::uint64_t number) const;
   Slot& slot_of(std::uint64_t number);
   // The part that was in the slot of `number` before, if any.
   std::optional<std::uint64_t> previous_in_slot(std::uint64_t number) const;
   EventPtr wait_copied(std::uint64_t number);
-  void release(std::uint64_t number);
+  void release(std::uint64_t number) noexcept;
 
   LayerStager& host_;
   const LayerStore& store_;

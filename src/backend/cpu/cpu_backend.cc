@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
 
   bool is_host() const override { return true; }
   std::int64_t free_bytes() const override { return 0; }
+  int sharers() const override { return 1; }
   std::shared_ptr<void> pin(std::span<std::byte>) override { return nullptr; }
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr&) override {

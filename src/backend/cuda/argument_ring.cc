@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "backend/device_scratch.h"
+#include "kernels/cuda/cuda_kernels.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -12,8 +13,7 @@ constexpr std::int64_t kAlignment = 256;
 
 }  // namespace
 
-ArgumentRing::ArgumentRing(const ClockOrigin& origin, cudaStream_t stream)
-    : origin_(origin), stream_(stream) {
+ArgumentRing::ArgumentRing(cudaStream_t stream) : stream_(stream) {
   grow(kArgumentBytes / 2 / kSegments);  // it may have to double
 }
 
@@ -34,7 +34,7 @@ void ArgumentRing::grow(std::int64_t segment_bytes) {
   done_ = {};
   const auto bytes = static_cast<std::size_t>(kSegments * segment_bytes);
   void* memory = nullptr;
-  check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "allocating page-locked memory");
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "allocating page-locked memory");
   host_ = static_cast<std::byte*>(memory);
   check(cudaMalloc(&memory, bytes), "allocating device memory");
   device_ = static_cast<std::byte*>(memory);
@@ -44,9 +44,10 @@ void ArgumentRing::grow(std::int64_t segment_bytes) {
 }
 
 ArgumentRing::Table ArgumentRing::begin(std::int64_t bytes) {
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (bytes > segment_bytes_) grow(std::max(bytes, 2 * segment_bytes_));
   if (used_ + bytes > segment_bytes_) {
-    done_[static_cast<std::size_t>(segment_)] = std::make_shared<CudaEvent>(origin_, stream_);
+    done_[static_cast<std::size_t>(segment_)] = std::make_shared<CudaEvent>(nullptr, stream_);
     segment_ = (segment_ + 1) % kSegments;
     used_ = 0;
     EventPtr& done = done_[static_cast<std::size_t>(segment_)];
@@ -54,14 +55,14 @@ ArgumentRing::Table ArgumentRing::begin(std::int64_t bytes) {
     done = nullptr;
   }
   const std::int64_t at = segment_ * segment_bytes_ + used_;
-  used_ = std::min(segment_bytes_, (used_ + bytes + kAlignment - 1) / kAlignment * kAlignment);
+  used_ += bytes;
   return {.host = host_ + at, .device = device_ + at, .bytes = bytes};
 }
 
 void ArgumentRing::send(const Table& table) {
-  check(cudaMemcpyAsync(table.device, table.host, static_cast<std::size_t>(table.bytes),
-                        cudaMemcpyHostToDevice, stream_),
-        "copying a table to the device");
+  constexpr std::int64_t kWord = 16;
+  fetch_table(table.device, table.host, (table.bytes + kWord - 1) / kWord * kWord, stream_);
+  check_launch("fetching a table");
 }
 
 }  // namespace stagecoach::cuda

@@ -1,6 +1,6 @@
-// Small tables on their way to kernels (spans, row ids): written into page-locked memory, copied on
-// the stream of the kernels that read them. Nobody waits, unless a whole ring of tables is still
-// unread.
+// Small tables on their way to kernels (spans, row ids): written into page-locked memory, fetched
+// by a kernel on the stream of those that read them. Nobody waits, unless a whole ring of tables is
+// still unread.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@ namespace stagecoach::cuda {
 
 class ArgumentRing {
  public:
-  ArgumentRing(const ClockOrigin& origin, cudaStream_t stream);
+  explicit ArgumentRing(cudaStream_t stream);
   ~ArgumentRing();
   ArgumentRing(const ArgumentRing&) = delete;
   ArgumentRing& operator=(const ArgumentRing&) = delete;
@@ -35,7 +35,6 @@ class ArgumentRing {
   void grow(std::int64_t segment_bytes);
   void free_memory();
 
-  const ClockOrigin& origin_;
   cudaStream_t stream_;
   std::byte *host_ = nullptr, *device_ = nullptr;
   std::int64_t segment_bytes_ = 0;

@@ -2,6 +2,9 @@
 // events alone. Every host thread that calls sets the device first, since CUDA keeps it per thread.
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/argument_ring.h"
@@ -10,44 +13,31 @@
 #include "backend/cuda/products.h"
 #include "backend/cuda/span_tables.h"
 #include "backend/cuda_module.h"
+#include "backend/device_scratch.h"
 #include "base/byte_size.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "base/version.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace stagecoach {
 namespace cuda {
 namespace {
 
-// The device's clock starts at an event whose time by the host's clock is known.
-class Origin {
- public:
-  explicit Origin(cudaStream_t stream) {
-    check(cudaEventCreateWithFlags(&clock_.event, cudaEventDefault), "creating an event");
-    check(cudaEventRecord(clock_.event, stream), "recording an event");
-    check(cudaEventSynchronize(clock_.event), "waiting for the device");
-    clock_.ns = now_ns();
-  }
-  ~Origin() { cudaEventDestroy(clock_.event); }
-  Origin(const Origin&) = delete;
-  Origin& operator=(const Origin&) = delete;
-  const ClockOrigin& clock() const { return clock_; }
-
- private:
-  ClockOrigin clock_;
-};
+// Whether the clocks have to be compared again.
+constexpr std::int64_t kOriginServesNs = 10'000'000'000;
 
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
       : device_(options),
         threads_(options.threads),
-        origin_(ops_),
-        arguments_(origin_.clock(), ops_),
-        products_(ops_) {}
+        origin_(std::make_shared<ClockOrigin>(ops_)),
+        arguments_(ops_),
+        products_(ops_, device_.capability()) {}
   ~CudaBackend() override {
-    cudaSetDevice(device_.ordinal());
-    cudaDeviceSynchronize();
+    if (device_.try_use()) cudaDeviceSynchronize();
   }
 
   std::string name() const override { return "cuda"; }
@@ -60,23 +50,31 @@ class CudaBackend final : public Backend {
   void synchronize() override {
     device_.use();
     check(cudaStreamSynchronize(ops_), "waiting for the device");
+    if (now_ns() - origin()->ns() > kOriginServesNs) {
+      auto fresh = std::make_shared<ClockOrigin>(ops_);
+      const std::lock_guard lock(origin_mutex_);
+      origin_ = std::move(fresh);
+    }
   }
 
   bool is_host() const override { return false; }
-  std::int64_t free_bytes() const override { return device_.free_bytes(); }
+  std::int64_t free_bytes() const override {
+    return device_.free_bytes() / device_.sharers() + kCublasBytes + kArgumentBytes;
+  }
+  int sharers() const override { return device_.sharers(); }
   std::shared_ptr<void> pin(std::span<std::byte> host) override;
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr& after) override;
   EventPtr mark() override {
     device_.use();
-    return std::make_shared<CudaEvent>(origin_.clock(), ops_);
+    return std::make_shared<CudaEvent>(origin(), ops_);
   }
   void wait_for(const EventPtr& event) override { wait(ops_, event); }
 
   void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                    bool accumulate) override;
   bool multiplies(InputType input, DType weights) const override {
-    return Products::multiplies(input, weights);
+    return products_.multiplies(input, weights);
   }
   void pack_input(const PackInputArgs& args) override {
     run("packing inputs", [&] { cuda::pack_input(args, ops_); });
@@ -105,8 +103,7 @@ class CudaBackend final : public Backend {
  protected:
   void free(std::byte* data, std::int64_t) override {
     // No error can be told to whoever destroys a buffer; the next call meets it.
-    cudaSetDevice(device_.ordinal());
-    cudaFree(data);
+    if (device_.try_use()) cudaFree(data);
   }
 
  private:
@@ -122,6 +119,10 @@ class CudaBackend final : public Backend {
     check(cudaStreamWaitEvent(stream, static_cast<const CudaEvent&>(*event).handle(), 0),
           "ordering streams");
   }
+  ClockOriginPtr origin() {
+    const std::lock_guard lock(origin_mutex_);
+    return origin_;
+  }
   DeviceSpans spans(const KvSpan* spans, std::int64_t count) {
     return send_spans(arguments_, spans, count);
   }
@@ -130,10 +131,12 @@ class CudaBackend final : public Backend {
   const int threads_;
   Stream ops_;
   Stream copies_;
-  Origin origin_;
+  std::mutex origin_mutex_;  // the copying thread marks, too
+  ClockOriginPtr origin_;
   ArgumentRing arguments_;
   Products products_;
   Scratch attention_;
+  bool warned_of_pinning_ = false;
 };
 
 Buffer CudaBackend::allocate(std::int64_t bytes) {
@@ -174,8 +177,10 @@ std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
   device_.use();
   const cudaError_t status = cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault);
   if (status != cudaSuccess) {
-    // A limit on locked memory: copies are then slower, and as right as before.
     cudaGetLastError();
+    if (!std::exchange(warned_of_pinning_, true))
+      spdlog::warn("host memory cannot be page-locked ({}): copies to the GPU will be slower",
+                   cudaGetErrorString(status));
     return nullptr;
   }
   return {host.data(), [](void* data) { cudaHostUnregister(data); }};
@@ -187,7 +192,7 @@ EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> h
   device_.use();
   check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, copies_),
         "copying weights to the device");
-  return std::make_shared<CudaEvent>(origin_.clock(), copies_);
+  return std::make_shared<CudaEvent>(origin(), copies_);
 }
 
 void CudaBackend::gather_rows(const TensorView& table, std::span<const std::int32_t> ids,
@@ -235,5 +240,10 @@ void CudaBackend::rotary_table(std::span<const std::int64_t> positions,
 }  // namespace stagecoach
 
 stagecoach::Backend* stagecoach_open_cuda_backend_v1(const stagecoach::CudaOptions& options) {
+  // Both sides of the seam are C++, and change together.
+  if (const std::string_view mine = STAGECOACH_BUILD; options.build != mine)
+    throw stagecoach::resource_error(
+        fmt::format("the CUDA module is of build {}, this binary of {}", mine, options.build),
+        "copy lib/stagecoach from where the binary was built, beside its bin");
   return new stagecoach::cuda::CudaBackend(options);
 }

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "backend/cuda/cuda_error.h"
 #include "base/error.h"
 
@@ -38,7 +40,11 @@ Device::Device(const CudaOptions& options) {
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
     throw resource_error("this PC has an NVIDIA driver, and no GPU that CUDA can use", kWithout);
   check(status, "counting devices");
-  ordinal_ = options.device == CudaOptions::kByRank ? options.rank_here % count : options.device;
+  const bool by_rank = options.device == CudaOptions::kByRank;
+  ordinal_ = by_rank ? options.rank_here % count : options.device;
+  // A number is every rank's; else ranks go around.
+  sharers_ = by_rank ? (options.ranks_here - ordinal_ + count - 1) / count : options.ranks_here;
+  sharers_ = std::max(1, sharers_);
   if (ordinal_ < 0 || ordinal_ >= count)
     throw resource_error(fmt::format("--device cuda:{}: this PC has {} GPU{}, numbered from 0",
                                      ordinal_, count, count == 1 ? "" : "s"),
@@ -47,6 +53,7 @@ Device::Device(const CudaOptions& options) {
   check(cudaGetDeviceProperties(&properties, ordinal_), "asking for the device's properties");
   name_ = properties.name;
   capability_ = 10 * properties.major + properties.minor;
+  processors_ = properties.multiProcessorCount;
   if (capability_ < kLowestCapability)
     throw resource_error(
         fmt::format("{} has compute capability {}.{}, this build needs {}.{} or higher", label(),
@@ -57,14 +64,19 @@ Device::Device(const CudaOptions& options) {
 }
 
 void Device::use() const {
+  if (!try_use()) check(cudaSetDevice(ordinal_), "choosing the device");
+}
+
+bool Device::try_use() const noexcept {
   thread_local int current = -1;
-  if (current == ordinal_) return;
-  check(cudaSetDevice(ordinal_), "choosing the device");
+  if (current == ordinal_) return true;
+  if (cudaSetDevice(ordinal_) != cudaSuccess) return false;
   current = ordinal_;
+  return true;
 }
 
 std::string Device::architecture() const {
-  return fmt::format("sm_{}", capability_);
+  return fmt::format("sm_{}x{}", capability_, processors_);
 }
 
 std::string Device::label() const {

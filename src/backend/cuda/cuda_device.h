@@ -17,13 +17,20 @@ class Device {
   int ordinal() const { return ordinal_; }
   // Makes it the device of the calling thread.
   void use() const;
-  std::string architecture() const;  // "sm_86"
-  std::string label() const;         // "GPU 0 (NVIDIA GeForce RTX 3090)"
+  bool try_use() const noexcept;
+  // "sm_86x82": GPUs with other numbers of processors get other sums from cuBLAS.
+  std::string architecture() const;
+  std::string label() const;  // "GPU 0 (NVIDIA GeForce RTX 3090)"
   std::int64_t free_bytes() const;
+  int capability() const { return capability_; }
+  // Ranks of this host that use it, this one included.
+  int sharers() const { return sharers_; }
 
  private:
   int ordinal_ = 0;
   int capability_ = 0;  // 86
+  int processors_ = 0;
+  int sharers_ = 1;
   std::string name_;
 };
 

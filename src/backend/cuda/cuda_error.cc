@@ -29,6 +29,7 @@ bool is_bug(cudaError_t status) {
     case cudaErrorInvalidConfiguration:
     case cudaErrorInvalidResourceHandle:
     case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
     case cudaErrorStreamCaptureUnsupported:
     case cudaErrorStreamCaptureInvalidated:
       return true;

@@ -4,18 +4,19 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <memory>
 #include <utility>
 
 #include "backend/backend.h"
 #include "backend/cuda/cuda_error.h"
+#include "base/clock.h"
 
 namespace stagecoach::cuda {
 
 class Stream {
  public:
-  explicit Stream(int priority = 0) {
-    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority),
-          "creating a stream");
+  Stream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
   }
   ~Stream() { cudaStreamDestroy(stream_); }
   Stream(const Stream&) = delete;
@@ -26,16 +27,33 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// When the device's clock began, by the host's: what turns an event into a time.
-struct ClockOrigin {
-  cudaEvent_t event = nullptr;
-  std::int64_t ns = 0;
+// An event whose time by the host's clock is known: what turns others into times. Milliseconds
+// between events are floats, and clocks drift: an origin serves for some seconds.
+class ClockOrigin {
+ public:
+  explicit ClockOrigin(cudaStream_t stream) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDefault), "creating an event");
+    check(cudaEventRecord(event_, stream), "recording an event");
+    check(cudaEventSynchronize(event_), "waiting for the device");
+    ns_ = now_ns();
+  }
+  ~ClockOrigin() { cudaEventDestroy(event_); }
+  ClockOrigin(const ClockOrigin&) = delete;
+  ClockOrigin& operator=(const ClockOrigin&) = delete;
+
+  std::int64_t ns() const { return ns_; }
+  cudaEvent_t event() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+  std::int64_t ns_ = 0;
 };
+using ClockOriginPtr = std::shared_ptr<const ClockOrigin>;
 
 class CudaEvent final : public Event {
  public:
-  // Recorded on `stream`; `origin` outlives it.
-  CudaEvent(const ClockOrigin& origin, cudaStream_t stream) : origin_(origin) {
+  // Recorded on `stream`. Without an origin it has no time.
+  CudaEvent(ClockOriginPtr origin, cudaStream_t stream) : origin_(std::move(origin)) {
     check(cudaEventCreateWithFlags(&event_, cudaEventBlockingSync), "creating an event");
     check(cudaEventRecord(event_, stream), "recording an event");
   }
@@ -47,13 +65,13 @@ class CudaEvent final : public Event {
   std::int64_t passed_ns() override {
     synchronize();
     float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, origin_.event, event_), "timing");
-    return origin_.ns + static_cast<std::int64_t>(static_cast<double>(milliseconds) * 1e6);
+    check(cudaEventElapsedTime(&milliseconds, origin_->event(), event_), "timing");
+    return origin_->ns() + static_cast<std::int64_t>(static_cast<double>(milliseconds) * 1e6);
   }
   cudaEvent_t handle() const { return event_; }
 
  private:
-  const ClockOrigin& origin_;
+  const ClockOriginPtr origin_;
   cudaEvent_t event_ = nullptr;
 };
 

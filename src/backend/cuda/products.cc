@@ -8,6 +8,9 @@
 namespace stagecoach::cuda {
 namespace {
 
+// Tensor cores before do not multiply bfloat16.
+constexpr int kLowestWithBF16 = 80;
+
 // How a product of many rows is computed: both sides in one type.
 struct Arithmetic {
   InputType type;  // of both sides, unpacked
@@ -44,19 +47,19 @@ Products::Cublas::~Cublas() {
   cublasDestroy(handle);
 }
 
-Products::Products(cudaStream_t stream) : stream_(stream) {
+Products::Products(cudaStream_t stream, int capability) : stream_(stream), capability_(capability) {
   check(cublasSetStream(cublas_.handle, stream_), "starting cuBLAS");
   check(cublasSetWorkspace(cublas_.handle, workspace_.get(kCublasBytes),
                            static_cast<std::size_t>(kCublasBytes)),
         "starting cuBLAS");
 }
 
-bool Products::multiplies(InputType input, DType weights) {
+bool Products::multiplies(InputType input, DType weights) const {
   switch (input) {
     case InputType::kF32:
       return true;
     case InputType::kBF16:
-      return weights == DType::kBF16;
+      return weights == DType::kBF16 && capability_ >= kLowestWithBF16;
     case InputType::kF16:
       return weights == DType::kF16 || is_quantized(weights);
     case InputType::kInt8:

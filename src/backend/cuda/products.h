@@ -10,11 +10,11 @@ namespace stagecoach::cuda {
 
 class Products {
  public:
-  explicit Products(cudaStream_t stream);
+  Products(cudaStream_t stream, int capability);  // of the device: 86
   Products(const Products&) = delete;
   Products& operator=(const Products&) = delete;
 
-  static bool multiplies(InputType input, DType weights);
+  bool multiplies(InputType input, DType weights) const;
   void multiply(const MatmulArgs& args);
 
  private:
@@ -22,6 +22,7 @@ class Products {
   void multiply_many(const MatmulArgs& args);
 
   cudaStream_t stream_;
+  const int capability_;
   Scratch workspace_;  // cuBLAS's own: freed after it
   struct Cublas {
     Cublas();

@@ -85,6 +85,32 @@ TEST_P(Elementwise, GathersRowsOfEveryTypeAndLayout) {
     }
 }
 
+// Tables of row ids go through a ring of memory: more of them than it holds, and nobody waits.
+TEST_P(Elementwise, TablesOfManyOpsDoNotMix) {
+  constexpr std::int64_t kRows = 997, kIds = 2000, kOps = 150;
+  const Floats source = random(kRows);
+  const Buffer table = on_device(source);
+  std::vector<Buffer> results;
+  std::vector<std::vector<std::int32_t>> ids(kOps);
+  for (auto& some : ids) {
+    for (std::int64_t i = 0; i < kIds; ++i)
+      some.push_back(static_cast<std::int32_t>(uniform(0, kRows - 1)));
+    results.push_back(backend().allocate(kIds * 4));
+  }
+  for (std::size_t op = 0; op < kOps; ++op)
+    backend().gather_rows({.data = table.data(),
+                           .type = DType::kF32,
+                           .layout = Layout::kRows,
+                           .rows = kRows,
+                           .cols = 1},
+                          ids[op], results[op].f32(), false);
+  for (std::size_t op = 0; op < kOps; ++op) {
+    const Floats result = floats_of(results[op]);
+    for (std::size_t i = 0; i < kIds; ++i)
+      ASSERT_EQ(result[i], source[static_cast<std::size_t>(ids[op][i])]) << "op " << op;
+  }
+}
+
 TEST_P(Elementwise, PacksInputsBitForBit) {
   constexpr std::int64_t kRows = 3, kStride = 130;
   for (const std::int64_t cols : {1, 31, 32, 77, 129}) {
