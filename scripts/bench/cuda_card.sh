@@ -40,10 +40,11 @@ libraries_of() {
 }
 
 prepare_card() {
-  local options=(--preset release -B "$tree")
+  # Line numbers for compute-sanitizer; the code stays the same.
+  local options=(--preset release -B "$tree" -DCMAKE_CUDA_FLAGS=-lineinfo)
   [[ -z $architectures ]] || options+=("-DSTAGECOACH_CUDA_ARCHITECTURES=$architectures")
   cmake "${options[@]}" >/dev/null || return 1
-  cmake --build "$tree" --target help | grep -q '^cuda_bench:' ||
+  cmake --build "$tree" --target help | grep '^cuda_bench:' >/dev/null ||
     { echo "cuda_card: the CUDA Toolkit was not found: nothing to prepare" >&2 && return 1; }
   cmake --build "$tree" --target stagecoach conformance_backends cuda_bench || return 1
   rm -rf "$card" && mkdir -p "$card/bin" "$card/lib/stagecoach" || return 1
@@ -79,7 +80,7 @@ trap 'rm -rf "$work"' EXIT
 # cuBLAS: where the loader finds it, or where toolkits and Python packages put it.
 cublas_folder() {
   local folder
-  ldconfig -p 2>/dev/null | grep -q 'libcublas\.so\.13' && return
+  ldconfig -p 2>/dev/null | grep 'libcublas\.so\.13' >/dev/null && return
   for folder in /usr/local/cuda*/lib64 /usr/local/cuda*/targets/x86_64-linux/lib \
     $(python3 -c 'import site, sys; print(*site.getsitepackages())' 2>/dev/null | sed 's/ /\n/g' | sed 's/$/\/nvidia\/*\/lib/'); do
     [[ -e $folder/libcublas.so.13 ]] && echo "$folder" && return
@@ -223,4 +224,4 @@ step racecheck 120 sanitize racecheck
 cp "$work/steps.tsv" "$out/steps.tsv"
 tar -czf "$out/logs.tar.gz" -C "$work" logs
 python3 scripts/bench/cuda_card_summary.py "$out" || { echo "no python3: steps.tsv and the .jsonl files have everything" >&2; }
-! cut -f2 "$work/steps.tsv" | grep -vqE '^(ok|skipped)$'
+! cut -f2 "$work/steps.tsv" | grep -vE '^(ok|skipped)$' >/dev/null
