@@ -3,10 +3,10 @@
 # network, no compiler, none of the libraries that a build needs.
 #
 #   scripts/bench/cuda_card.sh --prepare [--architectures LIST]
-#       where Stagecoach can be built: builds into build/card-tree, collects what runs elsewhere in build/card.
+#       where Stagecoach can be built: builds into build/card-tree, packs what runs elsewhere into build/card.tar.gz.
 #       Architectures as in CMake ("80-real;90-real"); default: those that a build has anyway.
 #   scripts/bench/cuda_card.sh [--out DIR] [--limit SECONDS] [--steps LIST]
-#       where the card is, beside that build/card: runs all steps, or those of a list ("card,bench"), one after the
+#       where the card is, beside that archive: runs all steps, or those of a list ("card,bench"), one after the
 #       other, whatever the others do. Results go to --out, else $OUT, else build/card-results: summary.txt,
 #       summary.json, the lines of cuda_bench and of `time`, and all logs in one archive.
 #
@@ -14,7 +14,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
-readonly card=$PWD/build/card tree=build/card-tree
+readonly archive=$PWD/build/card.tar.gz tree=build/card-tree
 readonly all_steps=card,conformance,bench,memcheck,racecheck,gptj,gpt3,streamed
 usage="usage: scripts/bench/cuda_card.sh --prepare [--architectures LIST] | [--out DIR] [--limit SECONDS] [--steps LIST]"
 
@@ -47,20 +47,20 @@ prepare_card() {
   cmake --build "$tree" --target help | grep '^cuda_bench:' >/dev/null ||
     { echo "cuda_card: the CUDA Toolkit was not found: nothing to prepare" >&2 && return 1; }
   cmake --build "$tree" --target stagecoach conformance_backends cuda_bench || return 1
+  local card=$tree/card program libraries
   rm -rf "$card" && mkdir -p "$card/bin" "$card/lib/stagecoach" || return 1
-  local program
   for program in stagecoach conformance_backends cuda_bench; do
     install -s "$tree/bin/$program" "$card/bin/" || return 1
   done
   install -s "$tree/lib/stagecoach/stagecoach-cuda.so" "$card/lib/stagecoach/" || return 1
-  local libraries
   mapfile -t libraries < <(libraries_of "$card"/bin/* "$card/lib/stagecoach/stagecoach-cuda.so")
   install -m 644 "${libraries[@]}" "$card/lib/" || return 1
   {
     echo "build $(git describe --always --dirty --abbrev=12 2>/dev/null)"
-    echo "glibc at least $(getconf GNU_LIBC_VERSION | sed 's/glibc //')"
+    echo "built with glibc $(getconf GNU_LIBC_VERSION | sed 's/glibc //'), architectures ${architectures:-of every build}"
   } >"$card/VERSION"
-  echo "build/card: $(du -sh "$card" | cut -f1); take it along with scripts/"
+  tar -czf "$archive" -C "$tree" card || return 1
+  echo "build/card.tar.gz: $(du -h "$archive" | cut -f1); take it along with scripts/"
 }
 
 if ((prepare)); then
@@ -70,11 +70,13 @@ fi
 
 # ---- Where the card is
 
-[[ -x $card/bin/cuda_bench ]] ||
-  { echo "cuda_card: build/card is not there; make it with --prepare where Stagecoach can be built" >&2 && exit 2; }
+[[ -f $archive ]] ||
+  { echo "cuda_card: build/card.tar.gz is not there; make it with --prepare where Stagecoach can be built" >&2 && exit 2; }
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 work=$(mktemp -d "${TMPDIR:-/tmp}/stagecoach-card.XXXXXX") && mkdir "$work/logs" || exit 2
 trap 'rm -rf "$work"' EXIT
+card=$work/card
+tar -xzf "$archive" -C "$work" || exit 2
 : >"$work/steps.tsv"
 
 # cuBLAS: where the loader finds it, or where toolkits and Python packages put it.
