@@ -464,10 +464,10 @@ void AgentSession::end(const JsonObject& request) {
 
 void AgentSession::job_folder(const JsonObject& request) {
   const fs::path folder = folder_of_job(request);
-  sweep_jobs(context_.config.state);
   fs::create_directories(folder);
   touch_job(folder);
   ok({{"folder", folder.string()}});
+  sweep_jobs(context_.config.state);  // nobody waits for it
 }
 
 void AgentSession::job_files(const JsonObject& request) {

@@ -80,18 +80,22 @@ std::string JobRunner::done_name() const {
   return fmt::format("done-{}", runs_);
 }
 
-// Rank 0 has written all of its results: mpirun's word alone is not enough (relay.cc).
-bool JobRunner::is_done() const {
+// How rank 0 says that the job ended: all results written, or with an error of its own; mpirun's
+// word alone is not enough (relay.cc), and it may name a rank that fell over while others ended.
+std::optional<int> JobRunner::last_word() const {
   const std::size_t first = planned_.ranks[0];
   const Host& host = hosts_.at(first);
+  const std::string done = done_name();
   try {
-    const std::vector<StoreFile> files =
-        AgentClient(host.agent, hosts_.key(), host.name()).job_files(files_tag(first));
-    return std::any_of(files.begin(), files.end(),
-                       [this](const StoreFile& file) { return file.name == done_name(); });
+    for (const StoreFile& file :
+         AgentClient(host.agent, hosts_.key(), host.name()).job_files(files_tag(first))) {
+      if (file.name == done) return 0;
+      for (int code = 1; code < kPeerLostCode; ++code)
+        if (file.name == fmt::format("{}.{}", done, code)) return code;
+    }
   } catch (const Error&) {  // it is lost itself
-    return false;
   }
+  return std::nullopt;
 }
 
 // Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.

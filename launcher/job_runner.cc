@@ -220,7 +220,12 @@ JobRunner::Outcome JobRunner::run_ranks() {
                Child::Streams::kCapture, input.descriptor());
   messages_.begin();
   Outcome outcome = follow(mpirun, watch);
-  if (outcome.code != 0 || !is_done()) judge(outcome, watch);
+  std::optional<int> said;
+  if (outcome.lost_hosts.empty()) said = last_word();
+  if (said)
+    outcome.code = *said;
+  else
+    judge(outcome, watch);
   end_everywhere(mpirun);
   if (mirror && mirror->latest()) tokens_ = mirror->latest();
   messages_.end(outcome.lost());

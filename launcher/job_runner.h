@@ -59,7 +59,7 @@ class JobRunner {
   Outcome follow(Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
-  bool is_done() const;
+  std::optional<int> last_word() const;
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
   void name_lost(Outcome& outcome, std::size_t host, const std::string& reason);

@@ -224,13 +224,14 @@ void Launch::same_build_everywhere() {
 }
 
 std::string Launch::plan_text() const {
-  std::string text = fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", "rank", "host", "address",
-                                 "memory", "layers");
+  std::string text = fmt::format("{:<5} {:<16} {:<16} {:>10} {:>10}  {}\n", "rank", "host",
+                                 "address", "memory", "of its GPU", "layers");
   for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) {
     const HostSpec& spec = hosts_->at(planned_.ranks[rank]).spec;
-    text +=
-        fmt::format("{:<5} {:<16} {:<16} {:>10}  {}\n", rank, spec.name, spec.reached_as(),
-                    format_bytes(spec.memory), planned_.stages.describe(static_cast<int>(rank)));
+    text += fmt::format("{:<5} {:<16} {:<16} {:>10} {:>10}  {}\n", rank, spec.name,
+                        spec.reached_as(), format_bytes(spec.memory),
+                        spec.on_device() ? format_bytes(spec.device_memory) : "-",
+                        planned_.stages.describe(static_cast<int>(rank)));
   }
   return text + prediction_;
 }
@@ -255,6 +256,7 @@ int Launch::dry_run(const JobRunner& runner) {
                      {"reached", host.reached()},
                      {"store", host.store},
                      {"memory", host.spec.memory},
+                     {"device_memory", host.spec.device_memory},
                      {"layers", planned_.stages.describe(static_cast<int>(rank))},
                      {"slabs_to_ship", missing},
                      {"bytes_to_ship", model_->bytes(missing)}});

@@ -36,8 +36,8 @@ class JobSession {
   // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
   // with the next job. In a process of its own any error is such.
   void run(const JobStep& step);
-  // `done_file` is made by rank 0; may be empty.
-  void end(const std::string& done_file);
+  // `last_word` is a file that rank 0 makes; may be empty.
+  void end(const std::string& last_word);
 
  private:
   void run_together(JobRun& job);
@@ -118,8 +118,8 @@ void JobSession::run(const JobStep& step) {
   }
 }
 
-void JobSession::end(const std::string& done_file) {
-  if (control_->rank() == 0 && !done_file.empty()) write_file_atomically(done_file, "done\n");
+void JobSession::end(const std::string& last_word) {
+  if (control_->rank() == 0 && !last_word.empty()) write_file_atomically(last_word, "done\n");
   watch_.reset();
   finalize(*transport_);
 }
@@ -151,7 +151,12 @@ int run_jobs(const std::vector<JobStep>& steps) {
       if (error.kind() == ErrorKind::kInterrupted || error.kind() == ErrorKind::kPeerLost) break;
     }
   }
-  session.end(code == 0 ? steps.front().settings.done_file : std::string());
+  // Whoever launched the job hears from a file how it ended, where mpirun may say something else;
+  // not of a lost peer or Ctrl-C, after which a job may go on.
+  std::string last_word = steps.front().settings.done_file;
+  const bool own = code < static_cast<int>(ErrorKind::kPeerLost);
+  if (!last_word.empty() && code != 0) last_word = own ? fmt::format("{}.{}", last_word, code) : "";
+  session.end(last_word);
   return code;
 }
 

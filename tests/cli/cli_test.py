@@ -318,7 +318,7 @@ class Text(StoreTest):
         self.fails(run(*generate, "--prompt", "a", "--top-p", 1.5), 2, "--top-p")
         self.fails(run(*generate, "--prompt", "a", "--windows", "0:2,3:7"), 2, "layer 2")
         self.fails(run(*generate, "--prompt", "a", "--windows", "0:9"), 2, "0:9")
-        self.fails(run(*generate, "--prompt", "a", "--device", "cuda"), 2, "cuda")
+        self.fails(run(*generate, "--prompt", "a", "--device", "tpu"), 2, "tpu", "cuda:N")
         self.fails(run("generate", "--prompt", "a"), 2, "--store")
         self.fails(run("score", "--store", self.store, "--text", self.folder / "none"), 3, "none")
         bad = self.folder / "latin1"

@@ -174,10 +174,10 @@ class CudaResults(Cuda):
 
     def test_a_prompt_of_many_rows(self):
         # Enough rows for cuBLAS.
-        flags = ("--prompt", "In the beginning God created the heaven and the earth and the earth was without form", "--greedy",
-                 "--max-new-tokens", 1, "--json", *REFERENCE)
+        text = "In the beginning God created the heaven and the earth and the earth was without form" * 3
+        flags = ("--prompt", text, "--greedy", "--max-new-tokens", 1, "--json", *REFERENCE)
         (expected,) = json_lines(self.on_cpu("generate", *flags))
-        self.assertGreater(len(expected["prompt_ids"]), 16)
+        self.assertGreater(len(expected["prompt_ids"]), 32)
         (found,) = json_lines(self.succeeds(self.run_simulated("generate", *flags)))
         self.assertEqual(found["ids"], expected["ids"])
 
@@ -440,7 +440,7 @@ class CudaFailures(Cuda):
 
     def test_cublas_that_fails(self):
         self.refused(4, "starting cuBLAS failed", "try: ", faults="cublasCreate:1:CUBLAS_STATUS_NOT_INITIALIZED")
-        rows = "In the beginning God created the heaven and the earth and the earth was without form"
+        rows = "In the beginning God created the heaven and the earth and the earth was without form" * 3
         for status, hint in (("EXECUTION_FAILED", "try: nvidia-smi"), ("ALLOC_FAILED", "--device-memory")):
             process = self.run_simulated("generate", "--prompt", rows, *REFERENCE, faults=f"cublasGemmEx:3:CUBLAS_STATUS_{status}")
             self.fails(process, 4, "a matrix product failed in cuBLAS", hint)

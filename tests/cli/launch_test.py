@@ -104,16 +104,17 @@ class Launch(StoreTest):
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")
     def test_what_killed_launches_left_is_swept(self):
         state = self.folder / ".local/state/stagecoach"
-        old, fresh = "20200101-000000-1", "20200101-000000-2"
-        for name in (old, fresh):
+        old, fresh, others = "20200101-000000-1", "20200101-000000-2", "2020-run"  # the last one is none of ours
+        for name in (old, fresh, others):
             for folder in (state / "launches" / name, state / "jobs" / f"{name}@0"):
                 folder.mkdir(parents=True)
                 (folder / "session.json").write_text("{}")
-        for folder in (state / "launches" / old, state / "jobs" / f"{old}@0"):
+                (folder / "lock").touch()
+        for folder in (state / "launches" / old, state / "jobs" / f"{old}@0", state / "launches" / others, state / "jobs" / f"{others}@0"):
             os.utime(folder, (1577836800, 1577836800))
         self.succeeds(self.run_here("launch", self.job(self.RUN)))
-        self.assertEqual([path.name for path in (state / "launches").iterdir()], [fresh])
-        self.assertEqual([path.name for path in (state / "jobs").iterdir()], [f"{fresh}@0"])
+        self.assertEqual(sorted(path.name for path in (state / "launches").iterdir()), [others, fresh])
+        self.assertEqual(sorted(path.name for path in (state / "jobs").iterdir()), [f"{others}@0", f"{fresh}@0"])
 
     def test_a_missing_file_of_prompts(self):
         self.fails(self.run_here("launch", self.job(self.RUN.replace('prompt = "In the beginning"', 'prompts = "/none"'))), 3, "/none")
@@ -138,6 +139,21 @@ class Launch(StoreTest):
         self.succeeds(dry)
         self.assertIn("planned from the file", dry.stderr)
         self.assertFalse(json.loads(dry.stdout)["ranks"][0]["reached"])
+
+    def test_a_gpu_is_planned_with_and_given_to_its_rank(self):
+        node = ('address = "127.0.0.1"\nmemory = "2GB"\ndevice_memory = "600MB"\nmemory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\n'
+                'bf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n')
+        run_table = self.RUN.replace('windows = "0:7"\n', "")
+        self.fails(self.run_here("launch", self.job(run_table, node), "--dry-run"), 2, "device_memory", "how fast its GPU is", "device_gb_per_s")
+        rates = "device_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\nbus_gb_per_s = 12.0\n"
+        dry = self.succeeds(self.run_here("launch", self.job(run_table, node + rates), "--dry-run", "--json"))
+        plan = json.loads(dry.stdout)
+        self.assertEqual(plan["ranks"][0]["device_memory"], 600_000_000)
+        self.assertIn("--device=cuda", plan["command"])
+        self.assertIn("--device-memory=600000000", plan["command"])
+        # Who names a device gets it.
+        dry = self.succeeds(self.run_here("launch", self.job(run_table + 'device = "cpu"\n', node + rates), "--dry-run", "--json"))
+        self.assertNotIn("--device=cuda", json.loads(dry.stdout)["command"])
 
     def test_the_doctor_on_one_host(self):
         examined = self.run_here("doctor", self.job(self.RUN), "--json", "--quick", "--quiet")
