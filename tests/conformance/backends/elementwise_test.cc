@@ -24,7 +24,8 @@ TEST_P(Elementwise, CopiesGoAheadAndOpsWaitForThem) {
   std::vector<std::shared_ptr<void>> pinned;
   for (Floats& values : host)
     pinned.push_back(backend().pin(std::as_writable_bytes(std::span(values))));
-  EventPtr used[2];
+  // Memory is zeroed in the order of ops.
+  EventPtr used[2] = {backend().mark(), backend().mark()};
   for (std::size_t i = 0; i < kRounds; ++i) {
     Buffer& slot = slots[i % 2];
     const EventPtr copied =
@@ -85,9 +86,10 @@ TEST_P(Elementwise, GathersRowsOfEveryTypeAndLayout) {
     }
 }
 
-// Tables of row ids go through a ring of memory: more of them than it holds, and nobody waits.
+// Tables of row ids go through a ring of memory: each of these fills most of a segment, there are
+// more of them than segments, and nobody waits.
 TEST_P(Elementwise, TablesOfManyOpsDoNotMix) {
-  constexpr std::int64_t kRows = 997, kIds = 2000, kOps = 150;
+  constexpr std::int64_t kRows = 997, kIds = 50'000, kOps = 10;
   const Floats source = random(kRows);
   const Buffer table = on_device(source);
   std::vector<Buffer> results;
