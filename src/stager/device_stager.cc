@@ -56,7 +56,7 @@ DeviceStager::DeviceStager(LayerStager& host, const LayerStore& store, const Sta
   load_resident();
   if (plan_.embedding != Residence::kAbsent) {
     load_end(PartKind::kEmbedding, embedding_);
-    rows_ = allocate(options_.gather_bytes);
+    rows_ = device_.allocate(options_.gather_bytes);
   }
   if (plan_.head != Residence::kAbsent) {
     load_end(PartKind::kHead, head_);
@@ -74,11 +74,6 @@ DeviceStager::~DeviceStager() {
   if (thread_.joinable()) thread_.join();
   // Before the slots: copies may still be under way into them.
   for (const auto& [number, event] : copied_) wait_quietly(event);
-}
-
-Buffer DeviceStager::allocate(std::int64_t bytes) {
-  bytes_ += bytes;
-  return device_.allocate(bytes);
 }
 
 DeviceStager::Key DeviceStager::key_of(std::int64_t layer, PartKind part) const {
@@ -102,7 +97,7 @@ void DeviceStager::load_resident() {
       const ScopedSpan timed(timeline_, {.kind = SpanKind::kRead,
                                          .layer = static_cast<std::int32_t>(layer.layer),
                                          .bytes = part.bytes});
-      ResidentPart loaded{.memory = allocate(part.bytes)};
+      ResidentPart loaded{.memory = device_.allocate(part.bytes)};
       upload_part(slab, part, loaded.memory.data());
       loaded.tensors = part_tensors(part, loaded.memory.data());
       resident_.emplace(key, std::move(loaded));
@@ -134,7 +129,7 @@ void DeviceStager::load_end(PartKind kind, std::optional<End>& end) {
   for (int role = 0; role < kTensorRoles; ++role) {
     const TensorView& tensor = host[static_cast<TensorRole>(role)];
     if (!tensor || is_large_table(static_cast<TensorRole>(role))) continue;
-    Buffer& memory = end->memory.emplace_back(allocate(tensor.bytes()));
+    Buffer& memory = end->memory.emplace_back(device_.allocate(tensor.bytes()));
     device_.upload(memory.data(), {tensor.data, static_cast<std::size_t>(tensor.bytes())});
     TensorView& view = end->tensors.views[role];
     view = tensor;
@@ -150,7 +145,7 @@ void DeviceStager::load_head_matrix() {
       // The whole matrix, of which this is the first tile.
       head_matrix_ = tile;
       head_matrix_.rows = store_.manifest().spec.vocab_size;
-      head_memory_ = allocate(head_matrix_.bytes());
+      head_memory_ = device_.allocate(head_matrix_.bytes());
     }
     device_.upload(head_memory_.data() + at, {tile.data, static_cast<std::size_t>(tile.bytes())});
     device_.synchronize();
@@ -180,7 +175,8 @@ void DeviceStager::begin_stream() {
   if (parts_.empty()) return;
   const int counts[] = {plan_.device.attention_slots, plan_.device.mlp_slots};
   for (std::size_t k = 0; k < 2; ++k)
-    for (int i = 0; i < counts[k]; ++i) slots_[k].push_back({allocate(largest[k]), nullptr});
+    for (int i = 0; i < counts[k]; ++i)
+      slots_[k].push_back({device_.allocate(largest[k]), nullptr});
   // Memory is zeroed in the order of ops, which a copy beside them must not overtake.
   const EventPtr zeroed = device_.mark();
   for (std::vector<Slot>& ring : slots_)
@@ -355,7 +351,7 @@ void DeviceStager::gather(TensorRole table, std::span<const std::int32_t> ids, c
                         values.data() + i * static_cast<std::size_t>(rows.cols));
           const std::span<const std::byte> bytes = std::as_bytes(std::span(values));
           if (static_cast<std::int64_t>(bytes.size()) > rows_.bytes())
-            rows_ = allocate(static_cast<std::int64_t>(bytes.size()));
+            rows_ = device_.allocate(static_cast<std::int64_t>(bytes.size()));
           device_.upload(rows_.data(), bytes);
           places.resize(some.size());
           std::iota(places.begin(), places.end(), 0);
@@ -381,7 +377,7 @@ void DeviceStager::head_matrix(const UseTile& use) {
       TensorView tile = host_tile;
       tile.data = host_tile.data + row / kPanelRows * panel;
       tile.rows = std::min(rows, host_tile.rows - row);
-      if (tile.bytes() > head_memory_.bytes()) head_memory_ = allocate(tile.bytes());
+      if (tile.bytes() > head_memory_.bytes()) head_memory_ = device_.allocate(tile.bytes());
       device_.upload(head_memory_.data(), {tile.data, static_cast<std::size_t>(tile.bytes())});
       tile.data = head_memory_.data();
       use(first + row, tile);

@@ -47,8 +47,6 @@ class DeviceStager : public LayerSource {
   void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) override;
   void head_matrix(const UseTile& use) override;
 
-  std::int64_t bytes() const { return bytes_; }  // of device memory
-
  private:
   using Key = std::pair<std::int64_t, PartKind>;  // layer, or slab where slabs are shared
   struct ResidentPart {
@@ -75,7 +73,6 @@ class DeviceStager : public LayerSource {
     PartTensors tensors{};
   };
 
-  Buffer allocate(std::int64_t bytes);
   Key key_of(std::int64_t layer, PartKind part) const;
   void load_resident();
   void upload_part(const SlabEntry& slab, const PartEntry& part, std::byte* to);
@@ -99,7 +96,6 @@ class DeviceStager : public LayerSource {
   const StagerOptions options_;
   Backend& device_;
   Timeline& timeline_;
-  std::int64_t bytes_ = 0;
 
   std::map<Key, ResidentPart> resident_;
   std::optional<End> embedding_, head_;

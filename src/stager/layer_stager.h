@@ -20,8 +20,6 @@
 
 namespace stagecoach {
 
-using PinMemory = std::function<std::shared_ptr<void>(std::span<std::byte>)>;
-
 struct StagerOptions {
   VerifyMode verify = VerifyMode::kFirst;
   std::chrono::milliseconds stall{60'000};  // a disk that gives nothing for so long has failed
@@ -30,8 +28,7 @@ struct StagerOptions {
   // bytes done and in total, while parts are loaded.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};
   std::function<bool()> interrupted = {};  // polled while a lease waits
-  // Page-locks memory that parts of layers are read into, while the result lives (Backend::pin).
-  PinMemory pin = {};
+  PinMemory pin = {};                      // of memory that parts of layers are read into
   // Default: make_read_queue. Tests put their own disk here.
   std::function<std::unique_ptr<ReadQueue>()> make_queue = {};
   std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;  // of ends on disk

@@ -45,6 +45,9 @@ struct StreamedPart {
 
 enum class CheckParts : std::uint8_t { kAlways, kFirstTime, kNever };
 
+// Page-locks host memory while the result lives (Backend::pin).
+using PinMemory = std::function<std::shared_ptr<void>(std::span<std::byte>)>;
+
 struct PartStreamOptions {
   std::vector<int> slots;  // of each kind, at least one of every kind that a part has
   CheckParts check = CheckParts::kFirstTime;
@@ -52,8 +55,7 @@ struct PartStreamOptions {
   std::uint64_t end = ~std::uint64_t{0};    // of the last one, and one: nothing is read beyond
   std::chrono::milliseconds stall{60'000};  // a disk that gives nothing for so long has failed
   std::int64_t chunk_bytes = std::int64_t{1} << 20;  // of one read
-  // Page-locks a slot while the result lives.
-  std::function<std::shared_ptr<void>(std::span<std::byte>)> pin = {};
+  PinMemory pin = {};                                // of slots
 };
 
 class PartStream {

@@ -14,7 +14,6 @@ class Device {
   // compute capability 7.5.
   explicit Device(const CudaOptions& options);
 
-  int ordinal() const { return ordinal_; }
   // Makes it the device of the calling thread.
   void use() const;
   bool try_use() const noexcept;

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,17 +15,19 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda_module.h"
 #include "base/error.h"
+#include "conformance/random_data.h"
 #include "kernels/include/ops.h"
 
 namespace stagecoach {
 
-using Floats = std::vector<float>;
 using Bytes = std::vector<std::byte>;
 
 inline constexpr double kRoundoff = 0x1p-24;  // of float32
 
-class BackendTest : public ::testing::TestWithParam<std::string> {
+class BackendTest : public ::testing::TestWithParam<std::string>, protected RandomData {
  protected:
+  BackendTest() : RandomData(20261126) {}
+
   void SetUp() override {
     if (GetParam() == "cpu") {
       backend_ = make_cpu_backend({.threads = 2, .isa = {}});
@@ -41,16 +42,6 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
 
   Backend& backend() { return *backend_; }
   bool is_gpu() const { return GetParam() != "cpu"; }
-
-  Floats random(std::int64_t count, float scale = 1.0f) {
-    std::normal_distribution<float> normal(0.0f, scale);
-    Floats values(static_cast<std::size_t>(count));
-    for (float& value : values) value = normal(generator_);
-    return values;
-  }
-  std::int64_t uniform(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(generator_);
-  }
 
   Buffer on_device(std::span<const std::byte> host) {
     Buffer buffer = backend_->allocate(static_cast<std::int64_t>(host.size()));
@@ -70,7 +61,6 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<Backend> backend_;
-  std::mt19937 generator_{20261126};
 };
 
 #define STAGECOACH_EVERY_BACKEND(Fixture)                                       \

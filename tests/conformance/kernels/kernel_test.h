@@ -7,16 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
+#include "conformance/random_data.h"
 #include "kernels/cpu/isa_tables.h"
 #include "kernels/include/ops.h"
 
 namespace stagecoach {
-
-using Floats = std::vector<float>;
 
 inline constexpr double kRoundoff = 0x1p-24;  // of float32
 
@@ -30,21 +28,11 @@ inline std::vector<const KernelTable*> tables_under_test() {
   return tables;
 }
 
-class KernelTest : public ::testing::TestWithParam<const KernelTable*> {
+class KernelTest : public ::testing::TestWithParam<const KernelTable*>, protected RandomData {
  protected:
+  KernelTest() : RandomData(20240607) {}
+
   const KernelTable& kernels() const { return *GetParam(); }
-
-  Floats random(std::int64_t count, float scale = 1.0f) {
-    std::normal_distribution<float> normal(0.0f, scale);
-    Floats values(static_cast<std::size_t>(count));
-    for (float& value : values) value = normal(generator_);
-    return values;
-  }
-  std::int64_t uniform(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(generator_);
-  }
-
-  std::mt19937 generator_{20240607};
 };
 
 inline std::string table_name(const ::testing::TestParamInfo<const KernelTable*>& info) {
