@@ -11,8 +11,9 @@
 namespace stagecoach::STAGECOACH_ISA {
 namespace {
 
-// The partial sums of a chunk wait in L2 beside its block of x.
-constexpr std::int64_t kChunkPanels = 8;
+// The partial sums of a chunk wait in L2 beside its block of x, which is brought there once for so
+// many panels at most; a caller whose L2 is small asks for fewer at a time.
+constexpr std::int64_t kChunkPanels = kMostChunkPanels;
 
 template <typename Type>
 inline const typename Type::Element* panel_weights(const MatmulArgs& args, std::int64_t panel) {
@@ -116,7 +117,7 @@ class Chunk {
         std::int64_t panels)
       : args_(args), rows_(rows), panel_(panel), panels_(panels), product_(args, row, rows) {}
 
-  // sums: (rows, kChunkPanels · 16)
+  // sums: (rows, panels · 16)
   void run(float* sums) {
     for (std::int64_t k = 0; k < args_.in; k += Product::kBlockK) {
       product_.enter_block(k, smaller(Product::kBlockK, args_.in - k));
@@ -142,7 +143,7 @@ class Chunk {
          ++i, ++q)
       next[i] = panel_extent<typename Product::Weights>(
           args_, panel_ + q, next_k, smaller(Product::kBlockK, args_.in - next_k));
-    const PartialSums sums = {memory + p * kPanel, kChunkPanels * kPanel, k > 0};
+    const PartialSums sums = {memory + p * kPanel, panels_ * kPanel, k > 0};
     for_each_tile(rows_, Product::kRows, [&](std::int64_t row, std::int64_t count) {
       for (const Extent& extent : next) {
         const std::int64_t end = extent.bytes * (row + count) / rows_;
@@ -172,7 +173,7 @@ inline void multiply(const MatmulArgs& args, std::int64_t begin, std::int64_t en
     for (std::int64_t panel = begin; panel < end; panel += kChunkPanels) {
       const std::int64_t panels = smaller(kChunkPanels, end - panel);
       Chunk<Product>(args, row, rows, panel, panels).run(sums);
-      finish(args, sums, kChunkPanels * kPanel, row, rows, panel, panels);
+      finish(args, sums, panels * kPanel, row, rows, panel, panels);
     }
   });
 }

@@ -126,6 +126,9 @@ struct ActivationArgs {
   Activation kind;
 };
 
+// A product of many rows brings x into the cache once for so many panels of its range.
+inline constexpr std::int64_t kMostChunkPanels = 32;
+
 // One table per instruction set. [begin, end) counts what the comment says.
 struct KernelTable {
   const char* isa;  // as STAGECOACH_ISA names it: "avx512-vnni", "avx2"

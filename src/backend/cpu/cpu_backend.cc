@@ -1,5 +1,7 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +18,14 @@ namespace {
 constexpr std::int64_t kCacheLineFloats = 16;
 // Elements below which an elementwise op is not worth waking a thread.
 constexpr std::int64_t kMinElements = 16 * 1024;
+
+// Panels whose partial sums, 12 KiB each in the widest kernels, leave room in a core's L2 for the
+// block of x that they share.
+std::int64_t chunk_panels() {
+  constexpr std::int64_t kLargeL2 = 1 << 20;
+  const std::int64_t l2 = ::sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where it is not known
+  return l2 >= kLargeL2 ? kMostChunkPanels : l2 >= kLargeL2 / 2 ? kMostChunkPanels / 2 : 8;
+}
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -123,6 +133,7 @@ class CpuBackend final : public Backend {
   }
 
   const KernelTable& kernels_;
+  const std::int64_t chunk_panels_ = chunk_panels();
   ThreadPool pool_;
 };
 
@@ -143,13 +154,18 @@ void CpuBackend::gather_rows(const TensorView& table, std::span<const std::int32
 }
 
 void CpuBackend::matmul(const MatmulArgs& args) {
-  // Groups of panels as large as the kernel's blocking likes, or half of that for a few rows. Where
-  // there are too few of them for the threads, rows are split too; they are independent.
+  // Groups of panels: few for a few rows, whose weights all threads read; as many as share a block
+  // of x in L2 for more, but enough groups for the threads. Where there are too few of them
+  // nevertheless, rows are split too; they are independent.
   constexpr std::int64_t kRowBlock = 48;
   if (args.rows == 0) return;
   const std::int64_t panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
-  const std::int64_t group = args.rows <= kRowBlock && panels < 8 * wanted ? 4 : 8;
+  std::int64_t group = 8;
+  if (args.rows <= kRowBlock)
+    group = panels < 8 * wanted ? 4 : 8;
+  else
+    while (2 * group <= chunk_panels_ && divide_up(panels, 2 * group) >= wanted) group *= 2;
   const std::int64_t groups = divide_up(panels, group);
   const std::int64_t row_blocks =
       groups >= wanted ? 1 : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, groups));
