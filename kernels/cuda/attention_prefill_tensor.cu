@@ -66,7 +66,6 @@ struct TensorShared {
 struct Block {
   const std::byte *keys, *values;  // of the head, in its page
   int slot;                        // of the first key
-  int seen_begin, seen_end;        // keys that any row of the tile sees, from the first on
 };
 
 __device__ std::uint32_t saturated_pair(float low, float high) {
@@ -146,7 +145,8 @@ __device__ int padded(int head_dim) {
 template <typename T, int kDims>
 __device__ void load_keys(const Block& block, int head_dim, TensorShared<kDims>& shared) {
   constexpr int kChunks = Sizes<kDims>::kKeys / kChunk;
-#pragma unroll(ChunkReader <T>::kAhead)
+  [[maybe_unused]] constexpr int kAhead = ChunkReader<T>::kAhead;
+#pragma unroll(kAhead)
   for (int i = static_cast<int>(threadIdx.x); i < padded(head_dim) * kChunks; i += kThreads) {
     const int d = i / kChunks, chunk = i % kChunks;
     ChunkReader<T>::keys(shared.keys.at(d, chunk), block.keys, d, block.slot + chunk * kChunk,
@@ -154,26 +154,25 @@ __device__ void load_keys(const Block& block, int head_dim, TensorShared<kDims>&
   }
 }
 
-// So are slots that no row of the tile sees, where stands anything.
 template <typename T, int kDims>
 __device__ void load_values(const Block& block, int head_dim, TensorShared<kDims>& shared) {
   constexpr int kChunks = kDims / kChunk;
-#pragma unroll(ChunkReader <T>::kAhead)
+  [[maybe_unused]] constexpr int kAhead = ChunkReader<T>::kAhead;
+#pragma unroll(kAhead)
   for (int i = static_cast<int>(threadIdx.x); i < Sizes<kDims>::kKeys * kChunks; i += kThreads) {
     const int key = i / kChunks, d = i % kChunks * kChunk;
     if (d >= padded(head_dim)) continue;
-    const bool there = key >= block.seen_begin && key < block.seen_end && d < head_dim;
     uint4* const to = shared.values.at(key, d / kChunk);
     if (head_dim % kChunk == 0) {
-      ChunkReader<T>::values(to, block.values, head_dim, block.slot + key, d, there);
+      ChunkReader<T>::values(to, block.values, head_dim, block.slot + key, d, d < head_dim);
       continue;
     }
+    // Rows of a page that begin anywhere.
     __half* const halves = reinterpret_cast<__half*>(to);
     for (int j = 0; j < kChunk; ++j)
-      halves[j] =
-          from_float<__half>(there && d + j < head_dim ? KvReader<T>::value(block.values, head_dim,
-                                                                            block.slot + key, d + j)
-                                                       : 0.0f);
+      halves[j] = from_float<__half>(
+          d + j < head_dim ? KvReader<T>::value(block.values, head_dim, block.slot + key, d + j)
+                           : 0.0f);
   }
 }
 
@@ -183,7 +182,7 @@ __device__ bool holds_infinity_or_nan(std::uint32_t pair) {
 }
 
 // c += a · b, and NaN where an infinity or NaN of b has a weight: an mma would let it reach rows
-// that do not see it, since 0 · ∞ is NaN.
+// that do not see it, since 0 · ∞ is NaN; and in slots that no row sees yet stands anything.
 __device__ void multiply_add_seen(const MatrixA& a, const MatrixB& b, MatrixC& c) {
   MatrixB finite{}, others{};
 #pragma unroll
@@ -355,9 +354,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDims>::kKeepsQueries ? 2 : 1)
     const int page = key / kPageKeys;
     return Block{.keys = span.key_pages[page] + kv_head * head_bytes,
                  .values = span.value_pages[page] + kv_head * head_bytes,
-                 .slot = key % kPageKeys,
-                 .seen_begin = begin - key,
-                 .seen_end = end - key};
+                 .slot = key % kPageKeys};
   };
   WarpRows<kDims> own_rows;
   Block block = block_of(begin / kKeys * kKeys);
