@@ -1,6 +1,7 @@
-// Attention of many rows: a block takes a tile of 32 queries of one head through the pages of keys
-// that any of them sees, with a running maximum and sum for each row (Milakov & Gimelshein 2018),
-// so that no more than 32 x 64 scores exist at a time.
+// Attention of many rows in float32, for keys and values in float32 (others:
+// attention_prefill_tensor.cu): a block takes a tile of 32 queries of one head through the pages of
+// keys that any of them sees, with a running maximum and sum for each row (Milakov & Gimelshein
+// 2018), so that no more than 32 x 64 scores exist at a time.
 //
 //   scores   thread (ty, tx) of 8 x 16 has rows 4 ty … + 3, keys 4 tx … + 3
 //   output   the same rows, dimensions tx, tx + 16, …
@@ -50,16 +51,14 @@ __device__ float across(float value, Combine combine) {
   return value;
 }
 
-template <typename T, int kDims>
+template <int kDims>
 __device__ void tile_scores(const Tile& tile, PrefillShared<kDims>& shared, int ty, int tx,
                             float (&scores)[kRows][kKeys]) {
   for (int begin = 0; begin < tile.head_dim; begin += kKeyDims) {
     __syncthreads();  // the stage is still being read
     for (int i = static_cast<int>(threadIdx.x); i < kKeyDims * kPageKeys; i += kThreads) {
       const int d = begin + i / kPageKeys, key = i % kPageKeys;
-      shared.stage[i] = d < tile.head_dim ? KvReader<T>::key(tile.keys, d, key) *
-                                                KvReader<T>::key_scale(tile.keys, d, key)
-                                          : 0.0f;
+      shared.stage[i] = d < tile.head_dim ? KvReader<float>::key(tile.keys, d, key) : 0.0f;
     }
     __syncthreads();
 #pragma unroll 4
@@ -78,7 +77,7 @@ __device__ void tile_scores(const Tile& tile, PrefillShared<kDims>& shared, int 
 
 // values [+]= weights · values of the page. `checked`: some row does not see some slot, where then
 // stands anything.
-template <typename T, int kDims>
+template <int kDims>
 __device__ void add_values(const Tile& tile, PrefillShared<kDims>& shared, int ty, int tx,
                            bool checked, float (&values)[kRows][kDims / kAcross]) {
   for (int begin = tile.seen_begin / kValueSlots * kValueSlots; begin < tile.seen_end;
@@ -87,7 +86,7 @@ __device__ void add_values(const Tile& tile, PrefillShared<kDims>& shared, int t
     for (int i = static_cast<int>(threadIdx.x); i < kValueSlots * kDims; i += kThreads) {
       const int slot = begin + i / kDims, d = i % kDims;
       const bool there = d < tile.head_dim && slot >= tile.seen_begin && slot < tile.seen_end;
-      shared.stage[i] = there ? KvReader<T>::value(tile.values, tile.head_dim, slot, d) : 0.0f;
+      shared.stage[i] = there ? KvReader<float>::value(tile.values, tile.head_dim, slot, d) : 0.0f;
     }
     __syncthreads();
 #pragma unroll 2
@@ -108,7 +107,7 @@ __device__ void add_values(const Tile& tile, PrefillShared<kDims>& shared, int t
 
 // grid: x tile of the span's rows, the last ones first, since they have the most to do; y query
 // head, z span.
-template <typename T, int kDims>
+template <int kDims>
 __global__ void __launch_bounds__(kThreads)
     prefill_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t head_bytes) {
   const KvSpan& span = spans[blockIdx.z];
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
     tile.seen_end = static_cast<int>(tile_end - tile.page_key < kPageKeys ? tile_end - tile.page_key
                                                                           : kPageKeys);
     float scores[kRows][kKeys] = {};
-    tile_scores<T, kDims>(tile, shared, ty, tx, scores);
+    tile_scores<kDims>(tile, shared, ty, tx, scores);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int row = ty * kRows + r;
@@ -183,7 +182,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool checked =
         tile.page_key + kPageKeys > span.position + first + 1 ||
         (args.window > 0 && tile.page_key + args.window < span.position + first + rows);
-    add_values<T, kDims>(tile, shared, ty, tx, checked, values);
+    add_values<kDims>(tile, shared, ty, tx, checked, values);
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -203,9 +202,9 @@ struct Prefill {
   const DeviceSpans& spans;
   cudaStream_t stream;
 
-  template <typename T, int kDims>
+  template <int kDims>
   void run() const {
-    const auto kernel = prefill_kernel<T, kDims>;
+    const auto kernel = prefill_kernel<kDims>;
     constexpr std::size_t kBytes = sizeof(PrefillShared<kDims>);
     static_assert(kBytes <= 48 * 1024);
     launch("attention_prefill", kernel,
@@ -216,30 +215,20 @@ struct Prefill {
             .stream = stream},
            args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim));
   }
-  template <typename T>
-  void of_type() const {
-    if (args.head_dim <= 64)
-      run<T, 64>();
-    else if (args.head_dim <= 128)
-      run<T, 128>();
-    else
-      run<T, 256>();
-  }
 };
 
 }  // namespace
 
 void attention_prefill(const AttentionArgs& args, const DeviceSpans& spans, cudaStream_t stream) {
   if (spans.largest_rows <= 1) return;
+  if (args.kv_type != KvType::kF32) return attention_prefill_tensor(args, spans, stream);
   const Prefill prefill{.args = args, .spans = spans, .stream = stream};
-  switch (args.kv_type) {
-    case KvType::kF32:
-      return prefill.of_type<float>();
-    case KvType::kF16:
-      return prefill.of_type<__half>();
-    case KvType::kQ8:
-      return prefill.of_type<Q8Kv>();
-  }
+  if (args.head_dim <= 64)
+    prefill.run<64>();
+  else if (args.head_dim <= 128)
+    prefill.run<128>();
+  else
+    prefill.run<256>();
 }
 
 }  // namespace stagecoach::cuda

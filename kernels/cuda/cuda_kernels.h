@@ -79,8 +79,13 @@ void rotary(const RotaryArgs& args, cudaStream_t stream);
 void append_kv(const AppendKvArgs& args, const DeviceSpans& spans, cudaStream_t stream);
 void activation(const ActivationArgs& args, cudaStream_t stream);
 
-// Spans of several rows: tiles of queries against a page of keys at a time, no score matrix.
+// Spans of several rows: tiles of queries against a page of keys at a time, no score matrix. In
+// float32 if keys and values are; else on tensor cores: queries, keys, values and the weights of
+// softmax as halves (of ±65,504 at most), with scores and sums in float32.
 void attention_prefill(const AttentionArgs& args, const DeviceSpans& spans, cudaStream_t stream);
+// Its part for f16 and q8.
+void attention_prefill_tensor(const AttentionArgs& args, const DeviceSpans& spans,
+                              cudaStream_t stream);
 // Spans of one row: their keys are split over blocks, always at the same positions; what the splits
 // found is put together from `scratch`, decode_scratch_floats() long.
 std::int64_t decode_scratch_floats(const AttentionArgs& args, const DeviceSpans& spans);

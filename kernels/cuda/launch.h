@@ -16,6 +16,9 @@ namespace stagecoach::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Of shared memory; a kernel that wants more has to say so before.
+inline constexpr std::size_t kPlainSharedBytes = 48 * 1024;
+
 struct LaunchShape {
   dim3 grid;
   unsigned threads = 0;  // of a block
@@ -23,11 +26,20 @@ struct LaunchShape {
   cudaStream_t stream = nullptr;
 };
 
+// Errors here come again from the launch.
+template <typename... Parameters>
+void allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
+  if (bytes > kPlainSharedBytes)
+    (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes));
+}
+
 // Queues kernel(arguments…) on the shape's stream. Errors are those of cudaGetLastError().
 #ifdef STAGECOACH_CUDA_SIM
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
             const Arguments&... arguments) {
+  allow_shared(kernel, shape.shared_bytes);
   cuda_sim::launch_kernel(name, kernel, shape.grid, dim3(shape.threads), shape.shared_bytes,
                           shape.stream, static_cast<Parameters>(arguments)...);
 }
@@ -40,6 +52,7 @@ __device__ T* shared_memory() {
 template <typename... Parameters, typename... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), const LaunchShape& shape,
             const Arguments&... arguments) {
+  allow_shared(kernel, shape.shared_bytes);
   // Version 14 of clang-format takes <<<…>>> for shifts.
   // clang-format off
   kernel<<<shape.grid, shape.threads, shape.shared_bytes, shape.stream>>>(

@@ -26,7 +26,7 @@ ARCHITECTURES = {
 }
 
 # Kernels of the table: (name, function without namespaces, threads, bytes of shared memory). The last two are what the sources
-# launch: BlockSums in few_rows.cu, PrefillShared and DecodeShared in attention_*.cu.
+# launch: BlockSums in few_rows.cu, PrefillShared, TensorShared and DecodeShared in attention_*.cu.
 FEW_ROWS = [("f32 · f32", r"PlainWeight<float>", r"PlainInput<float>"), ("f16 · f16", r"PlainWeight<__half>", r"PlainInput<__half>"),
             ("bf16 · bf16", r"PlainWeight<__nv_bfloat16>", r"PlainInput<__nv_bfloat16>"), ("q8 · f32", "Q8Weight", "PlainInput<float>"),
             ("q8 · int8", "Q8Weight", "QuantInput"), ("q4 · f32", "Q4Weight", "PlainInput<float>"), ("q4 · int8", "Q4Weight", "QuantInput")]
@@ -37,10 +37,11 @@ def kernels():
     for name, weight, x in FEW_ROWS:
         for count in (1, 8):
             rows.append((f"few_rows {name}, {count} row{'s'[:count > 1]}", rf"few_rows_kernel<{weight}, {count}, {x}>", 256, 8 * count * 16 * 4))
+    rows.append(("attention_prefill f32, heads of 128", "prefill_kernel<128>", 128, 4 * (32 * 128 + 32 * 64 + 16 * 64)))
     for kv, element in (("f16", "__half"), ("q8", "Q8Kv")):
-        for dims in (128, 256):
-            stage = max(16 * 64, 8 * dims)
-            rows.append((f"attention_prefill {kv}, heads of {dims}", rf"prefill_kernel<{element}, {dims}>", 128, 4 * (32 * dims + 32 * 64 + stage)))
+        for dims in (64, 128, 256):
+            keys, queries = (64, 16) if dims <= 128 else (32, 64 * dims * 2)
+            rows.append((f"attention_prefill {kv}, heads of {dims}", rf"prefill_tensor_kernel<{element}, {dims}>", 128, 2 * keys * dims * 2 + queries))
         for dims in (128, 256):
             rows.append((f"attention_decode {kv}, heads of {dims}", rf"decode_kernel<{element}, {dims}, 1>", 128, 4 * (dims + 4 * 64 + 4 * (dims + 2))))
     rows += [("attention_merge", "merge_kernel", 64, 0), ("append_kv f16", "append_kernel<__half>", 128, 0), ("append_kv q8", "append_kernel<Q8>", 128, 0),

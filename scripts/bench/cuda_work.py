@@ -67,9 +67,10 @@ def cublas(kind, rows, n_in, n_out):
 
 
 def attention(name, kv, m, rows, positions):
-    """`rows` at the end of so many positions."""
+    """`rows` at the end of so many positions; of several rows on tensor cores."""
     seen = sum(range(positions - rows + 1, positions + 1))
-    return Launch(f"{name} {kv}, {rows:,} of {positions:,}", 2 * positions * m["hidden"] * KV_BYTES[kv] + 8 * rows * m["hidden"], 4 * seen * m["hidden"])
+    return Launch(f"{name} {kv}, {rows:,} of {positions:,}", 2 * positions * m["hidden"] * KV_BYTES[kv] + 8 * rows * m["hidden"], 4 * seen * m["hidden"],
+                  "f16" if rows > 1 else "f32")
 
 
 def elementwise(name, rows, cols, each, operations):

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "cuda_sim_device.h"
 #include "driver_types.h"
@@ -20,6 +21,7 @@ struct Collective {
   unsigned mask;
   unsigned arrived;
   Place place;
+  WarpWork work;
 };
 
 struct Warp {
@@ -28,6 +30,18 @@ struct Warp {
   std::uint8_t haste = 0;
   unsigned pending_count = 0;
   std::array<Collective, 32> pending;  // their masks are disjoint
+};
+
+// cp.async that has not been done yet.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+  std::size_t group;  // of the thread's commits
+};
+struct AsyncCopies {
+  std::vector<AsyncCopy> pending;
+  std::size_t committed = 0;  // groups
 };
 
 struct Barrier {
@@ -55,6 +69,7 @@ struct BlockState {
   std::array<std::uint64_t, kMaxThreads> bits;
   std::array<unsigned, kMaxThreads> argument;
   std::array<int, kMaxThreads> width;
+  std::array<AsyncCopies, kMaxThreads> copies;
   std::byte* shared = nullptr;
   std::size_t shared_bytes = 0;
 };

@@ -17,7 +17,8 @@ const char* name(BarrierKind kind) {
 const char* name(WarpKind kind) {
   constexpr const char* kNames[] = {"__syncwarp",       "__shfl_sync",     "__shfl_up_sync",
                                     "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync",
-                                    "__any_sync",       "__all_sync"};
+                                    "__any_sync",       "__all_sync",      "mma",
+                                    "ldmatrix"};
   return kNames[static_cast<int>(kind)];
 }
 
@@ -57,6 +58,15 @@ unsigned source_lane(WarpKind kind, unsigned lane, unsigned argument, int width)
 
 void complete(const Collective& collective, unsigned first_thread) {
   BlockState& state = block_state;
+  if (collective.work != nullptr) {
+    void* operands[32];
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      operands[lane] = std::bit_cast<void*>(state.bits[first_thread + lane]);
+      make_ready(static_cast<int>(first_thread + lane));
+    }
+    collective.work(operands);
+    return;
+  }
   std::array<std::uint64_t, 32> values{};
   unsigned votes = 0;
   for (unsigned lane = 0; lane < 32; ++lane) {
@@ -158,8 +168,10 @@ int barrier(BarrierKind kind, int predicate, Place place) {
   return barrier.result;
 }
 
-std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint64_t bits,
-                              unsigned argument, int width, Place place) {
+namespace {
+
+std::uint64_t join(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint64_t bits,
+                   unsigned argument, int width, Place place, WarpWork work) {
   require_block(name(kind), place);
   BlockState& state = block_state;
   const unsigned thread = static_cast<unsigned>(state.current);
@@ -170,13 +182,14 @@ std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask,
   for (unsigned i = 0; i < warp.pending_count; ++i) {
     Collective& other = warp.pending[i];
     if ((other.mask & mask) == 0) continue;
-    if (other.mask != mask || other.kind != kind || other.type_bytes != type_bytes)
+    if (other.mask != mask || other.kind != kind || other.type_bytes != type_bytes ||
+        other.work != work)
       mismatch(kind, mask, place, other);
     own = &other;
   }
   if (own == nullptr) {
     own = &warp.pending[warp.pending_count++];
-    *own = {kind, type_bytes, mask, 0, place};
+    *own = {kind, type_bytes, mask, 0, place, work};
   }
   own->arrived |= 1u << lane;
   state.bits[thread] = bits;
@@ -188,6 +201,17 @@ std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask,
   }
   switch_thread();
   return state.bits[thread];
+}
+
+}  // namespace
+
+std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint64_t bits,
+                              unsigned argument, int width, Place place) {
+  return join(kind, type_bytes, mask, bits, argument, width, place, nullptr);
+}
+
+void warp_together(WarpKind kind, void* operands, WarpWork work, Place place) {
+  join(kind, 0, 0xffffffffu, std::bit_cast<std::uint64_t>(operands), 0, 32, place, work);
 }
 
 void refuse(const char* what, Place place) {

@@ -196,6 +196,10 @@ void start_threads(const BlockJob& job, Random& random) {
   state.ready_count = threads;
   for (unsigned t = 0; t < threads; ++t) state.ready[t] = static_cast<std::uint16_t>(t);
   std::fill_n(machine.of_thread.begin(), threads, nullptr);
+  for (unsigned t = 0; t < threads; ++t) {
+    state.copies[t].pending.clear();
+    state.copies[t].committed = 0;
+  }
   state.hasty = random.chance(1, 2);
   for (unsigned w = 0; w * 32 < threads; ++w) {
     state.warps[w] = {};

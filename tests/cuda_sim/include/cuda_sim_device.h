@@ -27,7 +27,9 @@ enum class WarpKind : std::uint8_t {
   kShflXor,
   kBallot,
   kAny,
-  kAll
+  kAll,
+  kMma,
+  kLdmatrix
 };
 
 // Where a kernel calls from: barriers at different places are different barriers.
@@ -40,6 +42,10 @@ int barrier(BarrierKind kind, int predicate, Place place);
 // bits: the lane's value; argument: lane, delta or lane mask. A shuffle's type is part of its kind.
 std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint64_t bits,
                               unsigned argument, int width, Place place);
+// What a whole warp does together: `work` runs once, when all 32 lanes are there, on what each of
+// them brought, by lane.
+using WarpWork = void (*)(void* const* lanes);
+void warp_together(WarpKind kind, void* operands, WarpWork work, Place place);
 // Other threads may run here; atomics and fences call it.
 void maybe_yield();
 [[noreturn]] void refuse(const char* what, Place place);
