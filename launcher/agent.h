@@ -18,10 +18,11 @@ namespace stagecoach {
 struct HostServices {
   std::function<std::string()> isa;  // the best kernels here
   std::function<std::int64_t()> free_memory;
-  // Direct reads of the store's disk, measured now, bytes a second; 0 where they cannot be.
-  std::function<double(const std::filesystem::path&)> disk_rate;
-  // Runs `probe`, some seconds, which keeps what it finds. Throws resource_error.
-  std::function<void(const std::filesystem::path& store)> probe;
+  // Direct reads of the store's disk, measured now, bytes a second; 0 where they cannot be. Ends
+  // early when nobody waits for it any more.
+  std::function<double(const std::filesystem::path& store, const Interrupted&)> disk_rate;
+  // Runs `probe`, some seconds, which keeps what it finds. Throws resource_error, kInterrupted.
+  std::function<void(const std::filesystem::path& store, const Interrupted&)> probe;
 };
 
 struct AgentConfig {

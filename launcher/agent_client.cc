@@ -45,8 +45,9 @@ SlabSource source_from_json(const Json& json, const std::string& where) {
           .store = object.string("store")};
 }
 
-AgentClient::AgentClient(const Endpoint& endpoint, const Key& key, std::string name)
-    : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key, name_)) {
+AgentClient::AgentClient(const Endpoint& endpoint, const Key& key, std::string name,
+                         const Interrupted& interrupted)
+    : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key, name_, interrupted)) {
   const Json hello = ask({{"op", "hello"}});
   const std::int64_t protocol = JsonObject(hello, name_).integer("protocol");
   if (protocol != kProtocol)
@@ -253,9 +254,10 @@ int AgentClient::end(const std::string& job) {
   return static_cast<int>(JsonObject(reply, name_).integer("ended"));
 }
 
-std::string AgentClient::job_folder(const std::string& job) {
+AgentClient::JobFolder AgentClient::job_folder(const std::string& job) {
   const Json reply = ask({{"op", "job_folder"}, {"job", job}});
-  return JsonObject(reply, name_).string("folder");
+  const JsonObject object(reply, name_);
+  return {.path = object.string("folder"), .free_bytes = object.integer("free_bytes")};
 }
 
 std::vector<StoreFile> AgentClient::job_files(const std::string& job) {

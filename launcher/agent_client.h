@@ -32,8 +32,10 @@ using Report = std::function<void(std::int64_t done, std::int64_t total)>;
 // host's name in front, and kPeerLost when it falls silent.
 class AgentClient {
  public:
-  // `name` is the host's in messages. Throws also when the agent speaks another protocol.
-  AgentClient(const Endpoint& endpoint, const Key& key, std::string name);
+  // `name` is the host's in messages. Throws also when the agent speaks another protocol; this and
+  // whatever waits later throw kInterrupted soon after `interrupted` says so.
+  AgentClient(const Endpoint& endpoint, const Key& key, std::string name,
+              const Interrupted& interrupted = {});
 
   // `store` may be empty.
   HostFacts facts(const std::string& store);
@@ -71,7 +73,11 @@ class AgentClient {
   int end(const std::string& job);
 
   // Where the job's files are there; made if need be.
-  std::string job_folder(const std::string& job);
+  struct JobFolder {
+    std::string path;
+    std::int64_t free_bytes = 0;  // of its file system
+  };
+  JobFolder job_folder(const std::string& job);
   std::vector<StoreFile> job_files(const std::string& job);  // paths below that folder
   std::vector<std::byte> read_job_file(const std::string& job, const std::string& name);
   void put_job_file(const std::string& job, const std::string& name,

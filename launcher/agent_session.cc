@@ -163,6 +163,14 @@ void AgentSession::dispatch(const std::string& name, const JsonObject& request) 
   (this->*handler->second)(request);
 }
 
+// A peer that waits for an answer says nothing: what shows is its end.
+Interrupted AgentSession::abandoned() const {
+  return [socket = channel_.descriptor()] {
+    pollfd file{socket, POLLRDHUP, 0};
+    return ::poll(&file, 1, 0) > 0;
+  };
+}
+
 void AgentSession::ok(Json reply) {
   reply["ok"] = true;
   channel_.send(reply);
@@ -211,17 +219,18 @@ void AgentSession::send_file(const File& file, std::int64_t offset, std::int64_t
 void AgentSession::facts(const JsonObject& request) {
   const HostServices& services = context_.config.services;
   const std::string store = request.string_or("store", "");
-  ok({{"facts", to_json(facts_of_this_machine(services.isa(), services.free_memory(), store))}});
+  ok({{"facts", to_json(facts_of_this_machine(services.isa(), services.free_memory(), store,
+                                              abandoned()))}});
 }
 
 void AgentSession::disk_rate(const JsonObject& request) {
-  ok({{"bytes_per_second", context_.config.services.disk_rate(store_of(request))}});
+  ok({{"bytes_per_second", context_.config.services.disk_rate(store_of(request), abandoned())}});
 }
 
 void AgentSession::link(const JsonObject& request) {
   const Endpoint other{request.string("address"),
                        static_cast<std::uint16_t>(request.integer_in("port", 1, 65535))};
-  AgentClient client(other, context_.config.key, other.text());
+  AgentClient client(other, context_.config.key, other.text(), abandoned());
   const LinkRate rate = client.measure_link(kLinkPings, kLinkBytes, kLinkTime);
   ok({{"latency", rate.latency}, {"bytes_per_second", rate.bytes_per_second}});
 }
@@ -232,7 +241,7 @@ void AgentSession::sink(const JsonObject& request) {
 }
 
 void AgentSession::probe(const JsonObject& request) {
-  context_.config.services.probe(store_of(request));
+  context_.config.services.probe(store_of(request), abandoned());
   ok();
 }
 
@@ -386,7 +395,7 @@ void AgentSession::install(const JsonObject& request) {
         fmt::format("the build came damaged: expected hash {}, found {}", content, found));
   std::error_code there;
   fs::rename(fresh, root, there);  // fails where another launch has put the same one
-  const auto starts = run_program({binary, "--version"}, Seconds(20));
+  const auto starts = run_program({binary, "--version"}, Seconds(20), abandoned());
   if (!starts || starts->code != 0)
     throw resource_error(
         fmt::format("the build does not start here: {}",
@@ -466,7 +475,9 @@ void AgentSession::job_folder(const JsonObject& request) {
   const fs::path folder = folder_of_job(request);
   fs::create_directories(folder);
   touch_job(folder);
-  ok({{"folder", folder.string()}});
+  std::error_code error;
+  const fs::space_info space = fs::space(folder, error);
+  ok({{"folder", folder.string()}, {"free_bytes", error ? 0 : space.available}});
   sweep_jobs(context_.config.state);  // nobody waits for it
 }
 

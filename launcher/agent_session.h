@@ -58,6 +58,8 @@ class AgentSession {
   void forget_job(const JsonObject& request);
 
   void ping();
+  // Whether nobody waits for the answer any more.
+  Interrupted abandoned() const;
   void ok(Json reply = Json::object());
   std::filesystem::path store_of(const JsonObject& request) const;
   std::filesystem::path folder_of_job(const JsonObject& request) const;

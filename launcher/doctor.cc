@@ -125,6 +125,7 @@ void check_slabs(std::vector<Host>& hosts, DoctorReport& report, Host& source,
       model = model ? merged(*model, *contents[i].manifest) : *contents[i].manifest;
       for (const StoreFile& slab : contents[i].slabs) found.insert(slab.name);
     } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kInterrupted) throw;
       report.findings.push_back({.host = all[i]->name(),
                                  .text = error.what(),
                                  .fix = error.hint(),
@@ -209,6 +210,7 @@ void measure_links(std::vector<Host>& hosts, DoctorReport& report, const DoctorO
                .fix = "a cable instead of wireless, a switch and cards of 1 Gbit/s",
                .serious = false});
       } catch (const Error& error) {
+        if (error.kind() == ErrorKind::kInterrupted) throw;
         report.findings.push_back(
             {.host = reached[from]->name(),
              .text = error.what(),

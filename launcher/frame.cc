@@ -60,9 +60,12 @@ Json error_message(const Error& error) {
 void throw_if_error(const Json& message, const std::string& peer) {
   if (!message.contains("error")) return;
   const JsonObject object(message, peer);
-  constexpr std::array kKinds{ErrorKind::kInternal,  ErrorKind::kUsage,    ErrorKind::kData,
-                              ErrorKind::kResources, ErrorKind::kPeerLost, ErrorKind::kInterrupted};
-  const std::int64_t code = object.integer("code");
+  constexpr std::array kKinds{ErrorKind::kInternal, ErrorKind::kUsage, ErrorKind::kData,
+                              ErrorKind::kResources, ErrorKind::kPeerLost};
+  std::int64_t code = object.integer("code");
+  // Of its end there, not of Ctrl-C here.
+  if (code == static_cast<int>(ErrorKind::kInterrupted))
+    code = static_cast<int>(ErrorKind::kPeerLost);
   const auto kind = std::find_if(kKinds.begin(), kKinds.end(),
                                  [&](ErrorKind known) { return static_cast<int>(known) == code; });
   throw Error(kind == kKinds.end() ? ErrorKind::kInternal : *kind,

@@ -31,8 +31,8 @@ std::string first_line(const std::string& text) {
 }
 
 // "mpirun (Open MPI) 4.1.4" → "4.1.4"
-std::string open_mpi_version() {
-  const auto finished = run_program({"mpirun", "--version"}, Seconds(10));
+std::string open_mpi_version(const Interrupted& interrupted) {
+  const auto finished = run_program({"mpirun", "--version"}, Seconds(10), interrupted);
   constexpr std::string_view kName = "(Open MPI) ";
   if (!finished || finished->code != 0) return {};
   const std::string line = first_line(finished->out);
@@ -40,9 +40,10 @@ std::string open_mpi_version() {
   return at == std::string::npos ? std::string() : line.substr(at + kName.size());
 }
 
-std::vector<std::string> gpus() {
-  const auto finished = run_program(
-      {"nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"}, Seconds(10));
+std::vector<std::string> gpus(const Interrupted& interrupted) {
+  const auto finished =
+      run_program({"nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"},
+                  Seconds(10), interrupted);
   std::vector<std::string> names;
   if (!finished || finished->code != 0) return names;
   std::istringstream lines(finished->out);
@@ -116,6 +117,14 @@ std::string NetworkInterface::network() const {
   return fmt::format("{}/{}", text, prefix);
 }
 
+std::string HostFacts::with_home(const std::string& path, const std::string& what) const {
+  if (!in_a_home(path)) return path;
+  if (home.empty())
+    throw usage_error(fmt::format("{}: '{}': its agent's user has no home folder", what, path),
+                      "an absolute path in the job file, or HOME for the agent");
+  return home + path.substr(1);
+}
+
 const NetworkInterface* HostFacts::interface_of(const std::string& address) const {
   const auto found =
       std::find_if(interfaces.begin(), interfaces.end(),
@@ -138,6 +147,7 @@ Json to_json(const HostFacts& facts) {
           {"content", facts.content},
           {"open_mpi", facts.open_mpi},
           {"host", facts.host},
+          {"home", facts.home},
           {"cpu", facts.cpu},
           {"isa", facts.isa},
           {"cores", facts.cores},
@@ -161,6 +171,7 @@ HostFacts facts_from_json(const Json& json, const std::string& where) {
                   .content = object.string("content"),
                   .open_mpi = object.string("open_mpi"),
                   .host = object.string("host"),
+                  .home = object.string_or("home", ""),
                   .cpu = object.string("cpu"),
                   .isa = object.string("isa"),
                   .cores = object.integer("cores"),
@@ -189,20 +200,21 @@ HostFacts facts_from_json(const Json& json, const std::string& where) {
 }
 
 HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory,
-                                const std::string& store) {
+                                const std::string& store, const Interrupted& interrupted) {
   HostFacts facts;
   facts.version = STAGECOACH_VERSION;
   facts.build = STAGECOACH_BUILD;
   facts.binary = fs::read_symlink("/proc/self/exe");
   facts.content = hash_of_build(facts.binary);
-  facts.open_mpi = open_mpi_version();
+  facts.open_mpi = open_mpi_version(interrupted);
   facts.host = host_name("");
+  facts.home = home_folder();
   facts.cpu = cpu_model();
   facts.isa = isa;
   facts.cores = allowed_cores();
   facts.memory = ::sysconf(_SC_PHYS_PAGES) * ::sysconf(_SC_PAGESIZE);
   facts.free_memory = free_memory;
-  facts.gpus = gpus();
+  facts.gpus = gpus(interrupted);
   facts.interfaces = interfaces();
   facts.rates = probed_rates(store);
   return facts;

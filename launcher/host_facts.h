@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "launcher/interruption.h"
 #include "plan/cluster_spec.h"
 
 namespace stagecoach {
@@ -28,6 +29,7 @@ struct HostFacts {
   std::string content;         // hash of binary and modules: equal where they are the same build
   std::string open_mpi;        // "4.1.4"; empty: not installed
   std::string host;            // what `hostname` prints
+  std::string home;            // of the agent's user; empty: it has none
   std::string cpu, isa;
   std::int64_t cores = 0;
   std::int64_t memory = 0, free_memory = 0;  // bytes
@@ -36,6 +38,8 @@ struct HostFacts {
   HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store
                     // asked about
 
+  // "~/model" there. Throws usage_error, naming `what`, where there is no home.
+  std::string with_home(const std::string& path, const std::string& what) const;
   // The interface that has this address; null: none has.
   const NetworkInterface* interface_of(const std::string& address) const;
 };
@@ -45,9 +49,9 @@ Json to_json(const HostFacts& facts);
 HostFacts facts_from_json(const Json& json, const std::string& where);
 
 // Of this machine. `isa` and `free_memory` are the caller's to know; `store` is where the disk's
-// rate is looked up.
+// rate is looked up. Throws kInterrupted.
 HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory,
-                                const std::string& store);
+                                const std::string& store, const Interrupted& interrupted = {});
 
 // Names such as docker0, virbr0 and veth12ab.
 bool is_virtual_interface(const std::string& name);

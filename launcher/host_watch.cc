@@ -12,11 +12,14 @@ constexpr Seconds kPatience{5};
 
 }  // namespace
 
-HostWatch::HostWatch(const std::vector<WatchedHost>& hosts, const Key& key) {
+HostWatch::HostWatch(const std::vector<WatchedHost>& hosts, const Key& key,
+                     const Interrupted& interrupted) {
   // A host that is held wants to be pinged at once, however long others take.
   std::vector<std::promise<void>> held(hosts.size());
   for (std::size_t i = 0; i < hosts.size(); ++i)
-    threads_.emplace_back([this, i, host = hosts[i], key, &held] { watch(i, host, key, held[i]); });
+    threads_.emplace_back([this, i, host = hosts[i], key, interrupted, &held] {
+      watch(i, host, key, interrupted, held[i]);
+    });
   std::exception_ptr failure;
   for (std::promise<void>& promise : held) try {
       promise.get_future().get();
@@ -35,15 +38,19 @@ HostWatch::~HostWatch() {
 }
 
 void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& key,
-                      std::promise<void>& held) {
+                      const Interrupted& interrupted, std::promise<void>& held) {
   std::optional<AgentClient> client;
+  bool holds = false;
   try {
-    client.emplace(host.agent, key, host.name);
+    client.emplace(host.agent, key, host.name, [this, &holds, &interrupted] {
+      return stop_ || (!holds && interrupted && interrupted());
+    });
     client->hold(host.job, host.files);
   } catch (const std::exception&) {
     held.set_exception(std::current_exception());
     return;
   }
+  holds = true;
   held.set_value();
   try {
     while (!stop_) {
@@ -51,6 +58,7 @@ void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& ke
       pause_a_second(stop_);
     }
   } catch (const std::exception& exception) {
+    if (stop_) return;
     const std::lock_guard lock(mutex_);
     lost_.emplace_back(number, exception.what());
   }

@@ -22,8 +22,9 @@ struct WatchedHost {
 
 class HostWatch {
  public:
-  // Throws what keeps a host from being watched.
-  HostWatch(const std::vector<WatchedHost>& hosts, const Key& key);
+  // Throws what keeps a host from being watched, kInterrupted. Once it watches, it goes on after an
+  // interrupt: what it holds would end at once.
+  HostWatch(const std::vector<WatchedHost>& hosts, const Key& key, const Interrupted& interrupted);
   // Lets go of all hosts: their agents end what is left of the job.
   ~HostWatch();
 
@@ -32,7 +33,8 @@ class HostWatch {
   std::string reason(std::size_t host) const;
 
  private:
-  void watch(std::size_t number, const WatchedHost& host, const Key& key, std::promise<void>& held);
+  void watch(std::size_t number, const WatchedHost& host, const Key& key,
+             const Interrupted& interrupted, std::promise<void>& held);
 
   std::vector<std::thread> threads_;
   std::atomic<bool> stop_{false};

@@ -2,17 +2,18 @@
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <future>
 #include <set>
 #include <thread>
 
 #include "base/error.h"
 #include "base/host.h"
+#include "launcher/addresses.h"
 
 namespace stagecoach {
 namespace {
@@ -32,41 +33,43 @@ std::set<std::string> own_addresses() {
   return found;
 }
 
-// What another host may call this machine: the address that its packets to it carry.
-std::string address_towards(const std::string& host) {
-  addrinfo hints{};
-  hints.ai_family = AF_INET;
-  hints.ai_socktype = SOCK_DGRAM;
-  addrinfo* found = nullptr;
-  if (::getaddrinfo(host.c_str(), "9", &hints, &found) != 0) return "127.0.0.1";
-  std::string address = "127.0.0.1";
-  const int socket = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  sockaddr_in own{};
-  socklen_t size = sizeof(own);
-  if (::connect(socket, found->ai_addr, found->ai_addrlen) == 0 &&
-      ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &size) == 0) {
+// What a host with one of these addresses may call this machine: the address that packets to it
+// carry.
+std::string address_towards(const std::vector<std::string>& addresses) {
+  for (const std::string& address : addresses) {
+    sockaddr_in other{}, own{};
+    other.sin_family = AF_INET;
+    other.sin_port = htons(9);  // any: nothing is sent
+    if (::inet_pton(AF_INET, address.c_str(), &other.sin_addr) != 1) continue;
+    const int socket = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    socklen_t size = sizeof(own);
+    const bool known =
+        ::connect(socket, reinterpret_cast<const sockaddr*>(&other), sizeof(other)) == 0 &&
+        ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &size) == 0;
+    ::close(socket);
     char text[INET_ADDRSTRLEN] = {};
-    ::inet_ntop(AF_INET, &own.sin_addr, text, sizeof(text));
-    address = text;
+    if (known && ::inet_ntop(AF_INET, &own.sin_addr, text, sizeof(text)) != nullptr) return text;
   }
-  ::close(socket);
-  ::freeaddrinfo(found);
-  return address;
+  return "127.0.0.1";
 }
 
-// Whether a name or an address is this machine's.
-bool is_own(const std::string& host, const std::set<std::string>& own) {
-  if (own.contains(host)) return true;
-  addrinfo hints{};
-  hints.ai_family = AF_INET;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (::getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return false;
-  char text[INET_ADDRSTRLEN] = {};
-  ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(found->ai_addr)->sin_addr, text,
-              sizeof(text));
-  ::freeaddrinfo(found);
-  return own.contains(text) || std::string_view(text).starts_with("127.");
+// Of each host of the job, all at once: a name server that is silent costs the same for all.
+std::vector<Lookup> look_up(const std::vector<HostSpec>& specs, const Interrupted& interrupted) {
+  std::vector<std::future<Lookup>> answers;
+  for (const HostSpec& spec : specs)
+    answers.push_back(std::async(std::launch::async, [&] {
+      return addresses_of(spec.reached_as(), kConnectPatience, interrupted);
+    }));
+  std::vector<Lookup> lookups;
+  for (std::future<Lookup>& answer : answers) lookups.push_back(answer.get());
+  return lookups;
+}
+
+bool is_own(const Lookup& lookup, const std::set<std::string>& own) {
+  return std::any_of(lookup.addresses.begin(), lookup.addresses.end(),
+                     [&](const std::string& address) {
+                       return own.contains(address) || address.starts_with("127.");
+                     });
 }
 
 void reach(Host& host, const LaunchJob& job, const TemporaryAgentOrder& order,
@@ -81,7 +84,9 @@ void reach(Host& host, const LaunchJob& job, const TemporaryAgentOrder& order,
     host.temporary = std::make_unique<TemporaryAgent>(host.name(), ssh, order, interrupted);
     host.agent.port = host.temporary->port();
   }
-  host.client = std::make_unique<AgentClient>(host.agent, order.key, host.name());
+  host.client = std::make_unique<AgentClient>(host.agent, order.key, host.name(), interrupted);
+  if (in_a_home(host.store))
+    host.store = host.client->facts({}).with_home(host.store, host.name() + ": store");
   host.facts = host.client->facts(host.store);
 }
 
@@ -100,17 +105,21 @@ void attempt(Host& host, const Work& work) {
 }  // namespace
 
 Hosts::Hosts(const LaunchJob& job, const HostsOptions& options)
-    : key_(job.key.empty() ? Key::random() : read_key_file(job.key)) {
+    : key_(job.key.empty() ? Key::random() : read_key_file(job.key)),
+      interrupted_(options.interrupted) {
   const std::set<std::string> own = own_addresses();
   const std::string name = host_name("localhost");
   const std::string source_store =
       std::filesystem::absolute(job.run_value("store")).lexically_normal();
   bool among_them = false;
+  const std::vector<Lookup> lookups = look_up(job.cluster.hosts, interrupted_);
   for (const HostSpec& spec : job.cluster.hosts) {
+    const Lookup& lookup = lookups[hosts_.size()];
     Host& host = hosts_.emplace_back();
     host.spec = spec;
     host.store = job.store_of(spec);
-    host.here = spec.reached_as() == name || is_own(spec.reached_as(), own);
+    host.here = spec.reached_as() == name || is_own(lookup, own);
+    if (host.here) host.store = with_home(host.store, host.name() + ": store");
     if (!host.here || among_them || host.store != source_store) continue;
     among_them = true;
     source_index_ = hosts_.size() - 1;
@@ -121,7 +130,9 @@ Hosts::Hosts(const LaunchJob& job, const HostsOptions& options)
     const auto other =
         std::find_if(hosts_.begin(), hosts_.end(), [](const Host& host) { return !host.here; });
     source_->spec.address =
-        other == hosts_.end() ? "127.0.0.1" : address_towards(other->spec.reached_as());
+        other == hosts_.end()
+            ? "127.0.0.1"
+            : address_towards(lookups[static_cast<std::size_t>(other - hosts_.begin())].addresses);
     source_->store = source_store;
     source_->here = true;
   }
@@ -134,13 +145,13 @@ Hosts::Hosts(const LaunchJob& job, const HostsOptions& options)
       order.state = options.state;
     }
     threads.emplace_back(
-        [&, order] { attempt(host, [&] { reach(host, job, order, options.interrupted); }); });
+        [&, order] { attempt(host, [&] { reach(host, job, order, interrupted_); }); });
   };
   for (Host& host : hosts_) start(host);
   if (source_) start(*source_);
   threads.clear();
   try {
-    throw_if_interrupted(options.interrupted);
+    throw_if_interrupted(interrupted_);
     if (source().problem) throw Error(*source().problem);
   } catch (const Error&) {
     let_go();
@@ -163,14 +174,22 @@ void Hosts::let_go() {
 }
 
 void Hosts::each(const std::function<void(Host&)>& work) {
-  std::vector<std::jthread> threads;  // joined when it goes
-  for (Host& host : hosts_)
-    if (host.reached()) threads.emplace_back([&] { attempt(host, [&] { work(host); }); });
+  {
+    std::vector<std::jthread> threads;  // joined when it goes
+    for (Host& host : hosts_)
+      if (host.reached()) threads.emplace_back([&] { attempt(host, [&] { work(host); }); });
+  }
+  throw_interrupt();
+}
+
+void Hosts::throw_interrupt() const {
+  for (const Host& host : hosts_)
+    if (host.problem && host.problem->kind() == ErrorKind::kInterrupted) throw Error(*host.problem);
 }
 
 void Hosts::reconnect() {
   each([this](Host& host) {
-    host.client = std::make_unique<AgentClient>(host.agent, key_, host.name());
+    host.client = std::make_unique<AgentClient>(host.agent, key_, host.name(), interrupted_);
   });
 }
 
@@ -179,8 +198,7 @@ void Hosts::throw_problems(const std::string& what) const {
   for (const Host& host : hosts_)
     if (host.problem) troubled.push_back(&host);
   if (troubled.empty()) return;
-  for (const Host* host : troubled)  // the user's doing, and no host's
-    if (host->problem->kind() == ErrorKind::kInterrupted) throw Error(*host->problem);
+  throw_interrupt();
   if (troubled.size() == 1) throw Error(*troubled.front()->problem);
   std::string text = fmt::format("{}: {} of {} hosts", what, troubled.size(), hosts_.size());
   for (const Host* host : troubled) text += fmt::format("\n  {}", host->problem->what());

@@ -53,17 +53,21 @@ class Hosts {
   Host& source() { return source_ ? *source_ : hosts_[source_index_]; }
   const Host& source() const { return source_ ? *source_ : hosts_[source_index_]; }
 
-  // `work` for every host that can be reached, at once. What it throws becomes the host's problem.
+  // `work` for every host that can be reached, at once. What it throws becomes the host's problem,
+  // but for kInterrupted, which is thrown on: that is no host's.
   void each(const std::function<void(Host&)>& work);
-  // A new connection to each that is reached; one that cannot be had is that host's problem.
+  // A new connection to each that is reached; one that cannot be had is that host's problem. Throws
+  // kInterrupted.
   void reconnect();
   // One error for all of their problems. Nothing where there are none.
   void throw_problems(const std::string& what) const;
 
  private:
   void let_go();
+  void throw_interrupt() const;
 
   Key key_;
+  Interrupted interrupted_;
   std::vector<Host> hosts_;
   std::optional<Host> source_;
   std::size_t source_index_ = 0;

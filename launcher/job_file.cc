@@ -46,8 +46,10 @@ void read_launch_table(const std::string& file, const toml::node& node, LaunchJo
 void read_run_table(const std::string& file, const toml::node& node, LaunchJob& job) {
   const toml::table* const run = node.as_table();
   if (run == nullptr) throw toml_error(file, node, "run: expected a table, [run]");
-  for (const auto& [key, value] : *run)
-    job.run.emplace_back(key.str(), run_values(file, key.str(), value));
+  for (const auto& [key, value] : *run) {
+    run_values(file, key.str(), value);  // refuses ~ where this user has no home
+    job.run.emplace_back(key.str(), toml_texts(file, value));
+  }
 }
 
 void check_hosts(const LaunchJob& job) {
@@ -78,12 +80,16 @@ void check_hosts(const LaunchJob& job) {
 
 std::string LaunchJob::run_value(const std::string& name) const {
   for (const auto& [setting, values] : run)
-    if (setting == name && values.size() == 1) return values.front();
+    if (setting == name && values.size() == 1)
+      return is_path_setting(name) ? with_home(values.front(), file + ": " + name) : values.front();
   return {};
 }
 
 std::string LaunchJob::store_of(const HostSpec& host) const {
-  return fs::absolute(host.store.empty() ? run_value("store") : host.store).lexically_normal();
+  std::string store = host.store;
+  for (const auto& [setting, values] : run)
+    if (store.empty() && setting == "store" && values.size() == 1) store = values.front();
+  return in_a_home(store) ? store : fs::absolute(store).lexically_normal().string();
 }
 
 LaunchJob read_launch_job(const std::string& file) {

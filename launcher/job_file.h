@@ -21,12 +21,12 @@ struct LaunchJob {
   int replicas = 1;                  // hosts that have a slab
   int restarts = 3;                  // after lost hosts or ranks, at most
   ClusterSpec cluster;
-  // [run], keys with their values, sorted.
+  // [run], keys with their values, sorted, as the file has them.
   std::vector<std::pair<std::string, std::vector<std::string>>> run;
 
-  // Of a key of [run] that has one value; empty: it is not there.
+  // Of a key of [run] that has one value; empty: it is not there. ~ is this user's home.
   std::string run_value(const std::string& name) const;
-  // Where a host's store is.
+  // Where a host's store is: an absolute path, or one in the home of the host's agent, "~/…".
   std::string store_of(const HostSpec& host) const;
 };
 

@@ -1,6 +1,8 @@
 // A JobRunner's other half: what went wrong, and what becomes of the job then.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <thread>
 
 #include "base/clock.h"
@@ -15,6 +17,8 @@ namespace {
 // does not.
 constexpr Seconds kAnswerPatience{2};
 constexpr Seconds kJudgement{kSilence + Seconds(2)};
+// For mpirun to hand on what rank 0 has printed.
+constexpr Seconds kHandOn{2};
 constexpr int kPeerLostCode = static_cast<int>(ErrorKind::kPeerLost);
 
 // A process that a signal has ended, as mpirun and shells tell it.
@@ -67,7 +71,8 @@ bool JobRunner::all_answer() {
       threads.emplace_back([&, host] {
         try {
           const Host& asked = hosts_.at(host);
-          AgentClient(asked.agent, hosts_.key(), asked.name()).ping(kAnswerPatience);
+          AgentClient(asked.agent, hosts_.key(), asked.name(), options_.interrupted)
+              .ping(kAnswerPatience);
           ++answers;
         } catch (const std::exception&) {  // the watch will say
         }
@@ -82,20 +87,57 @@ std::string JobRunner::done_name() const {
 
 // How rank 0 says that the job ended: all results written, or with an error of its own; mpirun's
 // word alone is not enough (relay.cc), and it may name a rank that fell over while others ended.
-std::optional<int> JobRunner::last_word() const {
+// Asked again where its host stumbles, until the watch has lost it, too.
+std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) const {
   const std::size_t first = planned_.ranks[0];
   const Host& host = hosts_.at(first);
   const std::string done = done_name();
-  try {
-    for (const StoreFile& file :
-         AgentClient(host.agent, hosts_.key(), host.name()).job_files(files_tag(first))) {
-      if (file.name == done) return 0;
-      for (int code = 1; code < kPeerLostCode; ++code)
-        if (file.name == fmt::format("{}.{}", done, code)) return code;
+  const auto deadline = Clock::now() + kJudgement;
+  const auto is_lost = [&] {
+    const std::vector<std::size_t> lost = watch.lost();
+    return std::find(lost.begin(), lost.end(), 0) != lost.end();
+  };
+  while (!is_lost() && Clock::now() < deadline) try {
+      AgentClient client(host.agent, hosts_.key(), host.name(), options_.interrupted);
+      for (const StoreFile& file : client.job_files(files_tag(first)))
+        for (int code = 0; code < kPeerLostCode; ++code)
+          if (file.name == (code == 0 ? done : fmt::format("{}.{}", done, code))) {
+            const std::vector<std::byte> text = client.read_job_file(files_tag(first), file.name);
+            return LastWord{
+                .code = code,
+                .printed = std::atoll(
+                    std::string(reinterpret_cast<const char*>(text.data()), text.size()).c_str())};
+          }
+      return std::nullopt;
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kInterrupted) throw;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-  } catch (const Error&) {  // it is lost itself
-  }
   return std::nullopt;
+}
+
+// Whether all that rank 0 has printed comes through, which mpirun may still hand on.
+bool JobRunner::all_printed(Child& mpirun, std::int64_t bytes) {
+  const auto deadline = Clock::now() + kHandOn;
+  while (output_.taken() < bytes && mpirun.out() >= 0 && Clock::now() < deadline)
+    relay_some(mpirun);
+  return output_.taken() >= bytes;
+}
+
+// After mpirun's end or a loss: what rank 0 says counts for more. A host that is lost when its
+// results are written has done its part.
+void JobRunner::settle(Outcome& outcome, Child& mpirun, const HostWatch& watch) {
+  const std::optional<LastWord> said = last_word(watch);
+  const bool lost = !outcome.lost_hosts.empty();
+  if (said && !lost) {
+    outcome.explained = said->code == 0 && outcome.code != 0;
+    outcome.code = said->code;
+  } else if (said && said->code == 0 && all_printed(mpirun, said->printed)) {
+    options_.warn("all results were written before");
+    outcome = {.code = 0, .lost_hosts = {}, .reason = {}, .explained = true};
+  } else {
+    judge(outcome, watch);
+  }
 }
 
 // Ranks that end for want of another may be sooner than the watch: all hosts are asked once more.

@@ -9,6 +9,7 @@
 #include <array>
 #include <thread>
 
+#include "base/byte_size.h"
 #include "base/error.h"
 #include "launcher/launch_session.h"
 #include "launcher/leftovers.h"
@@ -21,6 +22,9 @@ namespace fs = std::filesystem;
 
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};
+// After Ctrl-C, of kEndedAfter: until hosts are no longer told to end the job, and to forget its
+// files. What comes behind is the end of ssh.
+constexpr Seconds kToldToEnd{3}, kToldToForget{3.6};
 constexpr const char* kTokens = "tokens/tokens.json";
 constexpr int kPeerLostCode = static_cast<int>(ErrorKind::kPeerLost);
 
@@ -49,22 +53,29 @@ JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& 
                      PlannedJob planned)
     : job_(job),
       options_(options),
+      grace_(options.interrupted),
       hosts_(hosts),
       model_(model),
       planned_(std::move(planned)),
       in_rounds_(planned_.stages.windows.size() > planned_.ranks.size()),
-      output_(job.run_value("json") == "true", options.out),
+      output_(job.run_value("json") == "true", options.out,
+              [this](std::string_view text) { messages_.take(text); }),
       messages_(options.terminal, options.messages) {}
 
 JobRunner::~JobRunner() {
   if (runs_ == 0) return;
   std::error_code ignored;
   fs::remove_all(folder(), ignored);
-  for (Host& host : hosts_.all()) host.problem.reset();
-  hosts_.each([this](Host& host) {
-    AgentClient(host.agent, hosts_.key(), host.name())
-        .forget_job(files_tag(static_cast<std::size_t>(&host - hosts_.all().data())));
-  });
+  std::vector<std::jthread> threads;  // joined when it goes
+  for (std::size_t i = 0; i < hosts_.count(); ++i)
+    if (const Host& host = hosts_.at(i); host.client != nullptr && !host.lost)
+      threads.emplace_back([this, &host, i] {
+        try {
+          AgentClient(host.agent, hosts_.key(), host.name(), grace_.after(kToldToForget))
+              .forget_job(files_tag(i));
+        } catch (const std::exception&) {  // gone; they go when its agent starts
+        }
+      });
 }
 
 // ---- Names ----
@@ -115,6 +126,7 @@ MpiJob JobRunner::mpi_job() const {
     mpi.ranks.push_back({.address = host.spec.reached_as(),
                          .binary = planned_.binaries[place],
                          .store = host.store,
+                         .home = host.facts.home,
                          .memory = host.spec.memory,
                          .device_memory = host.spec.device_memory,
                          .extra = {}});
@@ -127,12 +139,22 @@ MpiJob JobRunner::mpi_job() const {
 // With the folders of a job that runs.
 MpiJob JobRunner::placed_job() {
   MpiJob mpi = mpi_job();
+  std::vector<std::string> folders;
+  for (const std::size_t host : planned_.ranks) {
+    const auto [path, free_bytes] = hosts_.at(host).client->job_folder(files_tag(host));
+    folders.push_back(path);
+    if (keeps_pass()) room_for_pass_ = has_room_for_pass(hosts_.at(host), free_bytes);
+  }
   for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) {
-    const std::string files = host_of(rank).client->job_folder(files_tag(planned_.ranks[rank]));
+    const std::string& files = folders[rank];
     std::vector<std::string>& extra = mpi.ranks[rank].extra;
     if (keeps_tokens())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
-    if (keeps_pass()) extra.push_back("--checkpoint=" + files + "/pass");
+    if (keeps_pass())
+      extra.insert(extra.end(), {"--checkpoint=" + files + "/pass", "--checkpoint-newest"});
+    // What the lost host's plan has kept may fit this one, and is no reason to end.
+    if (runs_ > 1 && job_.replicas > 1 && job_.command == "score")
+      extra.emplace_back("--checkpoint-anew");
     if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
@@ -147,8 +169,25 @@ bool JobRunner::keeps_pass() const {
   const bool one_isa =
       std::all_of(planned_.ranks.begin(), planned_.ranks.end(),
                   [&](std::size_t host) { return hosts_.at(host).facts.isa == isa; });
-  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && one_isa &&
+  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && room_for_pass_ && one_isa &&
          job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
+}
+
+// For as many tokens as the text can have.
+bool JobRunner::has_room_for_pass(const Host& host, std::int64_t free_bytes) const {
+  constexpr std::int64_t kFiles = 3;     // two that are kept, one that is written
+  constexpr std::int64_t kSpecial = 16;  // tokens that a tokenizer adds
+  constexpr std::int64_t kSpare = std::int64_t{64} << 20;
+  const ModelSpec& spec = model_.manifest().spec;
+  const std::int64_t rows = std::min(spec.max_position_embeddings, options_.text_bytes + kSpecial);
+  const std::int64_t most =
+      kFiles * rows * spec.hidden_size * static_cast<std::int64_t>(sizeof(float)) + kSpare;
+  if (free_bytes >= most) return true;
+  options_.warn(
+      fmt::format("{}: hidden states of this score, up to {}, have no room where its agent keeps "
+                  "files, {} are free: after a loss it starts from its first layer",
+                  host.name(), format_bytes(most), format_bytes(free_bytes)));
+  return false;
 }
 
 // The host that had rank 0 has them, and newer ones.
@@ -211,7 +250,7 @@ JobRunner::Outcome JobRunner::run_ranks() {
   place_tokens();
   const char* const setting = stdin_setting(job_);
   const Input input(setting == nullptr ? "" : job_.run_value(setting));
-  const HostWatch watch(watched(), hosts_.key());
+  const HostWatch watch(watched(), hosts_.key(), options_.interrupted);
   std::optional<TokenMirror> mirror;
   if (keeps_tokens())
     mirror.emplace(host_of(0).agent, hosts_.key(), host_of(0).name(), files_tag(planned_.ranks[0]),
@@ -219,49 +258,52 @@ JobRunner::Outcome JobRunner::run_ranks() {
   Child mpirun(mpi_command(mpi), {fmt::format("{}={}", kJobVariable, own_tag())},
                Child::Streams::kCapture, input.descriptor());
   messages_.begin();
-  Outcome outcome = follow(mpirun, watch);
-  std::optional<int> said;
-  if (outcome.lost_hosts.empty()) said = last_word();
-  if (said)
-    outcome.code = *said;
-  else
-    judge(outcome, watch);
+  Outcome outcome;
+  try {
+    outcome = follow(mpirun, watch);
+    settle(outcome, mpirun, watch);
+  } catch (const Error&) {  // Ctrl-C, or nobody takes the output any more
+    messages_.end(true);
+    end_everywhere(mpirun);
+    throw;
+  }
   end_everywhere(mpirun);
   if (mirror && mirror->latest()) tokens_ = mirror->latest();
-  messages_.end(outcome.lost());
+  messages_.end(outcome.explained || outcome.lost());
   return outcome;
 }
 
-// Until mpirun ends, a host is lost or the user ends it, who gets kInterrupted.
-JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) try {
-  Outcome outcome;
+// What mpirun says now, after at most a moment.
+void JobRunner::relay_some(Child& mpirun) {
   std::array<char, 65536> buffer;
   const auto forward = [&](int file, const auto& take) {
     const ssize_t size = ::read(file, buffer.data(), buffer.size());
     if (size > 0) take(std::string_view(buffer.data(), static_cast<std::size_t>(size)));
     return size > 0 || (size < 0 && errno == EINTR);
   };
+  std::array<pollfd, 2> files{pollfd{mpirun.out(), POLLIN, 0}, pollfd{mpirun.err(), POLLIN, 0}};
+  ::poll(files.data(), files.size(), 100);
+  if (files[0].revents != 0 &&
+      !forward(mpirun.out(), [&](std::string_view text) { output_.take(text); }))
+    mpirun.close_out();
+  if (files[1].revents != 0 &&
+      !forward(mpirun.err(), [&](std::string_view text) { messages_.take(text); }))
+    mpirun.close_err();
+  if (options_.interrupted())
+    throw Error(ErrorKind::kInterrupted, "interrupted: the job was ended on all hosts");
+}
+
+// Until mpirun ends, a host is lost or the user ends it, who gets kInterrupted.
+JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) {
+  Outcome outcome;
   std::optional<int> code;
   while (mpirun.out() >= 0 || mpirun.err() >= 0 || !(code = mpirun.poll())) {
-    std::array<pollfd, 2> files{pollfd{mpirun.out(), POLLIN, 0}, pollfd{mpirun.err(), POLLIN, 0}};
-    ::poll(files.data(), files.size(), 100);
-    if (files[0].revents != 0 &&
-        !forward(mpirun.out(), [&](std::string_view text) { output_.take(text); }))
-      mpirun.close_out();
-    if (files[1].revents != 0 &&
-        !forward(mpirun.err(), [&](std::string_view text) { messages_.take(text); }))
-      mpirun.close_err();
-    if (options_.interrupted())
-      throw Error(ErrorKind::kInterrupted, "interrupted: the job was ended on all hosts");
+    relay_some(mpirun);
     take_lost(outcome, watch);
     if (!outcome.lost_hosts.empty()) return outcome;
   }
   outcome.code = *code;
   return outcome;
-} catch (const Error&) {  // Ctrl-C, or nobody takes the output any more
-  messages_.end(true);
-  end_everywhere(mpirun);
-  throw;
 }
 
 void JobRunner::end_everywhere(Child& mpirun) {
@@ -273,7 +315,7 @@ void JobRunner::end_everywhere(Child& mpirun) {
   const auto end = [&](const Host& host, const std::string& tag) {
     threads.emplace_back([&, tag] {
       try {
-        AgentClient(host.agent, hosts_.key(), host.name()).end(tag);
+        AgentClient(host.agent, hosts_.key(), host.name(), grace_.after(kToldToEnd)).end(tag);
       } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher
       }
     });
@@ -312,9 +354,8 @@ int JobRunner::run() {
 void JobRunner::collect_report() {
   const std::string report = job_.run_value("report");
   if (report.empty()) return;
-  hosts_.reconnect();
-  hosts_.throw_problems("the report cannot be fetched");
-  AgentClient& first = *host_of(0).client;
+  const Host& host = host_of(0);
+  AgentClient first(host.agent, hosts_.key(), host.name(), options_.interrupted);
   const std::string tag = files_tag(planned_.ranks[0]);
   constexpr std::string_view kReport = "report/";
   for (const StoreFile& file : first.job_files(tag)) {

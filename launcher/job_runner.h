@@ -50,16 +50,26 @@ class JobRunner {
     std::vector<std::size_t> lost_hosts;  // in all(), in the order in which they were missed
     std::string reason;                   // of the first
     bool rank_lost = false;               // a rank, of a host that answers
+    bool explained = false;               // Open MPI knows no better
 
     bool lost() const { return rank_lost || !lost_hosts.empty(); }
+  };
+
+  // Of rank 0: how the job ended, and what it has printed until then.
+  struct LastWord {
+    int code = 0;
+    std::int64_t printed = 0;  // bytes
   };
 
   Outcome run_once();
   Outcome run_ranks();
   Outcome follow(Child& mpirun, const HostWatch& watch);
+  void relay_some(Child& mpirun);
+  void settle(Outcome& outcome, Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
-  std::optional<int> last_word() const;
+  std::optional<LastWord> last_word(const HostWatch& watch) const;
+  bool all_printed(Child& mpirun, std::int64_t bytes);
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
   void name_lost(Outcome& outcome, std::size_t host, const std::string& reason);
@@ -86,10 +96,12 @@ class JobRunner {
   std::string done_name() const;  // of a file of rank 0's
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
   bool keeps_pass() const;
+  bool has_room_for_pass(const Host& host, std::int64_t free_bytes) const;
   std::filesystem::path folder() const { return options_.state / "launches" / planned_.name; }
 
   const LaunchJob& job_;
   const LaunchOptions& options_;
+  const Grace grace_;
   Hosts& hosts_;
   Model& model_;
   PlannedJob planned_;
@@ -99,6 +111,7 @@ class JobRunner {
   MessageRelay messages_;
   std::optional<std::vector<std::byte>> tokens_;  // drawn before a restart
   std::optional<std::size_t> tokens_host_;        // which had rank 0 then
+  bool room_for_pass_ = true;                     // of a score, on every host so far
   int runs_ = 0;
 };
 

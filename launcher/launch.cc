@@ -188,7 +188,12 @@ void Launch::ship(const JobRunner& runner) {
     for (std::size_t i = 0; i < wanted.size(); ++i)
       bytes += model_->bytes(model_->missing(hosts()[i], wanted[i]));
     if (bytes > 0) options_.note(fmt::format("shipping {} of {}", format_bytes(bytes), what));
-    model_->ship(*hosts_, wanted, options_.shipping);
+    try {
+      model_->ship(*hosts_, wanted, options_.shipping);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kInterrupted) throw;
+      throw Error(error.kind(), "interrupted; what was shipped stays for the next launch");
+    }
   };
   some(runner.by_host(own_slabs(planned_.stages, model_->manifest())), "slabs");
   if (job_.replicas < 2) return;

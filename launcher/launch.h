@@ -19,6 +19,7 @@ struct LaunchOptions {
   bool quiet = false;           // ranks say no more than they must
   std::filesystem::path state;  // for files of this launch
   bool terminal = false;        // stderr is one
+  std::int64_t text_bytes = 0;  // of what a score reads
 
   // The plan for hosts whose memory and rates are known.
   std::function<ClusterPlan(const Manifest&, const ClusterSpec&)> plan;

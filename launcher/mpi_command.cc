@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/host.h"
+#include "plan/cluster_toml.h"
 
 namespace stagecoach {
 namespace {
@@ -58,7 +60,11 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
       add_flag(words, setting, "-");
       continue;
     }
-    for (const std::string& value : values) add_flag(words, setting, value);
+    for (const std::string& value : values)
+      add_flag(words, setting,
+               is_path_setting(setting) && in_a_home(value) && !place.home.empty()
+                   ? place.home + value.substr(1)
+                   : value);
   }
   words.insert(words.end(), place.extra.begin(), place.extra.end());
   return words;

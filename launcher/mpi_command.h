@@ -12,6 +12,7 @@ namespace stagecoach {
 struct RankPlace {
   std::string address;  // as mpirun calls the host
   std::string binary, store;
+  std::string home = {};  // that ~ is in other paths
   std::int64_t memory = 0;
   std::int64_t device_memory = 0;
   std::vector<std::string> extra;  // flags of this rank alone

@@ -220,10 +220,6 @@ std::optional<Finished> run_program(const Words& argv, Seconds patience,
   return std::nullopt;
 }
 
-void throw_if_interrupted(const Interrupted& interrupted) {
-  if (interrupted && interrupted()) throw Error(ErrorKind::kInterrupted, "interrupted");
-}
-
 int end_processes_of(const std::string& job) {
   constexpr int kMostRounds = 20;
   int ended = 0;

@@ -3,12 +3,11 @@
 
 #include <sys/types.h>
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "launcher/secure_channel.h"
+#include "launcher/interruption.h"
 
 namespace stagecoach {
 
@@ -55,15 +54,10 @@ struct Finished {
   std::string out, err;
 };
 
-// Whether the user wants an end of it, asked a few times a second; null: nobody asks.
-using Interrupted = std::function<bool()>;
-
 // Runs a program to its end, without input; after `patience` it is killed. Nullopt when it cannot
 // be started. Throws kInterrupted.
 std::optional<Finished> run_program(const Words& argv, Seconds patience,
                                     const Interrupted& interrupted = {});
-
-void throw_if_interrupted(const Interrupted& interrupted);
 
 // The variable that every process of a launched job has; its value is the job's on that host.
 inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";

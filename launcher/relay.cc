@@ -36,11 +36,13 @@ bool is_of_open_mpi(std::string_view line) {
 
 void OutputRelay::restart() {
   to_skip_ = passed_;
+  taken_ = 0;
   line_.clear();
 }
 
 void OutputRelay::take(std::string_view data) {
   if (!lines_) {
+    taken_ += static_cast<std::int64_t>(data.size());
     const std::size_t known = std::min(to_skip_, data.size());
     to_skip_ -= known;
     data.remove_prefix(known);
@@ -51,7 +53,11 @@ void OutputRelay::take(std::string_view data) {
   for (const char c : data) {
     line_ += c;
     if (c != '\n') continue;
-    if (to_skip_ > 0) {
+    const bool is_result = line_.front() == '{';
+    if (is_result) taken_ += static_cast<std::int64_t>(line_.size());
+    if (!is_result) {
+      other_(line_);
+    } else if (to_skip_ > 0) {
       --to_skip_;
     } else {
       ++passed_;
@@ -86,12 +92,18 @@ void MessageRelay::end(bool explained) {
   in_frame_ = progress_shown_ = false;
 }
 
-void MessageRelay::line(const std::string& text) {
-  // Open MPI 5 ends its messages with a zero byte.
-  if (std::string plain = text; std::erase(plain, '\0') > 0) {
-    if (!plain.empty()) hold(plain);
-    return;
+// Open MPI 5 ends its messages with a zero byte, which then stands before what comes next: on
+// either side of one are lines of their own.
+void MessageRelay::line_with_zeros(const std::string& text) {
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\0', begin), text.size());
+    if (end > begin) line(text.substr(begin, end - begin));
+    begin = end + 1;
   }
+}
+
+void MessageRelay::line(const std::string& text) {
+  if (text.find('\0') != std::string::npos) return line_with_zeros(text);
   saw_error_ = saw_error_ || text.starts_with("stagecoach: ");
   if (is_frame(text)) {
     in_frame_ = !in_frame_;

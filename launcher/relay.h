@@ -1,6 +1,7 @@
 // What a job's rank 0 prints, on its way to the user: results once, whatever restarts repeat.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -12,15 +13,21 @@ namespace stagecoach {
 class OutputRelay {
  public:
   using Write = std::function<void(std::string_view)>;
-  OutputRelay(bool lines, Write write) : lines_(lines), write_(std::move(write)) {}
+  // `other` takes lines that are no objects, where results are: Open MPI 5 may say there what is
+  // meant for people.
+  OutputRelay(bool lines, Write write, Write other)
+      : lines_(lines), write_(std::move(write)), other_(std::move(other)) {}
 
   void take(std::string_view data);
   // What comes from now on starts from the beginning.
   void restart();
+  // Bytes of results that have come since.
+  std::int64_t taken() const { return taken_; }
 
  private:
   const bool lines_;
-  const Write write_;
+  const Write write_, other_;
+  std::int64_t taken_ = 0;
   std::size_t passed_ = 0;   // bytes, or lines, that have gone through in all
   std::size_t to_skip_ = 0;  // of those that come again
   std::string line_;         // one that is not finished
@@ -44,6 +51,7 @@ class MessageRelay {
 
  private:
   void line(const std::string& text);
+  void line_with_zeros(const std::string& text);
   void hold(const std::string& text);
   void write(const std::string& text);
 

@@ -19,8 +19,10 @@
 #include <thread>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "launcher/addresses.h"
 
 namespace stagecoach {
 namespace {
@@ -113,22 +115,36 @@ std::string Endpoint::text() const {
 
 // One thread uses a connection at a time: operations are started and waited for.
 struct SecureChannel::Connection {
-  Connection(std::string peer_in, const Key& key_in)
-      : peer(std::move(peer_in)), key(key_in), context(tls_context(key)), stream(io, context) {}
+  Connection(std::string peer_in, const Key& key_in, Interrupted interrupted_in = {})
+      : peer(std::move(peer_in)),
+        key(key_in),
+        context(tls_context(key)),
+        stream(io, context),
+        interrupted(std::move(interrupted_in)) {}
 
-  // Starts an operation and runs it to its end or the deadline, whose end closes the socket.
+  // Starts an operation and runs it to its end or the deadline, whose end closes the socket, as an
+  // interrupt does, which is thrown.
   template <typename Start>
   ErrorCode run(Seconds patience, const Start& start) {
+    constexpr Clock::duration kLook = std::chrono::milliseconds(100);
+    throw_if_interrupted(interrupted);
     std::optional<ErrorCode> result;
     start([&result](const ErrorCode& error, const auto&...) { result = error; });
-    io.restart();
-    io.run_for(std::chrono::duration_cast<std::chrono::nanoseconds>(patience));
+    const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
+    bool asked_to_stop = false;
+    while (!result && !asked_to_stop && Clock::now() < deadline) {
+      io.restart();
+      io.run_for(interrupted ? std::min(deadline - Clock::now(), kLook) : deadline - Clock::now());
+      asked_to_stop = !result && interrupted && interrupted();
+    }
     if (result) return *result;
     ErrorCode ignored;
     stream.lowest_layer().close(ignored);
     io.restart();
     io.run();
-    return asio::error::timed_out;
+    if (!asked_to_stop) return asio::error::timed_out;
+    broken = true;
+    throw Error(ErrorKind::kInterrupted, "interrupted");
   }
 
   bool broken = false;
@@ -137,6 +153,7 @@ struct SecureChannel::Connection {
   asio::io_context io;
   asio::ssl::context context;
   asio::ssl::stream<tcp::socket> stream;
+  const Interrupted interrupted;
 };
 
 SecureChannel::SecureChannel(std::unique_ptr<Connection> connection)
@@ -158,31 +175,26 @@ int SecureChannel::descriptor() const {
 }
 
 SecureChannel SecureChannel::connect(const Endpoint& endpoint, const Key& key,
-                                     const std::string& name, Seconds patience) {
+                                     const std::string& name, const Interrupted& interrupted) {
   const std::string peer = name.empty() || name == endpoint.text()
                                ? endpoint.text()
                                : fmt::format("{} ({})", name, endpoint.text());
-  auto connection = std::make_unique<Connection>(peer, key);
-  tcp::resolver resolver(connection->io);
-  tcp::resolver::results_type found;
-  ErrorCode error = connection->run(patience, [&](auto done) {
-    resolver.async_resolve(endpoint.address, std::to_string(endpoint.port),
-                           [&found, done](const ErrorCode& failure, const auto& results) {
-                             found = results;
-                             done(failure);
-                           });
-  });
-  if (error)
-    throw peer_lost(peer, fmt::format("this name has no address: {}", error.message()),
+  const Lookup found = addresses_of(endpoint.address, kConnectPatience, interrupted);
+  if (found.addresses.empty())
+    throw peer_lost(peer, fmt::format("this name has no address: {}", found.problem),
                     "check `address` in [nodes]");
-  error = connection->run(patience, [&](auto done) {
-    asio::async_connect(connection->stream.lowest_layer(), found, done);
+  std::vector<tcp::endpoint> places;
+  for (const std::string& address : found.addresses)
+    places.emplace_back(asio::ip::make_address(address), endpoint.port);
+  auto connection = std::make_unique<Connection>(peer, key, interrupted);
+  ErrorCode error = connection->run(kConnectPatience, [&](auto done) {
+    asio::async_connect(connection->stream.lowest_layer(), places, done);
   });
   if (error)
     throw peer_lost(peer, fmt::format("no agent answers: {}", error.message()),
                     "on that PC: systemctl start stagecoach-agent, or stagecoach agent");
   set_options(connection->stream.next_layer());
-  error = connection->run(patience, [&](auto done) {
+  error = connection->run(kConnectPatience, [&](auto done) {
     connection->stream.async_handshake(asio::ssl::stream_base::client, done);
   });
   if (error == asio::error::timed_out)

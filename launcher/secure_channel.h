@@ -9,6 +9,7 @@
 #include <string>
 
 #include "launcher/channel.h"
+#include "launcher/interruption.h"
 #include "launcher/key.h"
 
 namespace stagecoach {
@@ -26,9 +27,10 @@ struct Endpoint {
 class SecureChannel : public Channel {
  public:
   // Throws kPeerLost when nobody answers, resource_error when the other end has another key. `name`
-  // is the other end's in messages; empty: its address.
+  // is the other end's in messages; empty: its address. Whatever waits, now or later, throws
+  // kInterrupted soon after `interrupted` says so, and is broken then.
   static SecureChannel connect(const Endpoint& endpoint, const Key& key,
-                               const std::string& name = {}, Seconds patience = kConnectPatience);
+                               const std::string& name = {}, const Interrupted& interrupted = {});
   SecureChannel(SecureChannel&&) noexcept;
   SecureChannel& operator=(SecureChannel&&) noexcept;
   ~SecureChannel() override;

@@ -76,7 +76,8 @@ class SlabTransfer {
       return
           [file](std::int64_t offset, std::span<std::byte> into) { file->read_at(offset, into); };
     }
-    auto agent = std::make_shared<AgentClient>(source.agent, key_, source.agent.text());
+    auto agent = std::make_shared<AgentClient>(source.agent, key_, source.agent.text(),
+                                               [this] { return stopped_.load(); });
     return [agent, store = source.store, &name](std::int64_t offset, std::span<std::byte> into) {
       agent->read_range(store, name, offset, into);
     };

@@ -19,6 +19,8 @@ namespace fs = std::filesystem;
 constexpr Seconds kReachPatience{20};
 constexpr Seconds kCopyPatience{300};
 constexpr Seconds kEndPatience{3};
+// Of ssh: without it the agent there ends all the same, and a host that is silent has no end.
+constexpr Seconds kRemoteEndPatience{1};
 
 // What ssh or the program behind it said, in one line.
 std::string said(const std::string& text) {
@@ -83,7 +85,8 @@ TemporaryAgentOrder order_from_json(const Json& json) {
 }
 
 TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
-                               const TemporaryAgentOrder& order, const Interrupted& interrupted) {
+                               const TemporaryAgentOrder& order, const Interrupted& interrupted)
+    : remote_(!reach.empty()) {
   const std::string binary = fs::read_symlink("/proc/self/exe");
   Words start{binary, "agent", "--temporary"};
   if (!reach.empty()) {
@@ -132,7 +135,7 @@ TemporaryAgent::TemporaryAgent(const std::string& host, const Words& reach,
 TemporaryAgent::~TemporaryAgent() {
   if (!child_) return;
   child_->close_in();
-  child_->wait(kEndPatience);
+  child_->wait(remote_ ? kRemoteEndPatience : kEndPatience);
 }
 
 }  // namespace stagecoach

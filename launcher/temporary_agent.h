@@ -36,6 +36,7 @@ class TemporaryAgent {
   std::uint16_t port() const { return port_; }
 
  private:
+  const bool remote_;
   std::optional<Child> child_;
   std::uint16_t port_ = 0;
 };

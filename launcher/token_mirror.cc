@@ -26,7 +26,7 @@ void TokenMirror::run() {
   std::optional<AgentClient> client;
   while (!stop_) {
     try {
-      if (!client) client.emplace(agent_, key_, name_);
+      if (!client) client.emplace(agent_, key_, name_, [this] { return stop_.load(); });
       look(*client);
     } catch (
         const std::exception& exception) {  // it may come back; else what there is, is the latest

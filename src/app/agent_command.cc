@@ -14,6 +14,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "base/byte_size.h"
 #include "base/file.h"
+#include "base/host.h"
 #include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/launch_session.h"
@@ -32,22 +33,22 @@ struct AgentFlags {
   bool temporary = false, verbose = false;
 };
 
-double measured_disk_rate(const fs::path& store) {
+double measured_disk_rate(const fs::path& store, const Interrupted& abandoned) {
   // Of a store that is not there yet, the folder that it would come to.
-  const auto found = probe_disk(nearest_existing(store),
-                                {.read_bytes = std::int64_t{1} << 30,
-                                 .read_seconds = 1.5,
-                                 .temporary_bytes = std::int64_t{256} << 20,
-                                 .write_seconds = 1.5,
-                                 .interrupted = [] { return interrupt_requested.load(); }});
+  const auto found = probe_disk(
+      nearest_existing(store), {.read_bytes = std::int64_t{1} << 30,
+                                .read_seconds = 1.5,
+                                .temporary_bytes = std::int64_t{256} << 20,
+                                .write_seconds = 1.5,
+                                .interrupted = [&] { return interrupt_requested || abandoned(); }});
   return found ? found->bytes_per_second : 0;
 }
 
-void run_probe(const fs::path& store) {
+void run_probe(const fs::path& store, const Interrupted& abandoned) {
   constexpr Seconds kPatience{300};
   Words words{fs::read_symlink("/proc/self/exe"), "probe", "--quiet"};
   if (fs::exists(store)) words.insert(words.end(), {"--store", store});
-  const auto finished = run_program(words, kPatience);
+  const auto finished = run_program(words, kPatience, abandoned);
   if (!finished || finished->code != 0)
     throw resource_error(fmt::format(
         "probe failed: {}", finished ? finished->err.substr(0, 1000) : "it does not start"));
@@ -114,9 +115,11 @@ int serve_temporarily(const AgentFlags& flags) {
   setup_logging(Verbosity::kQuiet, "");
   AgentConfig config{.key = order.key,
                      .listen = {"0.0.0.0", 0},
-                     .stores = order.stores,
+                     .stores = {},
                      .state = order.state.empty() ? state_folder(flags) : order.state,
                      .services = services_of_this_machine()};
+  for (const fs::path& folder : order.stores)
+    config.stores.emplace_back(with_home(folder, "the store of a launch"));
   Agent agent(std::move(config));
   print_json_line({{"port", agent.port()}});
   agent.run([] {

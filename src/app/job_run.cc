@@ -18,7 +18,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/version.h"
-#include "pipeline/checkpoint_resume.h"
+#include "engine/kv_cache.h"
 #include "pipeline/clock_sync.h"
 #include "transport/mpi_module.h"
 
@@ -226,8 +226,9 @@ std::int64_t JobRun::pass_tokens() const {
 // Of the whole job, on every rank: hosts may hold different slabs, and share the folder.
 CheckpointIdentity JobRun::checkpoint_identity() {
   const RankStatus own = status();
-  const CheckpointOrigin all =
-      gather_origin(control_, {.slab_checksums = own.slab_checksums, .isas = {isa_}});
+  const bool on_host = backend_->is_host();
+  const CheckpointOrigin all = gather_origin(
+      control_, {.slab_checksums = own.slab_checksums, .isas = {on_host ? isa_ : "GPU " + isa_}});
   std::string slabs, isas;
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
   for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
@@ -236,8 +237,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   // values are kept as the plan's micro-batches wrote them.
   const bool one_isa = std::all_of(all.isas.begin(), all.isas.end(),
                                    [&](const std::string& isa) { return isa == isa_; });
-  const bool any_plan =
-      shape_.forget_kv && one_isa && settings_.wire == "f32" && backend_->is_host();
+  const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32" && on_host;
   return {{"model", fmt::format("{} {}", store_->manifest().name,
                                 hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
           {"text", hash_to_hex(shape_.work)},
@@ -245,6 +245,50 @@ CheckpointIdentity JobRun::checkpoint_identity() {
           {"activation type", settings_.activations},
           {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)},
           {"instruction set", any_plan ? isa_ : isas}};
+}
+
+// Why a score's hidden states depend on who computed them.
+std::string JobRun::why_of_one_plan(const CheckpointIdentity& identity) const {
+  if (settings_.wire == "bf16") return "--wire bf16 rounds on its way from rank to rank";
+  if (!backend_->is_host()) return "GPUs sum up as the micro-batches come";
+  const bool any_plan =
+      std::find(identity.begin(), identity.end(),
+                std::pair<std::string, std::string>{"plan", "any"}) != identity.end();
+  return any_plan ? "its hosts had unlike instruction sets" : "hosts have unlike instruction sets";
+}
+
+// Of the files that this rank will have on its disk at once, at least.
+std::int64_t JobRun::least_checkpoint_bytes() const {
+  const int rank = transport_.rank();
+  std::int64_t windows = 0, layers = 0;
+  for (const Window& window : plan_.stages.windows) {
+    if (window.rank != rank) continue;
+    ++windows;
+    layers += window.end - window.begin;
+  }
+  constexpr std::int64_t kNewest = 3;  // one of them is being written
+  if (settings_.checkpoint_care.newest) windows = std::min(windows, kNewest);
+  const std::int64_t row = spec().hidden_size * static_cast<std::int64_t>(sizeof(float));
+  std::int64_t bytes = windows * shape_.largest_pass * row;
+  if (!shape_.forget_kv)
+    bytes += layers * (shape_.largest_pass / kKvPageTokens) *
+             KvCache::page_bytes(spec(), settings_.kv_type());
+  return bytes;
+}
+
+// At the rank that has it; what is damaged is dropped, and no longer `mine`.
+bool JobRun::is_intact(const CheckpointPoint& point, CheckpointContents& mine) {
+  // Where ranks share a folder, another one may have dropped its file.
+  for (std::size_t layers = 1; layers < mine.hidden.size(); ++layers)
+    mine.hidden[layers] =
+        mine.hidden[layers] != 0 && checkpoint_->has_hidden(static_cast<std::int64_t>(layers));
+  if (transport_.rank() != point.has) return true;
+  const std::string damage = checkpoint_->damage_of_hidden(point.layers);
+  if (damage.empty()) return true;
+  spdlog::warn("{}; it is dropped, and the layers before it count", damage);
+  checkpoint_->drop_hidden(point.layers);
+  mine.hidden[static_cast<std::size_t>(point.layers)] = 0;
+  return false;
 }
 
 // Collective: after as many layers as can be.
@@ -255,14 +299,23 @@ void JobRun::find_resume_point() {
   std::exception_ptr failure;
   try {
     checkpoint_.emplace(settings_.checkpoint, identity, shape_.content, spec().hidden_size,
-                        fmt::format("rank-{}", rank));
+                        fmt::format("rank-{}", rank), settings_.checkpoint_care);
     mine = checkpoint_contents(*checkpoint_, plan_.stages, rank, !shape_.forget_kv);
+    mine.discarded = checkpoint_->discarded_layers();
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  const CheckpointPoint point = agree_on_resume(control_, mine, plan_.stages);
+  CheckpointPoint point = agree_on_resume(control_, mine, plan_.stages);
   if (failure) std::rethrow_exception(failure);
+  while (point.layers > 0 && !all_hear(control_, point, is_intact(point, mine)))
+    point = agree_on_resume(control_, mine, plan_.stages);
+  if (point.layers == 0) checkpoint_->require_room(least_checkpoint_bytes());
   share_hidden(control_, *checkpoint_, point);
+  if (rank == 0 && point.discarded > 0)
+    spdlog::warn(
+        "starting from the first layer: what was computed of the first {} layers, in {}, is of "
+        "another plan, and {}",
+        point.discarded, settings_.checkpoint, why_of_one_plan(identity));
   resume_.layers = point.layers;
   resume_.window = point.window;
   if (rank == 0 && resume_.layers > 0)

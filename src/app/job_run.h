@@ -10,6 +10,7 @@
 #include "app/job_plan.h"
 #include "app/run_job.h"
 #include "pipeline/agreement.h"
+#include "pipeline/checkpoint_resume.h"
 #include "pipeline/control_channel.h"
 #include "stager/device_stager.h"
 #include "stager/layer_stager.h"
@@ -53,6 +54,9 @@ class JobRun {
   RunInfo run_info() const;
   std::string describe_plan() const;  // what each host's store must hold
   CheckpointIdentity checkpoint_identity();
+  std::string why_of_one_plan(const CheckpointIdentity& identity) const;
+  std::int64_t least_checkpoint_bytes() const;
+  bool is_intact(const CheckpointPoint& point, CheckpointContents& mine);
 
   const RunSettings& settings_;
   const JobKind& kind_;

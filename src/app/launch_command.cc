@@ -103,6 +103,8 @@ int launch_job(const LaunchFlags& flags) {
   options.quiet = flags.quiet;
   options.state = state;
   options.terminal = ::isatty(2) == 1;
+  const std::string ids = run.value("--ids", std::string());
+  options.text_bytes = file_bytes(ids.empty() ? run.value("--text", std::string()) : ids);
   options.plan = [&](const Manifest& manifest, const ClusterSpec& cluster) {
     const PlanInputs inputs(manifest, work_of(job, run, manifest.spec.max_position_embeddings));
     return plan_cluster(inputs.question(cluster));
@@ -126,9 +128,6 @@ int launch_job(const LaunchFlags& flags) {
     spdlog::warn("{}", text);
   };
   options.shipping = [&](std::int64_t done, std::int64_t total) {
-    if (interrupt_requested)
-      throw Error(ErrorKind::kInterrupted,
-                  "interrupted; what was shipped stays for the next launch");
     if (!progress) progress.emplace("shipping", ProgressUnit::kBytes, !flags.quiet);
     progress->update(done, total);
   };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -16,9 +17,20 @@
 
 namespace stagecoach {
 
+namespace {
+
+std::atomic<std::int64_t> all_printed{0};
+
+}  // namespace
+
+std::int64_t printed_bytes() {
+  return all_printed;
+}
+
 void print(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
     throw resource_error(fmt::format("cannot write to stdout: {}", std::strerror(errno)));
+  all_printed += static_cast<std::int64_t>(text.size());
 }
 
 void print_json_line(const Json& json) {

@@ -15,6 +15,8 @@ namespace stagecoach {
 // stdout cannot take it.
 void print(std::string_view text);
 void print_json_line(const Json& json);
+// All that print has written, in this process.
+std::int64_t printed_bytes();
 
 // What an exception that reached the top means to the user.
 Error as_error(const std::exception& exception);

@@ -36,7 +36,8 @@ class JobSession {
   // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
   // with the next job. In a process of its own any error is such.
   void run(const JobStep& step);
-  // `last_word` is a file that rank 0 makes; may be empty.
+  // `last_word` is a file that rank 0 makes, with the number of bytes that it has printed; may be
+  // empty.
   void end(const std::string& last_word);
 
  private:
@@ -119,7 +120,8 @@ void JobSession::run(const JobStep& step) {
 }
 
 void JobSession::end(const std::string& last_word) {
-  if (control_->rank() == 0 && !last_word.empty()) write_file_atomically(last_word, "done\n");
+  if (control_->rank() == 0 && !last_word.empty())
+    write_file_atomically(last_word, fmt::format("{}\n", printed_bytes()));
   watch_.reset();
   finalize(*transport_);
 }

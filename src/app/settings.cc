@@ -1,6 +1,7 @@
 #include "app/settings.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <sstream>
@@ -43,7 +44,9 @@ std::string environment_name(const CLI::Option& option) {
 bool settable(const CLI::Option& option) {
   if (option.get_lnames().empty()) return false;
   const std::string& name = option.get_lnames().front();
-  return name != "help" && name != "version" && name != "job" && name != "done-file";
+  constexpr std::array kOfProcesses{"help",      "version",         "job",
+                                    "done-file", "checkpoint-anew", "checkpoint-newest"};
+  return std::find(kOfProcesses.begin(), kOfProcesses.end(), name) == kOfProcesses.end();
 }
 
 void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
@@ -253,6 +256,14 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
       .add_option("--checkpoint", s.checkpoint,
                   "Keep what is computed there, on every host; the same command goes on from it")
       ->type_name("DIR");
+  command
+      .add_flag("--checkpoint-anew", s.checkpoint_care.anew,
+                "Of a launch, after a loss: what another plan has kept is thrown away")
+      ->group("");
+  command
+      .add_flag("--checkpoint-newest", s.checkpoint_care.newest,
+                "Of a launch: of hidden states only the newest are kept")
+      ->group("");
 }
 
 void apply_environment_and_job(CLI::App& command) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/include/kv_page.h"
+#include "pipeline/pass_checkpoint.h"
 #include "plan/cluster_spec.h"
 #include "store/layer_store.h"
 
@@ -27,7 +28,8 @@ struct RunSettings {
   std::string device_memory;       // likewise of its device
   std::string checkpoint;          // directory; empty: nothing is kept
   std::string checkpoint_keeps = "passes";
-  std::string job;  // the job file, for what stands there besides flags
+  CheckpointCare checkpoint_care;  // of a launch
+  std::string job;                 // the job file, for what stands there besides flags
   std::string device = "auto";
   std::string verify = "first";
   std::string wire = "f32";

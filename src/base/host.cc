@@ -33,8 +33,12 @@ std::filesystem::path home_folder() {
              : std::filesystem::path();
 }
 
+bool in_a_home(std::string_view path) {
+  return path == "~" || path.starts_with("~/");
+}
+
 std::string with_home(const std::string& path, const std::string& what) {
-  if (path != "~" && !path.starts_with("~/")) return path;
+  if (!in_a_home(path)) return path;
   const std::filesystem::path home = home_folder();
   if (home.empty())
     throw usage_error(fmt::format("{}: '{}': this user has no home folder", what, path),

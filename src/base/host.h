@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace stagecoach {
 
@@ -11,6 +12,9 @@ std::string host_name(const std::string& otherwise);
 
 // Of this user: HOME, else what the system's user database says; empty where neither knows one.
 std::filesystem::path home_folder();
+
+// "~" and "~/model".
+bool in_a_home(std::string_view path);
 
 // "~/model" as a shell has it. Throws usage_error, naming `what`, where this user has no home.
 std::string with_home(const std::string& path, const std::string& what);

@@ -12,7 +12,11 @@ constexpr std::uint32_t kContents = archive_magic("CKPT");
 constexpr std::uint32_t kOrigin = archive_magic("ORIG");
 constexpr std::uint32_t kResume = archive_magic("RESU");
 constexpr std::uint32_t kBlock = archive_magic("HIDN");
-constexpr std::int64_t kBlockBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kBlockBytes = std::int64_t{1} << 20;
+// Blocks on their way: what both ranks hold of them is in what the budget reserves for messages.
+constexpr int kBlocksAhead = 4;
+
+const std::vector<std::byte> kWhole{std::byte{1}}, kDamaged{std::byte{0}};
 
 bool at(const std::vector<std::uint8_t>& flags, std::size_t index) {
   return index < flags.size() && flags[index] != 0;
@@ -105,20 +109,36 @@ CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContent
       point = {.layers = layers,
                .window = static_cast<std::int32_t>(window_after(plan, layers)),
                .has = rank,
-               .needs = needs};
+               .needs = needs,
+               .discarded = 0};
       break;
     }
   }
+  for (const CheckpointContents& contents : all)
+    point.discarded = std::max(point.discarded, contents.discarded);
   for (int rank = 1; rank < control.size(); ++rank) control.send(rank, to_archive(kResume, point));
   return point;
+}
+
+bool all_hear(ControlChannel& control, const CheckpointPoint& point, bool intact) {
+  if (control.rank() != point.has) return control.receive_from(point.has) != kDamaged;
+  for (int rank = 0; rank < control.size(); ++rank)
+    if (rank != point.has) control.send(rank, intact ? kWhole : kDamaged);
+  return intact;
 }
 
 void share_hidden(ControlChannel& control, const PassCheckpoint& checkpoint,
                   const CheckpointPoint& point) {
   if (point.layers == 0 || point.has == point.needs) return;
   if (control.rank() == point.has) {
+    int ahead = 0;  // blocks that the other one has not taken
     const auto send = [&](const Block& block) {
       control.send(point.needs, to_archive(kBlock, block));
+      for (++ahead; ahead >= kBlocksAhead; --ahead) control.receive_from(point.needs);
+    };
+    const auto end = [&](const std::string& error) {
+      send({.bytes = {}, .error = error});
+      for (; ahead > 0; --ahead) control.receive_from(point.needs);
     };
     try {
       const File file = checkpoint.open_hidden(point.layers);
@@ -131,15 +151,16 @@ void share_hidden(ControlChannel& control, const PassCheckpoint& checkpoint,
         send(block);
       }
     } catch (const Error& error) {
-      send({.bytes = {}, .error = error.what()});  // the other one waits for an end
+      end(error.what());  // the other one waits for it
       throw;
     }
-    send({});
+    end({});
   } else if (control.rank() == point.needs) {
     bool ended = false;
     const auto next = [&] {
       Block block =
           from_archive<Block>(kBlock, control.receive_from(point.has), "a kept hidden state");
+      control.send(point.has, {});
       ended = block.bytes.empty();
       if (!block.error.empty())
         throw data_error(fmt::format("the checkpoint of rank {}: {}", point.has, block.error));

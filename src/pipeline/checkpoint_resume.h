@@ -15,10 +15,11 @@ namespace stagecoach {
 struct CheckpointContents {
   std::vector<std::uint8_t> hidden;  // [n]: the hidden state after the first n layers
   std::vector<std::uint8_t> kv;      // [layer]: its keys and values, at the rank that runs it
+  std::int64_t discarded = 0;        // layers that another plan had come to
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(hidden, kv);
+    archive(hidden, kv, discarded);
   }
 };
 
@@ -42,14 +43,15 @@ CheckpointOrigin gather_origin(ControlChannel& control, const CheckpointOrigin& 
 
 // Where an interrupted pass goes on.
 struct CheckpointPoint {
-  std::int64_t layers = 0;  // that need not be computed again; 0: from the start
-  std::int32_t window = 0;  // of the plan, the first one that computes: it may begin before them
-  std::int32_t has = 0;     // a rank with the hidden state after them
-  std::int32_t needs = 0;   // the rank that goes on from it
+  std::int64_t layers = 0;     // that need not be computed again; 0: from the start
+  std::int32_t window = 0;     // of the plan, the first one that computes: it may begin before them
+  std::int32_t has = 0;        // a rank with the hidden state after them
+  std::int32_t needs = 0;      // the rank that goes on from it
+  std::int64_t discarded = 0;  // layers that another plan had come to, on any rank
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(layers, window, has, needs);
+    archive(layers, window, has, needs, discarded);
   }
 };
 
@@ -58,8 +60,11 @@ struct CheckpointPoint {
 CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
                                 const StagePlan& plan);
 
+// Collective: whether the rank that has the hidden state finds it whole, `intact`.
+bool all_hear(ControlChannel& control, const CheckpointPoint& point, bool intact);
+
 // Of the two ranks that the point names, where they are two: one sends the hidden state to the
-// other. Throws data_error.
+// other, never more than a few megabytes ahead of what that one has written. Throws data_error.
 void share_hidden(ControlChannel& control, const PassCheckpoint& checkpoint,
                   const CheckpointPoint& point);
 

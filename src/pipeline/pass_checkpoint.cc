@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
+#include <regex>
 
+#include "base/byte_size.h"
 #include "base/error.h"
 #include "base/json.h"
 
@@ -27,7 +30,8 @@ Json to_json(const CheckpointIdentity& identity) {
   return {{"format", "stagecoach-checkpoint"}, {"version", kVersion}, {"of", fields}};
 }
 
-void check_identity(const fs::path& file, const CheckpointIdentity& identity) {
+// False where it is of another plan, and may go.
+bool fits_identity(const fs::path& file, const CheckpointIdentity& identity, bool any_plan) {
   const Json json = read_json_file(file, kMaxIdentityBytes);
   const JsonObject object(json, file.string());
   if (object.string("format") != "stagecoach-checkpoint" || object.integer("version") != kVersion)
@@ -38,11 +42,13 @@ void check_identity(const fs::path& file, const CheckpointIdentity& identity) {
   for (const auto& [name, expected] : identity) {
     const std::string found = of.has(name.c_str()) ? of.string(name.c_str()) : "nothing";
     if (found == expected) continue;
+    if (any_plan && (name == "plan" || name == "instruction set")) return false;
     throw data_error(
         fmt::format("the checkpoint in {} belongs to another {}: expected {}, found {}",
                     file.parent_path().string(), name, expected, found),
         "go on with the command that made it, or use another --checkpoint DIR");
   }
+  return true;
 }
 
 // Ranks may share the folder, and write the same text.
@@ -74,8 +80,9 @@ struct PassCheckpoint::Header {
 };
 
 PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identity,
-                               std::uint64_t pass, std::int64_t width, const std::string& holder)
-    : folder_(std::move(folder)), pass_(pass), width_(width) {
+                               std::uint64_t pass, std::int64_t width, const std::string& holder,
+                               CheckpointCare care)
+    : folder_(std::move(folder)), pass_(pass), width_(width), care_(care) {
   static_assert(sizeof(Header) == 64);
   check_writable(folder_);
   lock_.emplace(
@@ -85,11 +92,34 @@ PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identi
   identity_ = xxh3(as_bytes(text));
   const fs::path file = folder_ / kIdentityFile;
   std::error_code ignored;
-  if (fs::exists(file, ignored)) {
-    check_identity(file, identity);
-  } else {
-    write_identity(file, text);
+  const bool there = fs::exists(file, ignored);
+  if (there && fits_identity(file, identity, care_.anew)) return;
+  if (there) discard();
+  write_identity(file, text);
+}
+
+void PassCheckpoint::discard() {
+  const std::regex names("layers?-([0-9]{3,6})\\.(hidden|kv)");
+  std::error_code error;
+  for (fs::directory_iterator entry(folder_, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    std::smatch parts;
+    if (!std::regex_match(name, parts, names)) continue;
+    if (parts[2] == "hidden") discarded_ = std::max<std::int64_t>(discarded_, std::stoll(parts[1]));
+    std::error_code ignored;  // of another plan they count as not there
+    fs::remove(entry->path(), ignored);
   }
+}
+
+void PassCheckpoint::require_room(std::int64_t bytes) const {
+  std::error_code error;
+  const fs::space_info space = fs::space(folder_, error);
+  if (error || static_cast<std::int64_t>(space.available) >= bytes) return;
+  throw resource_error(
+      fmt::format("{}: no room for a checkpoint: it takes {}, {} are free", folder_.string(),
+                  format_bytes(bytes), format_bytes(static_cast<std::int64_t>(space.available))),
+      "free some space, or use another --checkpoint DIR");
 }
 
 fs::path PassCheckpoint::path(const Key& key) const {
@@ -163,6 +193,27 @@ void PassCheckpoint::keep_hidden(std::int64_t layers, const MicroBatch& batch,
   const Key key{Kind::kHidden, layers};
   append(key, batch, std::as_bytes(hidden));
   finish(key, batch);
+  if (!care_.newest || !batch.pass.last) return;
+  kept_.push_back(layers);
+  drop_older();
+}
+
+// Whoever shares the folder needs none of them either: two that are newer are whole.
+void PassCheckpoint::drop_older() {
+  if (kept_.size() < 2) return;
+  for (std::int64_t layers = 1; layers < kept_[kept_.size() - 2]; ++layers) drop_hidden(layers);
+}
+
+void PassCheckpoint::drop_hidden(std::int64_t layers) const {
+  std::error_code ignored;
+  fs::remove(path({Kind::kHidden, layers}), ignored);
+}
+
+std::string PassCheckpoint::damage_of_hidden(std::int64_t layers) const try {
+  open_checked({Kind::kHidden, layers}, std::numeric_limits<std::int64_t>::max());
+  return {};
+} catch (const Error& error) {
+  return error.what();
 }
 
 // The pages that the micro-batch has written to. One that the next micro-batch fills further is

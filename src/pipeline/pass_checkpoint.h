@@ -38,6 +38,16 @@ namespace stagecoach {
 // uses: "model", "text", "plan" …
 using CheckpointIdentity = std::vector<std::pair<std::string, std::string>>;
 
+// What a launch asks of a checkpoint besides.
+struct CheckpointCare {
+  // The folder's own of another plan or other instruction sets, after a loss, is thrown away and
+  // begun anew; else it is refused like all that differs.
+  bool anew = false;
+  // Of hidden states only the newest that this rank has kept, and one before it in case that is
+  // damaged: where nothing but a hidden state is gone on from (score).
+  bool newest = false;
+};
+
 class PassCheckpoint {
  public:
   // Makes the folder, or takes one of the same identity. Throws data_error naming what differs,
@@ -46,7 +56,13 @@ class PassCheckpoint {
   // `holder` ("rank-0") is one of those that share the folder: a second one of that name is another
   // job's, and a usage_error.
   PassCheckpoint(std::filesystem::path folder, const CheckpointIdentity& identity,
-                 std::uint64_t pass, std::int64_t width, const std::string& holder);
+                 std::uint64_t pass, std::int64_t width, const std::string& holder,
+                 CheckpointCare care = {});
+
+  // Layers whose hidden state was thrown away with what another plan had computed; 0: none was.
+  std::int64_t discarded_layers() const { return discarded_; }
+  // Throws resource_error unless the folder's file system has room for so many bytes.
+  void require_room(std::int64_t bytes) const;
 
   bool has_hidden(std::int64_t layers) const;
   bool has_kv(std::int64_t layer) const;
@@ -54,6 +70,9 @@ class PassCheckpoint {
   // Rows of one micro-batch; the file comes to be with the last one of its pass.
   void keep_hidden(std::int64_t layers, const MicroBatch& batch, std::span<const float> hidden);
   void keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
+  // What is wrong with the bytes of a file that is there, all of which are read; empty: nothing.
+  std::string damage_of_hidden(std::int64_t layers) const;
+  void drop_hidden(std::int64_t layers) const;
   // Throws data_error for a damaged file.
   void restore_hidden(std::int64_t layers, const MicroBatch& batch, std::span<float> hidden);
   void restore_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
@@ -87,12 +106,17 @@ class PassCheckpoint {
   void take(const Key& key, const MicroBatch& batch, std::span<std::byte> destination);
   void end_restore(const Key& key, const MicroBatch& batch);
   Restored open_checked(const Key& key, std::int64_t most_bytes) const;
+  void discard();
+  void drop_older();
 
   std::filesystem::path folder_;
   std::optional<FileLock> lock_;
   std::uint64_t identity_ = 0;
   std::uint64_t pass_;
   std::int64_t width_;
+  CheckpointCare care_;
+  std::int64_t discarded_ = 0;
+  std::vector<std::int64_t> kept_;  // numbers of hidden states, in this run
   std::map<Key, Draft> drafts_;
   std::map<Key, Restored> restored_;
 };

@@ -19,10 +19,10 @@ HostSpec read_host(const std::string& file, const std::string& name, const toml:
               "bf16_gflop_per_s", "int8_gop_per_s", "disk_gb_per_s", "device_gb_per_s",
               "device_gflop_per_s", "bus_gb_per_s"});
   const std::string store = table.string_or("store", "");
-  if (store.starts_with("~"))
+  if (store.starts_with("~") && !in_a_home(store))
     throw toml_error(file, *node.as_table()->get("store"),
-                     fmt::format("nodes.{}.store: '{}': users have other homes on other PCs: "
-                                 "expected an absolute path",
+                     fmt::format("nodes.{}.store: '{}': expected an absolute path, or one in the "
+                                 "home of the user there, like ~/model",
                                  name, store));
   return {.name = name,
           .address = table.string_or("address", ""),
@@ -94,12 +94,16 @@ void check_job_tables(const std::string& file, const toml::table& root) {
                       key.str()));
 }
 
-std::vector<std::string> run_values(const std::string& file, std::string_view key,
-                                    const toml::node& node) {
+bool is_path_setting(std::string_view key) {
   constexpr std::array<std::string_view, 7> kPaths{"store", "report", "checkpoint", "prompts",
                                                    "text",  "ids",    "csv"};
+  return std::find(kPaths.begin(), kPaths.end(), key) != kPaths.end();
+}
+
+std::vector<std::string> run_values(const std::string& file, std::string_view key,
+                                    const toml::node& node) {
   std::vector<std::string> values = toml_texts(file, node);
-  if (std::find(kPaths.begin(), kPaths.end(), key) == kPaths.end()) return values;
+  if (!is_path_setting(key)) return values;
   for (std::string& value : values) value = with_home(value, fmt::format("{}: {}", file, key));
   return values;
 }

@@ -98,7 +98,7 @@ class Launch(StoreTest):
         shutil.rmtree(self.folder / "report")
         self.succeeds(self.run_here("generate", "--job", self.folder / "job.toml"))
         self.assertTrue((self.folder / "report/run.json").exists())
-        self.fails(self.run_here("launch", self.job(self.RUN, node='address = "127.0.0.1"\nstore = "~/x"\n')), 2, "job.toml:10:9: nodes.here.store",
+        self.fails(self.run_here("launch", self.job(self.RUN, node='address = "127.0.0.1"\nstore = "~other/x"\n')), 2, "job.toml:10:9: nodes.here.store",
                    "absolute path")
 
     @unittest.skipIf(MPIRUN is None, "Open MPI is not installed")

@@ -106,14 +106,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       STAGECOACH_CHECK(error.kind() == ErrorKind::kUsage);
     }
     if (reaches_out(bytes)) return;
-    AgentContext context({.key = {},
-                          .listen = {},
-                          .stores = {folders.root / "stores"},
-                          .state = folders.root / "state",
-                          .services = {.isa = [] { return "none"; },
-                                       .free_memory = [] { return std::int64_t{1}; },
-                                       .disk_rate = [](const fs::path&) { return 1.0; },
-                                       .probe = [](const fs::path&) {}}});
+    AgentContext context(
+        {.key = {},
+         .listen = {},
+         .stores = {folders.root / "stores"},
+         .state = folders.root / "state",
+         .services = {.isa = [] { return "none"; },
+                      .free_memory = [] { return std::int64_t{1}; },
+                      .disk_rate = [](const fs::path&, const Interrupted&) { return 1.0; },
+                      .probe = [](const fs::path&, const Interrupted&) {}}});
     InputChannel channel(bytes, folders.root / "stores");
     try {
       AgentSession(context, channel).run();

@@ -104,13 +104,14 @@ class Launches(LanTest):
         return subprocess.run(self.command("launch", job, *flags), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
 
     @contextlib.contextmanager
-    def launched(self, job, *flags):
+    def launched(self, job, *flags, home=None):
         """A launch whose ranks all run: (process, {host: pid}, file of stderr)."""
         name = f"{os.getpid()}-{self.id()}"
         errors, results = self.folder / "stderr", self.folder / "stdout"
         with errors.open("wb") as stderr, results.open("wb") as stdout:
             process = subprocess.Popen(self.command("launch", job, *flags), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                                       env=ENVIRONMENT | {"STAGECOACH_TEST_JOB": name}, start_new_session=True)
+                                       env=ENVIRONMENT | {"STAGECOACH_TEST_JOB": name} | ({"HOME": str(home)} if home else {}),
+                                       start_new_session=True)
         try:
             table = job.read_bytes().split(b"[run]")[0]
             command = next((name for name in (b"time", b"score") if b'"' + name + b'"' in table), b"generate")
@@ -267,6 +268,86 @@ class Launches(LanTest):
             self.assertEqual(code, 130, text)
             self.assertIn("interrupted", text)
 
+    def ends_when_interrupted(self, command, words, meanwhile=lambda: None):
+        """Ctrl-C when stderr has said `words`. What is waited for here would take minutes; five seconds are promised."""
+        errors = self.folder / "stderr"
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=ENVIRONMENT,
+                                       start_new_session=True)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        deadline = time.monotonic() + PATIENCE
+        while words not in errors.read_text():
+            self.assertIsNone(process.poll(), errors.read_text())
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        meanwhile()
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        begin = time.monotonic()
+        self.assertEqual(process.wait(PATIENCE), 130, errors.read_text())
+        took = time.monotonic() - begin
+        print(f"\n{self.id()}: ended {took:.1f} s after Ctrl-C")
+        self.assertLess(took, 15)
+        self.assertIn("interrupted", errors.read_text())
+
+    def test_interrupted_while_an_agent_is_silent(self):
+        self.start_agents()
+        os.kill(self.agents[3].pid, signal.SIGSTOP)  # its kernel takes connections for it
+        job = self.job(f'prompt = "x"\nwindows = "{WINDOWS}"\n')
+        for command in ("launch", "doctor"):
+            self.ends_when_interrupted(self.command(command, job), "reaching")
+
+    def stop_the_probe(self, host):
+        """A probe that would take forever."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := self.probes(host)):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+
+    def probes(self, host):
+        found = []
+        for pid in lan("pids", host).stdout.split():
+            with contextlib.suppress(OSError):
+                if b"probe" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(int(pid))
+        return found
+
+    def test_interrupted_while_a_host_is_probed(self):
+        self.start_agents()
+        job = self.job('prompt = "x"\n')
+        head, _, rest = job.read_text().rpartition(RATES)  # the last host has none
+        job.write_text(head + rest)
+        self.ends_when_interrupted(self.command("launch", job), "measuring how fast", lambda: self.stop_the_probe(HOSTS))
+        deadline = time.monotonic() + PATIENCE
+        while self.probes(HOSTS):
+            self.assertLess(time.monotonic(), deadline, "the probe goes on for nobody")
+            time.sleep(0.1)
+
+    def test_a_silent_name_server(self):
+        self.start_agents()
+        server = subprocess.Popen([LAN, "exec", "2", "python3", "-c", "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); "
+                                   "s.bind(('10.77.0.2', 53)); print('up', flush=True); time.sleep(1000)"], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        self.assertEqual(server.stdout.readline(), "up\n")
+        (self.folder / "resolv.conf").write_text("nameserver 10.77.0.2\noptions timeout:30 attempts:5\n")
+        job = self.job(f'prompt = "x"\nwindows = "{WINDOWS}"\n')
+        job.write_text(job.read_text().replace('address = "10.77.0.3"', 'address = "pc-c.example"'))
+
+        def without_names(*arguments):
+            command = self.command(*arguments)
+            return [*command[:3], "unshare", "--mount", "sh", "-c", f'mount --bind {self.folder}/resolv.conf /etc/resolv.conf && exec "$@"',
+                    "sh", *command[3:]]
+
+        for command in ("launch", "doctor"):
+            self.ends_when_interrupted(without_names(command, job), "reaching")
+        launched = subprocess.run(without_names("launch", job), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+        self.fails(launched, 5, "pc-c.example", "no name server answers")
+
     def test_a_killed_launcher_leaves_nothing(self):
         self.start_agents()
         with self.launched(self.job(self.ENDLESS, launch='command = "time"')) as (process, _, _errors):
@@ -318,7 +399,9 @@ class Launches(LanTest):
         self.assertEqual(code, 0, text)
         self.assertIn(expected, text)
         self.assertIn("tokens were drawn before", text)
-        together = [json.loads(line)["ids"] for line in results.read_text().splitlines()]
+        lines = results.read_text().splitlines()
+        self.assertEqual([line for line in lines if not line.startswith("{")], [], "what is no result")
+        together = [json.loads(line)["ids"] for line in lines]
         alone = [line["ids"] for line in self.alone("--prompts", prompts, "--max-new-tokens", "60", "--ignore-eos", "--greedy")]
         self.assertEqual(together, alone)
 
@@ -343,6 +426,29 @@ class Launches(LanTest):
     def test_a_killed_rank_with_replicas(self):
         self.goes_on(lambda ranks: os.kill(ranks[1], signal.SIGKILL), "all hosts answer: starting again")
 
+
+    def test_a_host_that_is_lost_when_all_is_written(self):
+        self.start_agents()
+        fake = self.folder / "fake"
+        fake.mkdir()
+        (fake / "mpirun").write_text(f'#!/bin/sh\nPATH="{ENVIRONMENT["PATH"]}"\ncase "$1" in --version) exec mpirun "$@" ;; esac\n'
+                                     f'mpirun "$@" && touch "{self.folder}/ended" && sleep 1000\n')
+        (fake / "mpirun").chmod(0o755)
+        job = self.job(f'prompt = "In the beginning"\nmax_new_tokens = 8\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n')
+        process = subprocess.Popen(self.command("launch", job), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True, env=ENVIRONMENT | {"PATH": f"{fake}:{ENVIRONMENT['PATH']}"}, start_new_session=True)
+        self.addCleanup(process.kill)
+        deadline = time.monotonic() + PATIENCE
+        while not (self.folder / "ended").exists():
+            self.assertIsNone(process.poll())
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        self.kill_host(3)
+        out, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertIn("all results were written before", err)
+        alone = self.alone("--prompt", "In the beginning", "--greedy", "--max-new-tokens", "8")
+        self.assertEqual([json.loads(line)["ids"] for line in out.splitlines()], [alone[0]["ids"]])
 
     # ---- A long pass ----
 
@@ -392,6 +498,61 @@ class Launches(LanTest):
 
     def test_a_score_goes_on_after_a_killed_rank(self):
         self.assertIn("all hosts answer: starting again", self.score_goes_on(lambda ranks: os.kill(ranks[1], signal.SIGKILL)))
+
+    def hidden_states(self, folder):
+        """By the layers that are done, of all hosts."""
+        return {int(file.stem.split("-")[1]): file for file in self.folder.glob(f"host*/{folder}/layers-*.hidden")}
+
+    def test_a_score_goes_on_before_a_damaged_state(self):
+        def loss(ranks):
+            for pid in ranks.values():
+                os.kill(pid, signal.SIGSTOP)
+            states = self.hidden_states("state/jobs/*/pass")
+            for host in range(2, HOSTS + 1):
+                self.assertLessEqual(len(list(self.folder.glob(f"host{host}/state/jobs/*/pass/layers-*.hidden"))), 3, "only the newest")
+            newest = states[max(states)]
+            content = bytearray(newest.read_bytes())
+            content[-1] ^= 1
+            newest.write_bytes(content)
+            for pid in ranks.values():
+                os.kill(pid, signal.SIGKILL)
+
+        text = self.score_goes_on(loss)
+        self.assertEqual(text.count("is damaged"), 1, text)
+
+    def test_a_score_of_one_plan_starts_again(self):
+        """What is kept fits no other plan. Each host keeps it in the home of its agent's user."""
+        for host in range(2, HOSTS + 1):
+            self.start_agent(host, environment={"HOME": str(self.folder / f"host{host}")})
+        model, ids = self.long_model()
+        windows = ",".join(f"{layer}:{layer + 1}" for layer in range(self.LAYERS))
+        job = self.job(f'ids = "{ids}"\njson = true\nwindows = "{windows}"\nwire = "bf16"\ncheckpoint = "~/kept"\n',
+                       launch='command = "score"\nreplicas = 2', source=model)
+        with self.launched(job, home=self.folder / "host1") as (process, _, errors):
+            deadline = time.monotonic() + PATIENCE
+            while len(self.hidden_states("kept")) < 4:
+                self.assertIsNone(process.poll(), errors.read_text())
+                self.assertLess(time.monotonic(), deadline, errors.read_text())
+                time.sleep(0.02)
+            self.kill_host(3)
+            code, text = self.ends(process, errors)
+        self.assertEqual(code, 0, text)
+        self.assertRegex(text, r"starting from the first layer: what was computed of the first \d+ layers.*wire bf16")
+        self.assertEqual((self.folder / "stdout").read_text().count("\n"), 1)
+
+    def test_a_score_without_room_is_not_kept(self):
+        state = self.folder / "host3/state"
+        state.mkdir(parents=True)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", state], check=False).returncode != 0:
+            self.skipTest("mounting a small file system is not allowed")
+        self.addCleanup(subprocess.run, ["umount", "--lazy", state], check=True)
+        self.start_agents()
+        model, ids = self.long_model()
+        windows = ",".join(f"{layer}:{layer + 1}" for layer in range(self.LAYERS))
+        job = self.job(f'ids = "{ids}"\njson = true\nwindows = "{windows}"\n', launch='command = "score"\nreplicas = 2', source=model)
+        launched = self.succeeds(self.launch(job))
+        self.assertEqual(launched.stderr.count("have no room"), 1, launched.stderr)
+        self.assertIn("sc-host3: hidden states", launched.stderr)
 
     # ---- Second copies ----
 

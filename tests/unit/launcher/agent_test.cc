@@ -22,9 +22,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::chrono::milliseconds kMoment{10};
+
 class RunningAgent {
  public:
-  RunningAgent(const Key& key, std::vector<fs::path> stores, const fs::path& state, double rate = 0)
+  using Probe = std::function<void(const fs::path&, const Interrupted&)>;
+  RunningAgent(
+      const Key& key, std::vector<fs::path> stores, const fs::path& state, double rate = 0,
+      Probe probe = [](const fs::path&, const Interrupted&) {})
       : agent_({.key = key,
                 .listen = {"127.0.0.1", 0},
                 .stores = std::move(stores),
@@ -32,8 +37,8 @@ class RunningAgent {
                 .bytes_per_second = rate,
                 .services = {.isa = [] { return "test"; },
                              .free_memory = [] { return std::int64_t{123}; },
-                             .disk_rate = [](const fs::path&) { return 5e8; },
-                             .probe = [](const fs::path&) {}}}),
+                             .disk_rate = [](const fs::path&, const Interrupted&) { return 5e8; },
+                             .probe = std::move(probe)}}),
         thread_([this] { agent_.run([this] { return stop_.load(); }); }) {}
   ~RunningAgent() {
     stop_ = true;
@@ -78,6 +83,36 @@ TEST_F(Agents, TellFactsOfTheirMachine) {
   EXPECT_LT(std::abs(client_a().clock_offset()), 1);
   EXPECT_EQ(client_a().disk_rate(folder_ / "a/model"), 5e8);
   EXPECT_GT(client_a().link_to(b_.endpoint()).bytes_per_second, 0);
+}
+
+// Deadlines of these waits are 30 s and more: what ends is Ctrl-C's doing.
+TEST_F(Agents, LeaveAClientThatIsInterrupted) {
+  std::atomic<bool> began{false}, abandoned{false};
+  RunningAgent slow(key_, {folder_ / "b"}, folder_ / "state-slow", 0,
+                    [&](const fs::path&, const Interrupted& nobody_waits) {
+                      began = true;
+                      while (!nobody_waits()) std::this_thread::sleep_for(kMoment);
+                      abandoned = true;
+                    });
+  AgentClient client(slow.endpoint(), key_, "pc-slow", [&] { return began.load(); });
+  EXPECT_EQ(error_of([&] { client.probe(store_b()); }).kind(), ErrorKind::kInterrupted);
+  EXPECT_EQ(error_of([&] { client.ping(); }).kind(), ErrorKind::kInterrupted) << "it stays so";
+  for (int i = 0; i < 3000 && !abandoned; ++i) std::this_thread::sleep_for(kMoment);
+  EXPECT_TRUE(abandoned) << "what runs there is nobody's any more";
+}
+
+TEST_F(Agents, DoNotInterruptTheirClients) {
+  RunningAgent ending(key_, {folder_ / "b"}, folder_ / "state-ending", 0,
+                      [](const fs::path&, const Interrupted&) {
+                        throw Error(ErrorKind::kInterrupted, "interrupted");
+                      });
+  AgentClient client(ending.endpoint(), key_, "pc-b");
+  EXPECT_EQ(error_of([&] { client.probe(store_b()); }).kind(), ErrorKind::kPeerLost);
+}
+
+TEST_F(Agents, AreNotCalledAfterAnInterrupt) {
+  EXPECT_EQ(error_of([&] { AgentClient(a_.endpoint(), key_, "pc-a", [] { return true; }); }).kind(),
+            ErrorKind::kInterrupted);
 }
 
 TEST_F(Agents, TurnStrangersAway) {
@@ -311,12 +346,13 @@ TEST_F(Agents, RefuseAnotherModelWhereOneLies) {
 
 TEST_F(Agents, KeepFilesOfAJob) {
   AgentClient a = client_a();
-  EXPECT_TRUE(fs::is_directory(a.job_folder("job@0")));
+  EXPECT_TRUE(fs::is_directory(a.job_folder("job@0").path));
+  EXPECT_GT(a.job_folder("job@0").free_bytes, 0);
   a.put_job_file("job@0", "report/run.json", std::as_bytes(std::span("{}", 2)));
   ASSERT_EQ(a.job_files("job@0").size(), 1U);
   EXPECT_EQ(a.job_files("job@0")[0].name, "report/run.json");
   EXPECT_EQ(a.read_job_file("job@0", "report/run.json").size(), 2U);
-  const std::string folder = a.job_folder("job@0");
+  const std::string folder = a.job_folder("job@0").path;
   a.forget_job("job@0");
   EXPECT_FALSE(fs::exists(folder));
 }

@@ -41,6 +41,12 @@ TEST(Frame, ErrorsKeepKindAndHint) {
     EXPECT_STREQ(error.what(), "pc-b: the disk is full");
     EXPECT_EQ(error.hint(), "free some");
   }
+  try {  // of Ctrl-C there
+    throw_if_error(error_message({ErrorKind::kInterrupted, "interrupted"}), "pc-b");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kPeerLost);
+  }
   EXPECT_NO_THROW(throw_if_error({{"ok", true}}, "pc-b"));
   EXPECT_THROW(throw_if_error({{"error", 1}}, "pc-b"), Error);
 }

@@ -86,6 +86,33 @@ TEST(JobFile, ProblemsHaveLineAndColumn) {
   }
 }
 
+// Users may have other homes on other PCs: only what lies on this one is in this user's.
+TEST(JobFile, ATildeIsTheHomeOfTheUserThere) {
+  ::setenv("HOME", "/home/here", 1);
+  const LaunchJob job = read(
+      "[run]\nstore = '~/model'\ncheckpoint = '~/kept'\nreport = '~/report'\nprompt = '~/x'\n"
+      "[nodes.a]\naddress = '10.0.0.1'\n"
+      "[nodes.b]\naddress = '10.0.0.2'\nstore = '~/other'\n");
+  EXPECT_EQ(job.run_value("store"), "/home/here/model");
+  EXPECT_EQ(job.run_value("report"), "/home/here/report");
+  EXPECT_EQ(job.run_value("prompt"), "~/x") << "no path";
+  EXPECT_EQ(job.store_of(job.cluster.hosts[0]), "~/model");
+  EXPECT_EQ(job.store_of(job.cluster.hosts[1]), "~/other");
+  const StagePlan plan = explicit_plan("0:2,2:5", 0, 5, 2);
+  MpiJob mpi{.job = job, .plan = plan, .ranks = {}, .network = {}, .shell = {}};
+  for (const char* const home : {"/home/a", "/home/b"})
+    mpi.ranks.push_back({.address = "x", .binary = "b", .store = "/m", .home = home, .extra = {}});
+  for (const std::size_t rank : {0, 1}) {
+    const Words words = rank_command(mpi, rank);
+    const auto has = [&](const std::string& word) {
+      return std::find(words.begin(), words.end(), word) != words.end();
+    };
+    EXPECT_TRUE(has(std::string("--checkpoint=/home/") + (rank == 0 ? "a" : "b") + "/kept"))
+        << shell_command(words);
+    EXPECT_TRUE(has("--prompt=~/x")) << shell_command(words);
+  }
+}
+
 TEST(MpiCommand, HasARankOfItsOwnForEachHost) {
   const LaunchJob job = read(kGood);
   const StagePlan plan = explicit_plan("0:2,2:5", 0, 5, 2);

@@ -7,7 +7,8 @@ namespace {
 
 TEST(OutputRelay, TextGoesOnWhereItBroke) {
   std::string shown;
-  OutputRelay relay(false, [&](std::string_view text) { shown += text; });
+  OutputRelay relay(
+      false, [&](std::string_view text) { shown += text; }, nullptr);
   relay.take("once upon");
   relay.take(" a ti");
   relay.restart();
@@ -17,18 +18,37 @@ TEST(OutputRelay, TextGoesOnWhereItBroke) {
   relay.restart();
   relay.take("once upon a time, again");
   EXPECT_EQ(shown, "once upon a time, again");
+  EXPECT_EQ(relay.taken(), 23);
 }
 
 TEST(OutputRelay, LinesAreCountedNotCompared) {
   std::string shown;
-  OutputRelay relay(true, [&](std::string_view text) { shown += text; });
+  OutputRelay relay(
+      true, [&](std::string_view text) { shown += text; }, nullptr);
   relay.take("{\"seconds\": 1}\n{\"sec");  // the half line was never shown
   relay.restart();
   relay.take("{\"seconds\": 22}\n{\"seconds\": 3}\n");
   EXPECT_EQ(shown, "{\"seconds\": 1}\n{\"seconds\": 3}\n");
   relay.restart();
-  relay.take("a\nb\nc\n");
-  EXPECT_EQ(shown, "{\"seconds\": 1}\n{\"seconds\": 3}\nc\n");
+  relay.take("{1}\n{2}\n{3}\n");
+  EXPECT_EQ(shown, "{\"seconds\": 1}\n{\"seconds\": 3}\n{3}\n");
+}
+
+// Open MPI 5 has been seen to put a message of its own among them.
+TEST(OutputRelay, WhatIsNoResultGoesWhereMessagesGo) {
+  using namespace std::string_literals;
+  std::string shown, other;
+  OutputRelay relay(
+      true, [&](std::string_view text) { shown += text; },
+      [&](std::string_view text) { other += text; });
+  relay.take("{1}\n\0[pc-a:00000] *** An error\n\n{2}\n{"s);
+  EXPECT_EQ(shown, "{1}\n{2}\n");
+  EXPECT_EQ(other, "\0[pc-a:00000] *** An error\n\n"s);
+  EXPECT_EQ(relay.taken(), 8) << "of whole results";
+  relay.restart();
+  EXPECT_EQ(relay.taken(), 0);
+  relay.take("warning\n{1}\n{2}\n{3}\n");
+  EXPECT_EQ(shown, "{1}\n{2}\n{3}\n") << "only results are skipped";
 }
 
 constexpr const char* kFrame =
@@ -75,6 +95,21 @@ TEST(MessageRelay, HearsOfALossThatOpenMpiHasNoticed) {
             "Open MPI has lost a rank");
   EXPECT_EQ(loss(kFrame + "mpirun was unable to find the specified executable file\n"s + kFrame),
             "");
+}
+
+// A zero byte that ends a message of Open MPI's stands before what a rank says next.
+TEST(MessageRelay, ZeroBytesSwallowNothing) {
+  using namespace std::string_literals;
+  std::string shown;
+  MessageRelay relay(false, [&](std::string_view text) { shown += text; });
+  relay.begin();
+  relay.take("\0\n\0stagecoach: the store is damaged\n"s);
+  EXPECT_EQ(shown, "stagecoach: the store is damaged\n");
+  EXPECT_TRUE(relay.saw_error());
+  relay.take("[pc-a:1] PMIX ERROR\0warning: slow disk\nfound '\0', expected 'a'\n"s);
+  relay.end(true);
+  EXPECT_EQ(shown,
+            "stagecoach: the store is damaged\nwarning: slow disk\nfound '\n', expected 'a'\n");
 }
 
 TEST(MessageRelay, ProgressStaysInPlaceOnATerminal) {

@@ -16,7 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kWidth = 5;
-constexpr std::int64_t kRows = 700'000;  // two blocks on their way from rank to rank
+constexpr std::int64_t kRows = 700'000;  // 14 blocks on their way from rank to rank
 const CheckpointIdentity kIdentity{{"model", "m"}};
 
 MicroBatch whole_pass() {
@@ -63,7 +63,12 @@ class Resume : public ::testing::Test {
     return std::all_of(thrown_.begin(), thrown_.end(), [](const auto& error) { return !error; });
   }
 
+  // Of kRows, and the empty one behind them.
+  static constexpr int kBlocks = 15;
+  static constexpr std::chrono::milliseconds kNothingMore{500}, kPatience{60'000};
+
   TemporaryFolder folder_;
+  int blocks_ = 0;
   std::vector<std::exception_ptr> thrown_;
 };
 
@@ -135,6 +140,50 @@ TEST_F(Resume, WhoCannotOpenItsFolderSetsItBack) {
   for (const CheckpointPoint& point : points) EXPECT_EQ(point.layers, 0);
 }
 
+// The sender of 14 blocks waits for the other one, which takes none before it looks.
+TEST_F(Resume, ATransferKeepsFewBlocksInMemory) {
+  keep(0, 7);
+  std::size_t waiting = 0;
+  const auto thrown = run_ranks(3, [&](Transport& transport) {
+    const CheckpointPoint point{.layers = 7, .window = 5, .has = 0, .needs = 2, .discarded = 0};
+    if (transport.rank() == 2) {
+      // A look at all that comes, which then comes late.
+      while (const auto message = transport.receive(
+                 Channel::kControl, Clock::now() + (blocks_ == 0 ? kPatience : kNothingMore))) {
+        waiting += message->payload.size();
+        ++blocks_;
+      }
+      for (int i = 0; i < blocks_; ++i) transport.send(0, Channel::kControl, {});
+      ControlChannel control(transport);
+      for (int i = blocks_; i < kBlocks; ++i) {
+        control.receive_from(0);
+        transport.send(0, Channel::kControl, {});
+      }
+    } else {
+      ControlChannel control(transport);
+      share_hidden(control, open(transport.rank()), point);
+    }
+    transport.finalize();
+  });
+  for (const auto& error : thrown) EXPECT_FALSE(error);
+  EXPECT_LE(waiting, std::size_t{5} << 20);
+}
+
+TEST_F(Resume, AllHearOfADamagedState) {
+  for (const bool intact : {false, true}) {
+    std::vector<int> heard(3, -1);
+    const auto thrown = run_ranks(3, [&](Transport& transport) {
+      ControlChannel control(transport);
+      const CheckpointPoint point{.layers = 7, .window = 5, .has = 1, .needs = 2, .discarded = 0};
+      const int rank = transport.rank();
+      heard[static_cast<std::size_t>(rank)] = all_hear(control, point, rank == 1 ? intact : true);
+      transport.finalize();
+    });
+    for (const auto& error : thrown) EXPECT_FALSE(error);
+    EXPECT_EQ(heard, std::vector<int>(3, intact));
+  }
+}
+
 // A transfer that fails on one side ends on both, and what follows on the channel is understood.
 TEST_F(Resume, AFailedTransferEndsOnBothSides) {
   keep(0, 7);
@@ -145,7 +194,8 @@ TEST_F(Resume, AFailedTransferEndsOnBothSides) {
     ControlChannel control(transport);
     const PassCheckpoint checkpoint = open(transport.rank());
     try {
-      share_hidden(control, checkpoint, {.layers = 7, .window = 5, .has = 0, .needs = 2});
+      share_hidden(control, checkpoint,
+                   {.layers = 7, .window = 5, .has = 0, .needs = 2, .discarded = 0});
     } catch (const Error&) {
       const std::lock_guard lock(mutex);
       failed.push_back(transport.rank());

@@ -95,6 +95,61 @@ TEST_F(PassCheckpointTest, AnotherJobIsRefusedByName) {
   }
 }
 
+// After a loss: the model and the text must still be the same.
+TEST_F(PassCheckpointTest, AnotherPlanIsBegunAnewWhereALaunchAsks) {
+  const fs::path folder = folder_.path() / "checkpoint";
+  keep_window(3);
+  keep_window(5);
+  std::ofstream(folder / "layers.txt") << "nobody's";
+  const auto anew = [&](const CheckpointIdentity& identity) {
+    return PassCheckpoint(folder, identity, 1, kWidth, "rank-0", {.anew = true, .newest = false});
+  };
+  EXPECT_EQ(anew(kIdentity).discarded_layers(), 0);
+  EXPECT_TRUE(open().has_hidden(5)) << "the same plan goes on";
+  CheckpointIdentity other = kIdentity;
+  other[1].second = "other";
+  EXPECT_EQ(error_of([&] { anew(other); }).kind(), ErrorKind::kData);
+  other = kIdentity;
+  other[2].second = "other";
+  EXPECT_EQ(anew(other).discarded_layers(), 5);
+  EXPECT_FALSE(fs::exists(folder / "layers-003.hidden"));
+  EXPECT_TRUE(fs::exists(folder / "layers.txt"));
+  EXPECT_EQ(anew(other).discarded_layers(), 0);
+  EXPECT_EQ(error_of([&] { open(); }).kind(), ErrorKind::kData) << "it is the other plan's now";
+}
+
+TEST_F(PassCheckpointTest, KeepsTheNewestOnly) {
+  keep_window(2);  // of a run before
+  PassCheckpoint checkpoint(folder_.path() / "checkpoint", kIdentity, 1, kWidth, "rank-9",
+                            {.anew = false, .newest = true});
+  for (const std::int64_t layers : {4, 7, 9})
+    checkpoint.keep_hidden(layers, batch(0, 8, 8), hidden(0, 8));
+  std::vector<std::int64_t> there;
+  for (std::int64_t layers = 1; layers < 12; ++layers)
+    if (checkpoint.has_hidden(layers)) there.push_back(layers);
+  EXPECT_EQ(there, (std::vector<std::int64_t>{7, 9}));
+}
+
+TEST_F(PassCheckpointTest, DamageIsFoundBeforeItIsUsed) {
+  keep_window(4);
+  EXPECT_EQ(open().damage_of_hidden(4), "");
+  const fs::path file = folder_.path() / "checkpoint" / "layers-004.hidden";
+  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(100).put('x');
+  const PassCheckpoint checkpoint = open();
+  EXPECT_NE(checkpoint.damage_of_hidden(4).find("is damaged"), std::string::npos);
+  checkpoint.drop_hidden(4);
+  EXPECT_FALSE(checkpoint.has_hidden(4));
+  EXPECT_NE(checkpoint.damage_of_hidden(4), "") << "gone is no better";
+}
+
+TEST_F(PassCheckpointTest, WantsRoom) {
+  const PassCheckpoint checkpoint = open();
+  EXPECT_NO_THROW(checkpoint.require_room(1));
+  const Error error = error_of([&] { checkpoint.require_room(std::int64_t{1} << 60); });
+  EXPECT_EQ(error.kind(), ErrorKind::kResources);
+  EXPECT_NE(std::string(error.what()).find("no room for a checkpoint"), std::string::npos);
+}
+
 TEST_F(PassCheckpointTest, TwoJobsAtOnceDoNotShareAFolder) {
   const fs::path folder = folder_.path() / "checkpoint";
   const PassCheckpoint first(folder, kIdentity, 1, kWidth, "rank-0");
