@@ -161,6 +161,7 @@ int run(const Options& options) {
     bench_products(bench, model);
     bench_attention(bench, model);
     bench_elementwise(bench, model);
+    bench_step(bench, model);
   }
   if (bench.all_agreed()) return 0;
   std::fprintf(stderr, "a kernel disagrees with its oracle (--seed %u repeats it)\n", options.seed);

@@ -168,6 +168,7 @@ Limits measure_limits(Bench& bench);
 void bench_products(Bench& bench, const Model& model);
 void bench_attention(Bench& bench, const Model& model);
 void bench_elementwise(Bench& bench, const Model& model);
+void bench_step(Bench& bench, const Model& model);
 
 constexpr const char* name_of(DType type) {
   constexpr const char* kNames[] = {"f32", "f16", "bf16", "q8", "q4"};

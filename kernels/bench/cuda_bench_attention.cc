@@ -77,11 +77,12 @@ SentSpans send(Bench& bench, const std::vector<KvSpan>& spans) {
   bench.synchronize();
   sent.spans.spans = reinterpret_cast<const KvSpan*>(sent.memory.data());
   sent.spans.count = static_cast<std::int64_t>(spans.size());
+  std::int64_t longest = 0;
   for (const KvSpan& span : spans) {
     sent.spans.largest_rows = std::max(sent.spans.largest_rows, span.rows);
-    if (span.rows == 1)
-      sent.spans.longest_decoded = std::max(sent.spans.longest_decoded, span.position + span.rows);
+    if (span.rows == 1) longest = std::max(longest, span.position + 1);
   }
+  sent.spans.splits = decode_splits(longest);
   return sent;
 }
 

@@ -1,8 +1,10 @@
 // New keys and values into their pages (kernels/include/kv_page.h): a warp to 32 dimensions of one
-// position, which is a group of q8.
+// position, which is a group of q8. With rotary embedding keys are rotated on their way, and
+// further blocks rotate the queries where they are.
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rotation.h"
 #include "kernels/cuda/warp.h"
 
 namespace stagecoach::cuda {
@@ -54,12 +56,24 @@ __device__ void write<Q8>(const Place& at, float x) {
   reinterpret_cast<std::int8_t*>(group + kKvScalesBytes)[index] = static_cast<std::int8_t>(quant);
 }
 
-// blockIdx: x over (row of the span), y kv head, z span; warps share out the groups.
-template <typename T>
-__global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64_t head_bytes) {
+struct Rotaries {
+  RotaryArgs query, key;
+};
+
+// blockIdx: x row of the span, y kv head and, where there is something to rotate, query heads after
+// them, z span; warps share out the groups.
+template <typename T, bool kRotates>
+__global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64_t head_bytes,
+                              Rotaries rotary) {
   const KvSpan& span = spans[blockIdx.z];
   const std::int64_t r = blockIdx.x, head = blockIdx.y;
   if (r >= span.rows) return;
+  if (kRotates && head >= args.kv_heads) {
+    const std::int64_t half = rotary.query.rotary_dim / 2, first = (head - args.kv_heads) * half;
+    for (std::int64_t i = threadIdx.x; i < half; i += kWarps * kWarp)
+      rotate_pair(rotary.query, span.row + r, first + i);
+    return;
+  }
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t groups = (args.head_dim + kKvGroupDims - 1) / kKvGroupDims;
   const std::int64_t page = (span.position + r) / kKvPageTokens;
@@ -71,31 +85,47 @@ __global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64
            .is_key = true};
   for (std::int64_t g = threadIdx.x / kWarp; g < groups; g += kWarps) {
     at.group = g;
-    const std::int64_t source = (span.row + r) * args.stride + head * args.head_dim + at.d();
+    const std::int64_t source = (span.row + r) * args.stride + head * args.head_dim;
     const bool inside = at.d() < args.head_dim;
+    float key = 0.0f;
+    if (inside)
+      key = kRotates ? rotated(rotary.key, span.row + r, args.k + source, at.d())
+                     : args.k[source + at.d()];
     at.head = span.key_pages[page] + head * head_bytes;
     at.is_key = true;
-    write<T>(at, inside ? args.k[source] : 0.0f);
+    write<T>(at, key);
     at.head = span.value_pages[page] + head * head_bytes;
     at.is_key = false;
-    write<T>(at, inside ? args.v[source] : 0.0f);
+    write<T>(at, inside ? args.v[source + at.d()] : 0.0f);
   }
+}
+
+template <bool kRotates>
+void launch_append(const char* name, const AppendKvArgs& args, const Rotaries& rotary,
+                   std::int64_t heads, const DeviceSpans& spans, cudaStream_t stream) {
+  if (spans.largest_rows == 0) return;
+  const auto kernel = args.kv_type == KvType::kF32   ? append_kernel<float, kRotates>
+                      : args.kv_type == KvType::kF16 ? append_kernel<__half, kRotates>
+                                                     : append_kernel<Q8, kRotates>;
+  launch(name, kernel,
+         {.grid = dim3(static_cast<unsigned>(spans.largest_rows), static_cast<unsigned>(heads),
+                       static_cast<unsigned>(spans.count)),
+          .threads = kWarps * kWarp,
+          .shared_bytes = 0,
+          .stream = stream},
+         args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim), rotary);
 }
 
 }  // namespace
 
 void append_kv(const AppendKvArgs& args, const DeviceSpans& spans, cudaStream_t stream) {
-  if (spans.largest_rows == 0) return;
-  const auto kernel = args.kv_type == KvType::kF32   ? append_kernel<float>
-                      : args.kv_type == KvType::kF16 ? append_kernel<__half>
-                                                     : append_kernel<Q8>;
-  launch("append_kv", kernel,
-         {.grid = dim3(static_cast<unsigned>(spans.largest_rows),
-                       static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(spans.count)),
-          .threads = kWarps * kWarp,
-          .shared_bytes = 0,
-          .stream = stream},
-         args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim));
+  launch_append<false>("append_kv", args, {}, args.kv_heads, spans, stream);
+}
+
+void rotate_and_append(const RotaryArgs& query, const RotaryArgs& key, const AppendKvArgs& args,
+                       const DeviceSpans& spans, cudaStream_t stream) {
+  launch_append<true>("rotate_and_append", args, {.query = query, .key = key},
+                      args.kv_heads + query.heads, spans, stream);
 }
 
 }  // namespace stagecoach::cuda

@@ -14,9 +14,7 @@
 namespace stagecoach::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kSplitPages = kWarps;
-constexpr std::int64_t kSplitKeys = kSplitPages * kKvPageTokens;
+constexpr int kWarps = static_cast<int>(kSplitPages);
 constexpr int kKeysOfLane = kPageKeys / kWarp;
 constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -35,8 +33,8 @@ struct DecodeShared {
   Found<kDims> found[kWarps][kHeads];
 };
 
-// In scratch, of each (span, query head, split): max, sum, values[head_dim]. Sum 0: the row has no
-// such split, and no values are there.
+// In scratch, of each (span, query head, split): max, sum, values[head_dim]. Nothing is there for
+// splits that the row does not have, or no longer sees.
 __device__ float* scratch_of(float* scratch, const AttentionArgs& args, std::int64_t span,
                              std::int64_t head, std::int64_t split, std::int64_t splits) {
   return scratch + ((span * args.heads + head) * splits + split) * (args.head_dim + 2);
@@ -82,23 +80,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
   if (span.rows != 1) return;
   const Visible seen = visible_keys(span.position, args.window);
   const std::int64_t split = blockIdx.x;
-  // Blocks of splits that this row does not have, or no longer sees.
-  const bool empty = split * kSplitKeys >= seen.end || (split + 1) * kSplitKeys <= seen.first;
+  // Splits that this row does not have, or no longer sees.
+  if (split * kSplitKeys >= seen.end || (split + 1) * kSplitKeys <= seen.first) return;
   const std::int64_t group = args.heads / args.kv_heads;
   const std::int64_t tiles = (group + kHeads - 1) / kHeads;
   const std::int64_t kv_head = blockIdx.y / tiles;
   const std::int64_t first_head = kv_head * group + blockIdx.y % tiles * kHeads;
   const std::int64_t left = (kv_head + 1) * group - first_head;
   const int heads = static_cast<int>(left < kHeads ? left : kHeads);
-  if (empty) {
-    if (splits > 1 && static_cast<int>(threadIdx.x) < heads) {
-      float* const part =
-          scratch_of(scratch, args, blockIdx.z, first_head + threadIdx.x, split, splits);
-      part[0] = kMinusInfinity;
-      part[1] = 0.0f;
-    }
-    return;
-  }
 
   auto& shared = *shared_memory<DecodeShared<kDims, kHeads>>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -197,30 +186,28 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
   }
 }
 
-// grid (query head, span): splits in order.
+// grid (query head, span): the row's splits in order.
 __global__ void merge_kernel(AttentionArgs args, const KvSpan* spans, float* scratch,
                              std::int64_t splits) {
   const KvSpan& span = spans[blockIdx.y];
   if (span.rows != 1) return;
+  const Visible seen = visible_keys(span.position, args.window);
+  const std::int64_t first = seen.first / kSplitKeys;
+  const std::int64_t end = (seen.end + kSplitKeys - 1) / kSplitKeys;
   const std::int64_t head = blockIdx.x;
   float largest = kMinusInfinity;
-  for (std::int64_t s = 0; s < splits; ++s)
+  for (std::int64_t s = first; s < end; ++s)
     largest = fmaxf(largest, *scratch_of(scratch, args, blockIdx.y, head, s, splits));
   for (std::int64_t d = threadIdx.x; d < args.head_dim; d += blockDim.x) {
     float total = 0.0f, value = 0.0f;
-    for (std::int64_t s = 0; s < splits; ++s) {
+    for (std::int64_t s = first; s < end; ++s) {
       const float* const part = scratch_of(scratch, args, blockIdx.y, head, s, splits);
-      if (part[1] == 0.0f) continue;
-      const float factor = expf(part[0] - largest);
+      const float factor = rescale(part[0], largest);
       total = fmaf(factor, part[1], total);
       value = fmaf(factor, part[2 + d], value);
     }
     args.out[span.row * args.out_stride + head * args.head_dim + d] = value / total;
   }
-}
-
-std::int64_t splits_of(const DeviceSpans& spans) {
-  return (spans.longest_decoded + kSplitKeys - 1) / kSplitKeys;
 }
 
 struct Decode {
@@ -233,14 +220,13 @@ struct Decode {
   void run() const {
     const std::int64_t tiles = (args.heads / args.kv_heads + kHeads - 1) / kHeads;
     launch("attention_decode", decode_kernel<T, kDims, kHeads>,
-           {.grid = dim3(static_cast<unsigned>(splits_of(spans)),
+           {.grid = dim3(static_cast<unsigned>(spans.splits),
                          static_cast<unsigned>(args.kv_heads * tiles),
                          static_cast<unsigned>(spans.count)),
             .threads = kWarps * kWarp,
             .shared_bytes = sizeof(DecodeShared<kDims, kHeads>),
             .stream = stream},
-           args, spans.spans, scratch, splits_of(spans),
-           kv_head_bytes(args.kv_type, args.head_dim));
+           args, spans.spans, scratch, spans.splits, kv_head_bytes(args.kv_type, args.head_dim));
   }
   template <typename T, int kDims>
   void of_heads() const {
@@ -263,13 +249,12 @@ struct Decode {
 }  // namespace
 
 std::int64_t decode_scratch_floats(const AttentionArgs& args, const DeviceSpans& spans) {
-  const std::int64_t splits = splits_of(spans);
-  return splits <= 1 ? 0 : spans.count * args.heads * splits * (args.head_dim + 2);
+  return spans.splits <= 1 ? 0 : spans.count * args.heads * spans.splits * (args.head_dim + 2);
 }
 
 void attention_decode(const AttentionArgs& args, const DeviceSpans& spans, float* scratch,
                       cudaStream_t stream) {
-  if (spans.longest_decoded == 0) return;
+  if (spans.splits == 0) return;
   const Decode decode{.args = args, .spans = spans, .scratch = scratch, .stream = stream};
   switch (args.kv_type) {
     case KvType::kF32:
@@ -282,14 +267,13 @@ void attention_decode(const AttentionArgs& args, const DeviceSpans& spans, float
       decode.of_type<Q8Kv>();
       break;
   }
-  const std::int64_t splits = splits_of(spans);
-  if (splits > 1)
+  if (spans.splits > 1)
     launch("attention_merge", merge_kernel,
            {.grid = dim3(static_cast<unsigned>(args.heads), static_cast<unsigned>(spans.count)),
             .threads = 64,
             .shared_bytes = 0,
             .stream = stream},
-           args, spans.spans, scratch, splits);
+           args, spans.spans, scratch, spans.splits);
 }
 
 }  // namespace stagecoach::cuda

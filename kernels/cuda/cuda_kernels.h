@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/include/decode_splits.h"
 #include "kernels/include/ops.h"
 
 namespace stagecoach::cuda {
@@ -20,8 +21,8 @@ namespace stagecoach::cuda {
 struct DeviceSpans {
   const KvSpan* spans = nullptr;
   std::int64_t count = 0;
-  std::int64_t largest_rows = 0;     // of a span
-  std::int64_t longest_decoded = 0;  // positions of a span of one row, its own included; 0: none
+  std::int64_t largest_rows = 0;  // of a span
+  std::int64_t splits = 0;        // decode_splits() of the longest span of one row; 0: none
 };
 
 // Small tables from page-locked host memory, which the kernel reads over the bus: a copy would
@@ -78,6 +79,15 @@ void norm(const NormArgs& args, cudaStream_t stream);
 void rotary(const RotaryArgs& args, cudaStream_t stream);
 void append_kv(const AppendKvArgs& args, const DeviceSpans& spans, cudaStream_t stream);
 void activation(const ActivationArgs& args, cudaStream_t stream);
+
+// Two ops, or three, in one launch. norm.y may be null, and activation.y is not written: what is
+// packed is what they would hold; pack.x is not read, pack.cols are norm.cols.
+void norm_and_pack(const NormArgs& norm, const PackInputArgs& pack, cudaStream_t stream);
+void activation_and_pack(const ActivationArgs& activation, const PackInputArgs& pack,
+                         cudaStream_t stream);
+// The query's rows in place; the key's, which are append.k, on their way to the pages alone.
+void rotate_and_append(const RotaryArgs& query, const RotaryArgs& key, const AppendKvArgs& append,
+                       const DeviceSpans& spans, cudaStream_t stream);
 
 // Spans of several rows: tiles of queries against a page of keys at a time, no score matrix. In
 // float32 if keys and values are; else on tensor cores: queries, keys, values and the weights of

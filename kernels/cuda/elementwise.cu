@@ -2,7 +2,8 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/warp.h"
+#include "kernels/cuda/packing.h"
+#include "kernels/cuda/rotation.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -11,50 +12,13 @@ constexpr unsigned kThreads = 256;
 
 // ---- Packing of inputs
 
-template <typename T>
-__global__ void pack_plain(PackInputArgs args, std::int64_t stride, std::int64_t padded) {
+template <typename Packing>
+__global__ void pack_kernel(PackInputArgs args, std::int64_t stride) {
   const std::int64_t k = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   const std::int64_t row = blockIdx.x;
-  if (k >= padded) return;
-  T* const packed = reinterpret_cast<T*>(args.packed + row * stride);
-  packed[k] = from_float<T>(k < args.cols ? args.x[row * args.x_stride + k] : 0.0f);
-}
-
-// float32 that has been through bfloat16.
-__global__ void pack_rounded(PackInputArgs args, std::int64_t stride) {
-  const std::int64_t k = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
-  const std::int64_t row = blockIdx.x;
-  if (k >= args.cols) return;
-  reinterpret_cast<float*>(args.packed + row * stride)[k] =
-      to_float(from_float<__nv_bfloat16>(args.x[row * args.x_stride + k]));
-}
-
-// A warp makes a group of 32 columns, a lane each.
-__global__ void pack_groups(PackInputArgs args, std::int64_t stride, std::int64_t groups) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t group = std::int64_t{blockIdx.y} * (blockDim.x / kWarp) + threadIdx.x / kWarp;
-  const std::int64_t row = blockIdx.x;
-  if (group >= groups) return;  // the whole warp
-  const std::int64_t k = group * kGroupCols + lane;
-  const float x = k < args.cols ? args.x[row * args.x_stride + k] : 0.0f;
-  const bool finite = __all_sync(kAllLanes, isfinite(x));
-  const float magnitude = warp_max(fabsf(x));
-  float scale = 0.0f;
-  int quant = 0;
-  if (!finite) {
-    scale = __int_as_float(0x7fc00000);
-  } else if (magnitude >= kSmallestInputGroup) {
-    scale = magnitude / 127.0f;
-    quant = static_cast<int>(rintf(x * (127.0f / magnitude)));
-  }
-  int sum = quant;
-  for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-  InputGroup& packed = reinterpret_cast<InputGroup*>(args.packed + row * stride)[group];
-  packed.quant[lane] = static_cast<std::int8_t>(quant);
-  if (lane == 0) {
-    packed.scale = scale;
-    packed.minus_8_sum = -8 * sum;
-  }
+  if (k >= packing_cols(args.cols)) return;  // the whole warp
+  Packing::put(args.packed + row * stride, args.cols, k,
+               k < args.cols ? args.x[row * args.x_stride + k] : 0.0f);
 }
 
 __global__ void unpack_groups(UnpackInputArgs args) {
@@ -125,16 +89,8 @@ __global__ void gather_kernel(GatherArgs args) {
 }
 
 __global__ void rotary_kernel(RotaryArgs args) {
-  const std::int64_t half = args.rotary_dim / 2;
   const std::int64_t index = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
-  const std::int64_t row = blockIdx.x;
-  if (index >= args.heads * half) return;
-  const std::int64_t head = index / half, i = index % half;
-  const float c = args.cos[row * half + i], s = args.sin[row * half + i];
-  float* const x = args.x + row * args.x_stride + head * args.head_dim + i;
-  const float a = x[0], b = x[half];
-  x[0] = a * c - b * s;
-  x[half] = b * c + a * s;
+  if (index < args.heads * (args.rotary_dim / 2)) rotate_pair(args, blockIdx.x, index);
 }
 
 __device__ float activate(Activation kind, float x) {
@@ -151,11 +107,23 @@ __device__ float activate(Activation kind, float x) {
   return x;
 }
 
+__device__ float activated(const ActivationArgs& args, std::int64_t i) {
+  const float y = activate(args.kind, args.x[i]);
+  return args.up != nullptr ? y * args.up[i] : y;
+}
+
 __global__ void activation_kernel(ActivationArgs args) {
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= args.count) return;
-  const float y = activate(args.kind, args.x[i]);
-  args.y[i] = args.up != nullptr ? y * args.up[i] : y;
+  if (i < args.count) args.y[i] = activated(args, i);
+}
+
+template <typename Packing>
+__global__ void activation_pack_kernel(ActivationArgs args, std::byte* packed, std::int64_t cols,
+                                       std::int64_t stride) {
+  const std::int64_t k = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
+  const std::int64_t row = blockIdx.x;
+  if (k >= packing_cols(cols)) return;  // the whole warp
+  Packing::put(packed + row * stride, cols, k, k < cols ? activated(args, row * cols + k) : 0.0f);
 }
 
 // Rows along x, which takes more of them.
@@ -180,26 +148,10 @@ void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStrea
 
 void pack_input(const PackInputArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  const std::int64_t stride = packed_row_stride(args.type, args.cols);
-  switch (args.type) {
-    case InputType::kF32:
-      launch("pack_rounded", pack_rounded, over(args.cols, args.rows, stream), args, stride);
-      return;
-    case InputType::kF16:
-      launch("pack_f16", pack_plain<__half>, over(args.cols, args.rows, stream), args, stride,
-             args.cols + args.cols % 2);
-      return;
-    case InputType::kBF16:
-      launch("pack_bf16", pack_plain<__nv_bfloat16>, over(args.cols, args.rows, stream), args,
-             stride, args.cols + args.cols % 2);
-      return;
-    case InputType::kInt8: {
-      const std::int64_t groups = (args.cols + kGroupCols - 1) / kGroupCols;
-      launch("pack_groups", pack_groups, over(groups * kWarp, args.rows, stream), args, stride,
-             groups);
-      return;
-    }
-  }
+  with_packing(args.type, [&]<typename Packing>(Packing) {
+    launch("pack_input", pack_kernel<Packing>, over(packing_cols(args.cols), args.rows, stream),
+           args, packed_row_stride(args.type, args.cols));
+  });
 }
 
 void unpack_input(const UnpackInputArgs& args, cudaStream_t stream) {
@@ -230,6 +182,16 @@ void activation(const ActivationArgs& args, cudaStream_t stream) {
           .shared_bytes = 0,
           .stream = stream},
          args);
+}
+
+void activation_and_pack(const ActivationArgs& args, const PackInputArgs& pack,
+                         cudaStream_t stream) {
+  if (pack.rows == 0) return;
+  with_packing(pack.type, [&]<typename Packing>(Packing) {
+    launch("activation_and_pack", activation_pack_kernel<Packing>,
+           over(packing_cols(pack.cols), pack.rows, stream), args, pack.packed, pack.cols,
+           packed_row_stride(pack.type, pack.cols));
+  });
 }
 
 }  // namespace stagecoach::cuda

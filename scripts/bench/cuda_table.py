@@ -44,10 +44,14 @@ def kernels():
             rows.append((f"attention_prefill {kv}, heads of {dims}", rf"prefill_tensor_kernel<{element}, {dims}>", 128, 2 * keys * dims * 2 + queries))
         for dims in (128, 256):
             rows.append((f"attention_decode {kv}, heads of {dims}", rf"decode_kernel<{element}, {dims}, 1>", 128, 4 * (dims + 4 * 64 + 4 * (dims + 2))))
-    rows += [("attention_merge", "merge_kernel", 64, 0), ("append_kv f16", "append_kernel<__half>", 128, 0), ("append_kv q8", "append_kernel<Q8>", 128, 0),
+    rows += [("attention_merge", "merge_kernel", 64, 0), ("append_kv f16", "append_kernel<__half, false>", 128, 0), ("append_kv q8", "append_kernel<Q8, false>", 128, 0),
+             ("rotate_and_append f16", "append_kernel<__half, true>", 128, 0), ("rotate_and_append q8", "append_kernel<Q8, true>", 128, 0),
              ("unpack f16 to f16", "unpack_plain<__half, __half>", 256, 0), ("unpack q8 to f16", "unpack_groups<true, __half>", 256, 0),
-             ("unpack q4 to f16", "unpack_groups<false, __half>", 256, 0), ("norm", "norm_kernel<8>", 256, 32), ("activation", "activation_kernel", 256, 0),
-             ("rotary", "rotary_kernel", 256, 0), ("pack_input f16", "pack_plain<__half>", 256, 0), ("pack_input int8", "pack_groups", 256, 0),
+             ("unpack q4 to f16", "unpack_groups<false, __half>", 256, 0), ("norm", "norm_kernel<8, NotPacked>", 256, 32),
+             ("norm_and_pack f16", "norm_kernel<8, PackPlain<__half>>", 256, 32), ("norm_and_pack int8", "norm_kernel<8, PackGroups>", 256, 32),
+             ("activation", "activation_kernel", 256, 0), ("activation_and_pack f16", "activation_pack_kernel<PackPlain<__half>>", 256, 0),
+             ("activation_and_pack int8", "activation_pack_kernel<PackGroups>", 256, 0),
+             ("rotary", "rotary_kernel", 256, 0), ("pack_input f16", "pack_kernel<PackPlain<__half>>", 256, 0), ("pack_input int8", "pack_kernel<PackGroups>", 256, 0),
              ("gather_rows", "gather_kernel", 256, 0)]
     return rows
 

@@ -78,15 +78,17 @@ def elementwise(name, rows, cols, each, operations):
 
 
 def small_ops(m, rows, inputs):
-    """A layer's ops that touch each element a few times: norms, activation, packing, keys and values, rotary embedding."""
+    """A layer's ops that touch each element a few times: norms, activation, packing, keys and values with rotary embedding."""
     h = m["hidden"]
-    ops = [elementwise("norm", rows, h, 8, 8), elementwise("activation", rows, 4 * h, 8, 20),
-           elementwise("append_kv f16", rows, h, 2 * (4 + KV_BYTES["f16"]), 0)]
-    if inputs != "f32":
-        ops.append(elementwise(f"pack_input {inputs}", rows, h, 4 + INPUT_BYTES[inputs], 2))
-    if m["rotary"]:
-        ops.append(Launch(f"rotary, {rows:,} x {m['heads']} x {m['rotary']}", 8 * rows * m["heads"] * m["rotary"], 3 * rows * m["heads"] * m["rotary"]))
-    return ops
+    if inputs == "f32":
+        ops = [elementwise("norm", rows, h, 8, 8), elementwise("activation", rows, 4 * h, 8, 20)]
+    else:
+        packed = 4 + INPUT_BYTES[inputs]
+        ops = [elementwise(f"norm_and_pack {inputs}", rows, h, packed, 10), elementwise(f"activation_and_pack {inputs}", rows, 4 * h, packed, 22),
+               elementwise(f"pack_input {inputs}", rows, h, packed, 2)]
+    append = elementwise("rotate_and_append f16" if m["rotary"] else "append_kv f16", rows, h, 2 * (4 + KV_BYTES["f16"]), 0)
+    turned = rows * m["heads"] * m["rotary"]  # of queries, in place, and of keys on their way
+    return ops + [Launch(append.name, append.bytes + 8 * turned, 6 * turned)]
 
 
 def layer(m, weights, inputs, rows):

@@ -131,10 +131,12 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     const std::int64_t widest = std::max(
         {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
     needs.logits /= 2;
-    needs.device = needs.workspace + needs.kv + needs.logits +
-                   device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
-                   decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
-                                        spec.num_attention_heads, spec.head_dim);
+    needs.device =
+        needs.workspace + needs.kv + needs.logits +
+        device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
+        decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
+                             spec.num_attention_heads, spec.head_dim) +
+        span_table_bytes(std::min(shape.sequences, batch), shape.positions, request.layers);
     needs.workspace = needs.kv = 0;
   }
   return needs;

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,6 +27,16 @@ class Event {
   virtual std::int64_t passed_ns() = 0;  // when that was, by this host's clock; synchronises
 };
 using EventPtr = std::shared_ptr<Event>;
+
+// Ops that were recorded, to be queued again all at once.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // Queues them as they were recorded: the same arguments and addresses, with what device memory
+  // holds by then, spans included. Marks among them are set anew. False: memory that the backend's
+  // ops hold themselves has moved, and they have to be recorded anew.
+  virtual bool replay() = 0;
+};
 
 // Device memory, owned. Aligned to 64 bytes at least, zeroed in the order of ops.
 class Buffer {
@@ -87,6 +98,19 @@ class Backend {
   // Ops queued from now on begin once `event` has passed; the caller does not wait.
   virtual void wait_for(const EventPtr& event) = 0;
 
+  // Spans that ops are about to name, of all layers that a batch passes: append_kv and attention
+  // take parts of this array, which stays as it is until the next call.
+  virtual void send_spans(std::span<const KvSpan> spans) = 0;
+
+  // Whether ops can be recorded.
+  virtual bool records() const { return false; }
+  // Records what `ops` queues, without running it, on this thread. They must have been queued
+  // before, with spans of an equal SpanShape, and be no transfers. Null: this device or its driver
+  // refuses; from then on records() is false.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& /*ops*/) {
+    return nullptr;
+  }
+
   // out (n, table.cols) = rows `ids` of a table in any layout; accumulate: out += .
   // The table is device memory; ids are host memory and in range (the caller checked).
   virtual void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
@@ -102,6 +126,28 @@ class Backend {
   virtual void append_kv(const AppendKvArgs& args) = 0;
   virtual void attention(const AttentionArgs& args) = 0;
   virtual void activation(const ActivationArgs& args) = 0;
+
+  // Ops that follow each other in every block, as one where a device gains by that.
+  // What is packed is norm.y (rows, cols) = pack.x; whether it is to be in norm.y as well.
+  enum class Unpacked : std::uint8_t { kKept, kNotRead };
+  virtual void norm_and_pack(const NormArgs& norm, const PackInputArgs& pack, Unpacked) {
+    this->norm(norm);
+    pack_input(pack);
+  }
+  // What is packed is activation.y = pack.x, which holds nothing that could be read after.
+  virtual void activation_and_pack(const ActivationArgs& activation, const PackInputArgs& pack) {
+    this->activation(activation);
+    pack_input(pack);
+  }
+  // Rotates queries in place, and keys (key.x = append.k) on their way into the cache: append.k
+  // holds nothing that could be read after. Both have the same rows and angles.
+  virtual void rotate_and_append(const RotaryArgs& query, const RotaryArgs& key,
+                                 const AppendKvArgs& append) {
+    rotary(query);
+    rotary(key);
+    append_kv(append);
+  }
+
   // cos, sin (rows, half) for host-side `positions`; see rotary_table.
   virtual void rotary_table(std::span<const std::int64_t> positions,
                             std::span<const float> inv_freq, float* cos, float* sin) = 0;

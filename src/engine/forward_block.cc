@@ -17,14 +17,19 @@ class RowOps {
         rows_(rows) {}
 
   void norm(const Buffer& x, const TensorView& weight, const TensorView& bias, const Buffer& y) {
-    backend_.norm({.x = x.f32(),
-                   .weight = weight.f32(),
-                   .bias = bias.f32(),
-                   .y = y.f32(),
-                   .rows = rows_,
-                   .cols = spec_.hidden_size,
-                   .epsilon = spec_.norm_epsilon,
-                   .kind = norm_kind(spec_)});
+    backend_.norm(norm_args(x, weight, bias, y));
+  }
+  // The same as linear layers take it, until the next that does so.
+  InputRows normed_input(const Buffer& x, const TensorView& weight, const TensorView& bias,
+                         const Buffer& y, Backend::Unpacked unpacked) {
+    const NormArgs args = norm_args(x, weight, bias, y);
+    if (!workspace_.packing) {
+      backend_.norm(args);
+      return f32_rows(args.y, args.cols);
+    }
+    const PackInputArgs pack = packing_of(workspace_, args.y, rows_, args.cols);
+    backend_.norm_and_pack(args, pack, unpacked);
+    return packed_rows(pack);
   }
   // Of each head alone, in place.
   void norm_heads(const Buffer& x, std::int64_t heads, const TensorView& weight) {
@@ -51,26 +56,22 @@ class RowOps {
     matmul(x, weight, bias, y, true);
   }
 
-  void rotary(const Buffer& x, std::int64_t heads, const Workspace& ws) {
-    backend_.rotary({.x = x.f32(),
-                     .x_stride = heads * spec_.head_dim,
-                     .cos = ws.cos.f32(),
-                     .sin = ws.sin.f32(),
-                     .rows = rows_,
-                     .heads = heads,
-                     .head_dim = spec_.head_dim,
-                     .rotary_dim = spec_.rotary_dim});
-  }
-
-  void append_kv(const Buffer& k, const Buffer& v, std::span<const KvSpan> spans, KvType type) {
-    backend_.append_kv({.k = k.f32(),
-                        .v = v.f32(),
-                        .stride = spec_.key_value_size(),
-                        .spans = spans.data(),
-                        .num_spans = static_cast<std::int64_t>(spans.size()),
-                        .kv_type = type,
-                        .kv_heads = spec_.num_key_value_heads,
-                        .head_dim = spec_.head_dim});
+  // Rotates q and k where the model does, and appends k and v.
+  void append_kv(const Buffer& q, const Buffer& k, const Buffer& v, std::span<const KvSpan> spans,
+                 KvType type) {
+    const AppendKvArgs append{.k = k.f32(),
+                              .v = v.f32(),
+                              .stride = spec_.key_value_size(),
+                              .spans = spans.data(),
+                              .num_spans = static_cast<std::int64_t>(spans.size()),
+                              .kv_type = type,
+                              .kv_heads = spec_.num_key_value_heads,
+                              .head_dim = spec_.head_dim};
+    if (spec_.position == PositionKind::kRotary)
+      backend_.rotate_and_append(rotary(q, spec_.num_attention_heads),
+                                 rotary(k, spec_.num_key_value_heads), append);
+    else
+      backend_.append_kv(append);
   }
 
   void attention(const Buffer& q, std::span<const KvSpan> spans, KvType type, const Buffer& slopes,
@@ -90,16 +91,46 @@ class RowOps {
                         .window = spec_.sliding_window});
   }
 
-  // y = activation(x) [⊙ up]
-  void activation(const Buffer& x, const float* up, const Buffer& y) {
-    backend_.activation({.x = x.f32(),
-                         .up = up,
-                         .y = y.f32(),
-                         .count = rows_ * spec_.intermediate_size,
-                         .kind = activation_kind(spec_)});
+  // activation(x) [⊙ up] as linear layers take it, until the next that does so. x is gone.
+  InputRows activated_input(const Buffer& x, const float* up) {
+    const std::int64_t cols = spec_.intermediate_size;
+    const ActivationArgs args{.x = x.f32(),
+                              .up = up,
+                              .y = x.f32(),
+                              .count = rows_ * cols,
+                              .kind = activation_kind(spec_)};
+    if (!workspace_.packing) {
+      backend_.activation(args);
+      return f32_rows(args.y, cols);
+    }
+    const PackInputArgs pack = packing_of(workspace_, args.y, rows_, cols);
+    backend_.activation_and_pack(args, pack);
+    return packed_rows(pack);
   }
 
  private:
+  NormArgs norm_args(const Buffer& x, const TensorView& weight, const TensorView& bias,
+                     const Buffer& y) const {
+    return {.x = x.f32(),
+            .weight = weight.f32(),
+            .bias = bias.f32(),
+            .y = y.f32(),
+            .rows = rows_,
+            .cols = spec_.hidden_size,
+            .epsilon = spec_.norm_epsilon,
+            .kind = norm_kind(spec_)};
+  }
+  RotaryArgs rotary(const Buffer& x, std::int64_t heads) const {
+    return {.x = x.f32(),
+            .x_stride = heads * spec_.head_dim,
+            .cos = workspace_.cos.f32(),
+            .sin = workspace_.sin.f32(),
+            .rows = rows_,
+            .heads = heads,
+            .head_dim = spec_.head_dim,
+            .rotary_dim = spec_.rotary_dim};
+  }
+
   void matmul(const InputRows& x, const TensorView& weight, const TensorView& bias, const Buffer& y,
               bool accumulate) {
     backend_.matmul({.x = x,
@@ -146,15 +177,19 @@ std::int64_t context_sum(std::span<const TokenRun> runs, std::int64_t window) {
 
 }  // namespace
 
+std::int64_t attention_flops(const ModelSpec& spec, std::span<const TokenRun> runs) {
+  return attention_part_flops(spec, total_rows(runs), context_sum(runs, spec.sliding_window));
+}
+
 void forward_block(const BlockContext& c, std::int64_t layer, std::span<const TokenRun> runs,
-                   const BatchLabel& label, NextUse next) {
+                   std::span<const KvSpan> spans, const BatchLabel& label, NextUse next) {
   using enum TensorRole;
   const ModelSpec& spec = c.spec;
   Workspace& ws = c.workspace;
   const std::int64_t rows = total_rows(runs);
   RowOps ops(c, rows);
   const bool norm_first = spec.norm_placement == NormPlacement::kBefore;
-  const Buffer& input = norm_first ? ws.normed : ws.hidden;  // of both branches
+  const bool sequential = spec.residual == ResidualForm::kSequential;
   Span template_span{.phase = label.phase,
                      .layer = static_cast<std::int32_t>(layer),
                      .micro_batch = label.micro_batch,
@@ -165,11 +200,16 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     const LayerLease w = timed_lease(c, layer, PartKind::kAttention, label, next);
     template_span.kind = SpanKind::kAttention;
     template_span.bytes = w.bytes();
-    template_span.flops = attention_part_flops(spec, rows, context_sum(runs, spec.sliding_window));
+    template_span.flops = attention_flops(spec, runs);
     const OpSpan timed(c.ops, template_span);
 
-    if (norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed);
-    const InputRows x = ops.input(input, spec.hidden_size);
+    // The MLP of a parallel block with one norm reads what is normed here.
+    const bool shared = spec.residual == ResidualForm::kParallelSharedNorm;
+    const InputRows x =
+        norm_first
+            ? ops.normed_input(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed,
+                               shared ? Backend::Unpacked::kKept : Backend::Unpacked::kNotRead)
+            : ops.input(ws.hidden, spec.hidden_size);
     ops.linear(x, w[kQuery], w[kQueryBias], ws.query);
     ops.linear(x, w[kKey], w[kKeyBias], ws.key);
     ops.linear(x, w[kValue], w[kValueBias], ws.value);
@@ -177,12 +217,7 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
       ops.norm_heads(ws.query, spec.num_attention_heads, w[kQueryNorm]);
       ops.norm_heads(ws.key, spec.num_key_value_heads, w[kKeyNorm]);
     }
-    if (spec.position == PositionKind::kRotary) {
-      ops.rotary(ws.query, spec.num_attention_heads, ws);
-      ops.rotary(ws.key, spec.num_key_value_heads, ws);
-    }
-    const std::vector<KvSpan> spans = c.kv.view(layer, runs);
-    ops.append_kv(ws.key, ws.value, spans, c.kv.type());
+    ops.append_kv(ws.query, ws.key, ws.value, spans, c.kv.type());
     ops.attention(ws.query, spans, c.kv.type(), ws.slopes, ws.attended);
     // What a parallel block's MLP reads is normed before the attention changes x.
     if (spec.residual == ResidualForm::kParallelTwoNorms)
@@ -198,16 +233,17 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     template_span.flops = mlp_part_flops(spec, rows);
     const OpSpan timed(c.ops, template_span);
 
-    // A parallel block's MLP reads what is still in ws.normed.
-    const bool sequential = spec.residual == ResidualForm::kSequential;
-    if (sequential && norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
     const bool gated = spec.mlp == MlpKind::kGated;
     const Buffer& inner = gated ? ws.gate : ws.up;
-    const InputRows x = ops.input(input, spec.hidden_size);
+    // A parallel block's MLP reads what is still in ws.normed.
+    const InputRows x = sequential && norm_first
+                            ? ops.normed_input(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed,
+                                               Backend::Unpacked::kNotRead)
+                            : ops.input(norm_first ? ws.normed : ws.hidden, spec.hidden_size);
     ops.linear(x, w[kUp], w[kUpBias], ws.up);
     if (gated) ops.linear(x, w[kGate], w[kGateBias], ws.gate);
-    ops.activation(inner, gated ? ws.up.f32() : nullptr, inner);
-    ops.add_linear(ops.input(inner, spec.intermediate_size), w[kDown], w[kDownBias], ws.hidden);
+    ops.add_linear(ops.activated_input(inner, gated ? ws.up.f32() : nullptr), w[kDown],
+                   w[kDownBias], ws.hidden);
     if (!norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.hidden);
   }
 }

@@ -24,11 +24,15 @@ struct BlockContext {
   OpTimeline& ops;
 };
 
+// Operations of one layer's attention part (Span::flops).
+std::int64_t attention_flops(const ModelSpec& spec, std::span<const TokenRun> runs);
+
 // workspace.hidden (rows, hidden_size) → the same buffer, after layer `layer`. Rows are those of
 // `runs`; their keys and values are appended to the cache, which must have room (KvCache::reserve).
 // For rotary models workspace.cos and .sin hold the rows' angles. `next`: when this layer's weights
-// are wanted again.
+// are wanted again. `spans`: of the runs in this layer, from what was sent last
+// (Backend::send_spans).
 void forward_block(const BlockContext& context, std::int64_t layer, std::span<const TokenRun> runs,
-                   const BatchLabel& label, NextUse next);
+                   std::span<const KvSpan> spans, const BatchLabel& label, NextUse next);
 
 }  // namespace stagecoach

@@ -50,6 +50,10 @@ class LayerSource {
   // ring order, each by all of its micro-batches before the next layer is.
   virtual LayerLease lease(std::int64_t layer, PartKind part, NextUse next) = 0;
 
+  // Whether the layer's weights stay where they are for the whole job: its leases wait for nothing,
+  // and nothing waits for them.
+  virtual bool stays(std::int64_t /*layer*/) const { return false; }
+
   // What the embedding or the head have besides their large tables: norms, projections, biases.
   // Those tables themselves have null views where they are not in memory.
   virtual LayerLease lease_ends(PartKind part) = 0;

@@ -11,6 +11,27 @@ void OpTimeline::resolve() {
     done.span.end_ns = done.end->passed_ns();
     timeline_.record(done.span);
   }
+  ++resolutions_;
+}
+
+EventPtr OpTimeline::begin() {
+  if (recorded_ == nullptr) return backend_.mark();
+  if (border_ == nullptr) border_ = backend_.mark();
+  return border_;
+}
+
+void OpTimeline::end(const Span& span, EventPtr begin) {
+  if (recorded_ == nullptr) {
+    EventPtr end = backend_.mark();
+    pending_.push_back({span, std::move(begin), std::move(end)});
+    return;
+  }
+  if (span.kind != SpanKind::kWeightWait) border_ = backend_.mark();
+  recorded_->push_back({span, std::move(begin), border_});
+}
+
+void OpTimeline::replayed(const Recorded& recorded, const std::function<void(Span&)>& relabel) {
+  for (const Pending& one : recorded) relabel(pending_.emplace_back(one).span);
 }
 
 CutOpSpan::CutOpSpan(OpTimeline& ops, const Span& span) {
@@ -27,8 +48,7 @@ OpSpan::~OpSpan() {
     return;
   }
   try {
-    EventPtr end = ops_.backend_.mark();
-    ops_.pending_.push_back({span_, std::move(begin_), std::move(end)});
+    ops_.end(span_, std::move(begin_));
   } catch (const std::exception&) {
     // The device is lost; the op that notices says so.
   }

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <optional>
+#include <vector>
 
 #include "backend/backend.h"
 #include "timeline/timeline.h"
@@ -18,23 +20,51 @@ class OpTimeline {
   // Records the spans whose ops are done for certain: to be called when the device has been waited
   // for.
   void resolve();
+  std::int64_t resolutions() const { return resolutions_; }
 
- private:
-  friend class OpSpan;
-  friend class CutOpSpan;
   struct Pending {
     Span span;
     EventPtr begin, end;
   };
+  // Of ops that are recorded (Backend::record), whose marks each replay sets anew.
+  using Recorded = std::vector<Pending>;
+  // Spans that begin while it lives go to `recorded`. Each begins where the one before ended, which
+  // saves half of the marks: nothing is queued in between, nor by leases of weights that stay.
+  class Recorder {
+   public:
+    Recorder(OpTimeline& ops, Recorded& recorded) : ops_(ops) { ops_.recorded_ = &recorded; }
+    ~Recorder() {
+      ops_.recorded_ = nullptr;
+      ops_.border_ = nullptr;
+    }
+    Recorder(const Recorder&) = delete;
+    Recorder& operator=(const Recorder&) = delete;
+
+   private:
+    OpTimeline& ops_;
+  };
+  // Their spans once more, for a replay that has been queued. Those of the replay before have been
+  // resolved.
+  void replayed(const Recorded& recorded, const std::function<void(Span&)>& relabel);
+
+ private:
+  friend class OpSpan;
+  friend class CutOpSpan;
+  EventPtr begin();
+  void end(const Span& span, EventPtr begin);
+
   Backend& backend_;
   Timeline& timeline_;
   std::deque<Pending> pending_;
+  std::int64_t resolutions_ = 0;
+  Recorded* recorded_ = nullptr;
+  EventPtr border_;  // where the next recorded span begins
 };
 
 // Times the ops that its scope queues.
 class OpSpan {
  public:
-  OpSpan(OpTimeline& ops, const Span& span) : ops_(ops), span_(span), begin_(ops.backend_.mark()) {
+  OpSpan(OpTimeline& ops, const Span& span) : ops_(ops), span_(span), begin_(ops.begin()) {
     if (begin_ == nullptr) span_.begin_ns = now_ns();
   }
   ~OpSpan();

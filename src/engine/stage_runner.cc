@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "backend/device_scratch.h"
 #include "base/error.h"
 #include "engine/kernel_kinds.h"
 
@@ -15,6 +16,7 @@ StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& w
       weights_(weights),
       timeline_(timeline),
       ops_(backend, timeline),
+      steps_(backend, ops_),
       limits_(limits),
       workspace_(spec, backend, limits.max_rows, limits.packing),
       kv_(spec, limits.kv_type, backend) {}
@@ -127,8 +129,48 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
   kv_.reserve(begin, end, runs);
   if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
   const BlockContext context{spec_, backend_, weights_, kv_, workspace_, ops_};
-  for (std::int64_t layer = begin; layer < end; ++layer)
-    forward_block(context, layer, runs, label, next);
+  std::vector<KvSpan> spans;  // (layers, runs)
+  for (std::int64_t layer = begin; layer < end; ++layer) {
+    const std::vector<KvSpan> view = kv_.view(layer, runs);
+    spans.insert(spans.end(), view.begin(), view.end());
+  }
+  backend_.send_spans(spans);
+  const auto run = [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t layer = first; layer < last; ++layer)
+      forward_block(context, layer, runs,
+                    std::span(spans).subspan(static_cast<std::size_t>(layer - begin) * runs.size(),
+                                             runs.size()),
+                    label, next);
+  };
+  if (!recordable(runs)) return run(begin, end);
+  // Layers that stay are recorded together, as far as others that pass through let them.
+  const SpanShape shape = shape_of(std::span(spans).first(runs.size()));
+  const std::int64_t flops = attention_flops(spec_, runs);
+  for (std::int64_t first = begin, last = begin; first < end; first = last) {
+    const bool stays = weights_.stays(first);
+    while (last < end && weights_.stays(last) == stays) ++last;
+    if (!stays) {
+      run(first, last);
+      continue;
+    }
+    steps_.run(
+        {.first_span = (first - begin) * shape.count, .begin = first, .end = last, .shape = shape},
+        [&] { run(first, last); },
+        [&](Span& span) {
+          span.phase = label.phase;
+          span.micro_batch = label.micro_batch;
+          span.pass = label.pass;
+          if (span.kind == SpanKind::kAttention) span.flops = flops;
+        });
+  }
+}
+
+// Steps in which each sequence decodes a row. Of more rows the products take longer than starting
+// them does.
+bool StageRunner::recordable(std::span<const TokenRun> runs) const {
+  const auto decodes = [](const TokenRun& run) { return run.count() == 1; };
+  return backend_.records() && static_cast<std::int64_t>(runs.size()) <= kMostFewRows &&
+         std::ranges::all_of(runs, decodes);
 }
 
 // `rows` of workspace.hidden → their logits on the host. They are brought together first, so that

@@ -13,6 +13,7 @@
 #include "engine/forward_block.h"
 #include "engine/kv_cache.h"
 #include "engine/layer_source.h"
+#include "engine/recorded_steps.h"
 #include "engine/workspace.h"
 
 namespace stagecoach {
@@ -48,6 +49,9 @@ class StageRunner {
   void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
                   const BatchLabel& label, NextUse next = NextUse::kNextPass);
 
+  // How often a recording stood for layers' ops.
+  std::int64_t replays() const { return steps_.replays(); }
+
   // Final norm and head for every row whose logits are wanted, limits.head_rows at a time:
   // use(run, row in run, logits (vocab)). The callee may scribble on the logits.
   using UseLogits = std::function<void(const TokenRun&, std::int64_t row, std::span<float> logits)>;
@@ -64,11 +68,14 @@ class StageRunner {
                       std::int64_t width, bool accumulate);
   void head_rows(std::span<const TokenId> rows, const BatchLabel& label);
 
+  bool recordable(std::span<const TokenRun> runs) const;
+
   const ModelSpec& spec_;
   Backend& backend_;
   LayerSource& weights_;
   Timeline& timeline_;
   OpTimeline ops_;
+  RecordedSteps steps_;
   Limits limits_;
   Workspace workspace_;
   KvCache kv_;

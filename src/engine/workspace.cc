@@ -62,14 +62,26 @@ std::int64_t Workspace::bytes() const {
   return sum;
 }
 
+PackInputArgs packing_of(const Workspace& workspace, const float* x, std::int64_t rows,
+                         std::int64_t cols) {
+  return {.x = x,
+          .x_stride = cols,
+          .packed = workspace.packed.data(),
+          .rows = rows,
+          .cols = cols,
+          .type = workspace.packing.value()};
+}
+
+InputRows packed_rows(const PackInputArgs& args) {
+  return {args.packed, packed_row_stride(args.type, args.cols), args.type};
+}
+
 InputRows matmul_input(Backend& backend, const Workspace& workspace, const float* x,
                        std::int64_t rows, std::int64_t cols) {
   if (!workspace.packing) return f32_rows(x, cols);
-  const InputType type = *workspace.packing;
-  std::byte* const packed = workspace.packed.data();
-  backend.pack_input(
-      {.x = x, .x_stride = cols, .packed = packed, .rows = rows, .cols = cols, .type = type});
-  return {packed, packed_row_stride(type, cols), type};
+  const PackInputArgs args = packing_of(workspace, x, rows, cols);
+  backend.pack_input(args);
+  return packed_rows(args);
 }
 
 }  // namespace stagecoach

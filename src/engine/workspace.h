@@ -35,6 +35,11 @@ struct Workspace {
   static std::int64_t bytes_needed(const ModelSpec& spec, std::int64_t rows, InputPacking packing);
 };
 
+// Where rows of x (rows, cols) float32 are packed: workspace.packed, until something else is. Not
+// without workspace.packing.
+PackInputArgs packing_of(const Workspace& workspace, const float* x, std::int64_t rows,
+                         std::int64_t cols);
+InputRows packed_rows(const PackInputArgs& args);
 // x (rows, cols) float32 as the input of products: packed into workspace.packed, until something
 // else is, or where it is.
 InputRows matmul_input(Backend& backend, const Workspace& workspace, const float* x,

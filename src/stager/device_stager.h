@@ -43,6 +43,10 @@ class DeviceStager : public LayerSource {
   DeviceStager& operator=(const DeviceStager&) = delete;
 
   LayerLease lease(std::int64_t layer, PartKind part, NextUse next) override;
+  bool stays(std::int64_t layer) const override {
+    return resident_.contains(key_of(layer, PartKind::kAttention)) &&
+           resident_.contains(key_of(layer, PartKind::kMlp));
+  }
   LayerLease lease_ends(PartKind part) override;
   void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) override;
   void head_matrix(const UseTile& use) override;

@@ -172,22 +172,49 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   });
 }
 
+namespace {
+
+// With kExternal a captured record is a node, and the event none of the capture's.
+enum class Record { kDefault, kExternal };
+
+cudaError_t record(Runtime& runtime, cudaEvent_t event, cudaStream_t stream, const char* function,
+                   Record how) {
+  CUstream_st* const found_stream = find_stream(runtime, stream, function);
+  CUevent_st* const found = find_event(runtime, event, function);
+  if (found_stream == nullptr || found == nullptr) return cudaErrorInvalidResourceHandle;
+  if (found->device != found_stream->device) return cudaErrorInvalidResourceHandle;
+  const CapturePtr& capture = found_stream->capture;
+  if (how == Record::kExternal) {
+    if (capture != nullptr)
+      return submit(runtime, *found_stream, {.what = function, .work = make_record_work(found)});
+    runtime.say(fmt::format("{}: cudaEventRecordExternal outside of a capture", function));
+    return cudaErrorInvalidValue;
+  }
+  if (capture != nullptr) {
+    if (capture->invalid) return cudaErrorStreamCaptureInvalidated;
+    found->capture = capture;
+    found->frontier = found_stream->frontier;
+    return cudaSuccess;
+  }
+  found->capture = nullptr;
+  Operation operation{.what = function};
+  found->latest = operation.completion;
+  return submit(runtime, *found_stream, std::move(operation));
+}
+
+}  // namespace
+
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return call("cudaEventRecord", CallKind::kAsync, [&](Runtime& runtime) {
-    CUstream_st* const found_stream = find_stream(runtime, stream, "cudaEventRecord");
-    CUevent_st* const found = find_event(runtime, event, "cudaEventRecord");
-    if (found_stream == nullptr || found == nullptr) return cudaErrorInvalidResourceHandle;
-    if (found->device != found_stream->device) return cudaErrorInvalidResourceHandle;
-    if (found_stream->capture != nullptr) {
-      if (found_stream->capture->invalid) return cudaErrorStreamCaptureInvalidated;
-      found->capture = found_stream->capture;
-      found->frontier = found_stream->frontier;
-      return cudaSuccess;
-    }
-    found->capture = nullptr;
-    Operation operation{.what = "cudaEventRecord"};
-    found->latest = operation.completion;
-    return submit(runtime, *found_stream, std::move(operation));
+    return record(runtime, event, stream, "cudaEventRecord", Record::kDefault);
+  });
+}
+
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
+  return call("cudaEventRecordWithFlags", CallKind::kAsync, [&](Runtime& runtime) {
+    if (flags > cudaEventRecordExternal) return cudaErrorInvalidValue;
+    return record(runtime, event, stream, "cudaEventRecordWithFlags",
+                  flags == cudaEventRecordExternal ? Record::kExternal : Record::kDefault);
   });
 }
 

@@ -224,6 +224,28 @@ class HostWork final : public Work {
   void* user_data_;
 };
 
+class RecordWork final : public Work {
+ public:
+  explicit RecordWork(cudaEvent_t event) : event_(event) {}
+
+  Progress step(Runtime& runtime, int device) override {
+    if (std::ranges::none_of(runtime.events,
+                             [&](const auto& event) { return event.get() == event_; })) {
+      runtime.fail(device, cudaErrorInvalidResourceHandle,
+                   "a graph records an event that was destroyed");
+      return Progress::kDone;
+    }
+    event_->latest = std::make_shared<Completion>();
+    event_->latest->time = std::chrono::steady_clock::now();
+    event_->latest->done = true;
+    return Progress::kDone;
+  }
+  std::unique_ptr<Work> clone() const override { return std::make_unique<RecordWork>(event_); }
+
+ private:
+  cudaEvent_t event_;
+};
+
 class FailingWork final : public Work {
  public:
   FailingWork(cudaError_t error, std::string line) : error_(error), line_(std::move(line)) {}
@@ -258,6 +280,9 @@ std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> b
 }
 std::unique_ptr<Work> make_host_work(cudaHostFn_t function, void* user_data) {
   return std::make_unique<HostWork>(function, user_data);
+}
+std::unique_ptr<Work> make_record_work(cudaEvent_t event) {
+  return std::make_unique<RecordWork>(event);
 }
 std::unique_ptr<Work> make_failing_work(cudaError_t error, std::string line) {
   return std::make_unique<FailingWork>(error, std::move(line));

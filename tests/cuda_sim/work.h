@@ -42,6 +42,9 @@ std::unique_ptr<Work> make_fill_work(void* target, int value, std::size_t bytes)
 std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> body,
                                        std::vector<const void*> pointers);
 std::unique_ptr<Work> make_host_work(cudaHostFn_t function, void* user_data);
+// A node that records an event each time its graph runs. Until then the event is what it was
+// before: a program that does not wait for the graph finds the times of the launch before.
+std::unique_ptr<Work> make_record_work(cudaEvent_t event);
 // Fails its device when it runs.
 std::unique_ptr<Work> make_failing_work(cudaError_t error, std::string line);
 

@@ -62,6 +62,7 @@ class CpuBackend final : public Backend {
   }
   EventPtr mark() override { return nullptr; }  // ops are done when they return
   void wait_for(const EventPtr&) override {}
+  void send_spans(std::span<const KvSpan>) override {}
 
   void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                    bool accumulate) override;

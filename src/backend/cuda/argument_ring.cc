@@ -7,14 +7,8 @@
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace stagecoach::cuda {
-namespace {
-
-constexpr std::int64_t kAlignment = 256;
-
-}  // namespace
-
 ArgumentRing::ArgumentRing(cudaStream_t stream) : stream_(stream) {
-  grow(kArgumentBytes / 2 / kSegments);  // it may have to double
+  grow(kSpanTableBytes / kSegments);
 }
 
 ArgumentRing::~ArgumentRing() {
@@ -24,8 +18,7 @@ ArgumentRing::~ArgumentRing() {
 
 void ArgumentRing::free_memory() {
   cudaFreeHost(host_);
-  cudaFree(device_);
-  host_ = device_ = nullptr;
+  host_ = nullptr;
 }
 
 void ArgumentRing::grow(std::int64_t segment_bytes) {
@@ -36,15 +29,13 @@ void ArgumentRing::grow(std::int64_t segment_bytes) {
   void* memory = nullptr;
   check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "allocating page-locked memory");
   host_ = static_cast<std::byte*>(memory);
-  check(cudaMalloc(&memory, bytes), "allocating device memory");
-  device_ = static_cast<std::byte*>(memory);
   segment_bytes_ = segment_bytes;
   segment_ = 0;
   used_ = 0;
 }
 
-ArgumentRing::Table ArgumentRing::begin(std::int64_t bytes) {
-  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+std::byte* ArgumentRing::begin(std::int64_t bytes) {
+  bytes = aligned(bytes);
   if (bytes > segment_bytes_) grow(std::max(bytes, 2 * segment_bytes_));
   if (used_ + bytes > segment_bytes_) {
     done_[static_cast<std::size_t>(segment_)] = std::make_shared<CudaEvent>(nullptr, stream_);
@@ -56,12 +47,11 @@ ArgumentRing::Table ArgumentRing::begin(std::int64_t bytes) {
   }
   const std::int64_t at = segment_ * segment_bytes_ + used_;
   used_ += bytes;
-  return {.host = host_ + at, .device = device_ + at, .bytes = bytes};
+  return host_ + at;
 }
 
-void ArgumentRing::send(const Table& table) {
-  constexpr std::int64_t kWord = 16;
-  fetch_table(table.device, table.host, (table.bytes + kWord - 1) / kWord * kWord, stream_);
+void ArgumentRing::send(const std::byte* table, std::int64_t bytes, std::byte* device) {
+  fetch_table(device, table, aligned(bytes), stream_);
   check_launch("fetching a table");
 }
 

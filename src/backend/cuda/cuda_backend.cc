@@ -10,6 +10,7 @@
 #include "backend/cuda/argument_ring.h"
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_handles.h"
+#include "backend/cuda/graph_recorder.h"
 #include "backend/cuda/products.h"
 #include "backend/cuda/span_tables.h"
 #include "backend/cuda_module.h"
@@ -27,6 +28,8 @@ namespace {
 
 // Whether the clocks have to be compared again.
 constexpr std::int64_t kOriginServesNs = 10'000'000'000;
+// Of row ids, from the start on.
+constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 
 class CudaBackend final : public Backend {
  public:
@@ -35,7 +38,11 @@ class CudaBackend final : public Backend {
         threads_(options.threads),
         origin_(std::make_shared<ClockOrigin>(ops_)),
         arguments_(ops_),
-        products_(ops_, device_.capability()) {}
+        spans_(arguments_),
+        products_(ops_, device_.capability()),
+        recorder_(ops_) {
+    ids_.get(kIdBytes);
+  }
   ~CudaBackend() override {
     if (device_.try_use()) cudaDeviceSynchronize();
   }
@@ -67,9 +74,21 @@ class CudaBackend final : public Backend {
                       const EventPtr& after) override;
   EventPtr mark() override {
     device_.use();
+    if (recorder_.recording()) return recorder_.mark();
     return std::make_shared<CudaEvent>(origin(), ops_);
   }
   void wait_for(const EventPtr& event) override { wait(ops_, event); }
+  void send_spans(std::span<const KvSpan> spans) override {
+    device_.use();
+    spans_.send(spans);
+  }
+
+  bool records() const override { return recorder_.records(); }
+  std::unique_ptr<Recording> record(const std::function<void()>& ops) override {
+    device_.use();
+    return recorder_.record(
+        ops, {.addresses = [this] { return addresses(); }, .origin = [this] { return origin(); }});
+  }
 
   void gather_rows(const TensorView& table, std::span<const std::int32_t> ids, float* out,
                    bool accumulate) override;
@@ -91,11 +110,26 @@ class CudaBackend final : public Backend {
   }
   void append_kv(const AppendKvArgs& args) override {
     run("appending keys and values",
-        [&] { cuda::append_kv(args, spans(args.spans, args.num_spans), ops_); });
+        [&] { cuda::append_kv(args, spans_.part(args.spans, args.num_spans), ops_); });
   }
   void attention(const AttentionArgs& args) override;
   void activation(const ActivationArgs& args) override {
     run("an activation", [&] { cuda::activation(args, ops_); });
+  }
+  void norm_and_pack(const NormArgs& norm, const PackInputArgs& pack, Unpacked unpacked) override {
+    NormArgs args = norm;
+    if (unpacked == Unpacked::kNotRead) args.y = nullptr;
+    run("a norm", [&] { cuda::norm_and_pack(args, pack, ops_); });
+  }
+  void activation_and_pack(const ActivationArgs& activation, const PackInputArgs& pack) override {
+    run("an activation", [&] { cuda::activation_and_pack(activation, pack, ops_); });
+  }
+  void rotate_and_append(const RotaryArgs& query, const RotaryArgs& key,
+                         const AppendKvArgs& append) override {
+    run("appending keys and values", [&] {
+      cuda::rotate_and_append(query, key, append, spans_.part(append.spans, append.num_spans),
+                              ops_);
+    });
   }
   void rotary_table(std::span<const std::int64_t> positions, std::span<const float> inv_freq,
                     float* cos, float* sin) override;
@@ -123,8 +157,10 @@ class CudaBackend final : public Backend {
     const std::lock_guard lock(origin_mutex_);
     return origin_;
   }
-  DeviceSpans spans(const KvSpan* spans, std::int64_t count) {
-    return send_spans(arguments_, spans, count);
+
+  // Of memory that ops hold here, and that moves when it grows.
+  GraphRecorder::Addresses addresses() const {
+    return {spans_.memory(), attention_.data(), products_.weights(), products_.inputs()};
   }
 
   const Device device_;
@@ -134,8 +170,11 @@ class CudaBackend final : public Backend {
   std::mutex origin_mutex_;  // the copying thread marks, too
   ClockOriginPtr origin_;
   ArgumentRing arguments_;
+  SpanTables spans_;
+  Scratch ids_;
   Products products_;
   Scratch attention_;
+  GraphRecorder recorder_;
   bool warned_of_pinning_ = false;
 };
 
@@ -199,14 +238,16 @@ void CudaBackend::gather_rows(const TensorView& table, std::span<const std::int3
                               float* out, bool accumulate) {
   if (ids.empty()) return;
   run("gathering rows", [&] {
-    const ArgumentRing::Table sent = arguments_.begin(static_cast<std::int64_t>(ids.size_bytes()));
-    std::memcpy(sent.host, ids.data(), ids.size_bytes());
-    arguments_.send(sent);
+    const auto bytes = static_cast<std::int64_t>(ids.size_bytes());
+    std::byte* const host_ids = arguments_.begin(bytes);
+    std::memcpy(host_ids, ids.data(), ids.size_bytes());
+    auto* const sent = ids_.of<std::byte>(ArgumentRing::aligned(bytes));
+    arguments_.send(host_ids, bytes, sent);
     cuda::gather_rows({.table = table.data,
                        .type = table.type,
                        .layout = table.layout,
                        .cols = table.cols,
-                       .ids = reinterpret_cast<const std::int32_t*>(sent.device),
+                       .ids = reinterpret_cast<const std::int32_t*>(sent),
                        .count = static_cast<std::int64_t>(ids.size()),
                        .out = out,
                        .accumulate = accumulate},
@@ -217,7 +258,7 @@ void CudaBackend::gather_rows(const TensorView& table, std::span<const std::int3
 void CudaBackend::attention(const AttentionArgs& args) {
   STAGECOACH_CHECK(args.head_dim <= kLargestHeadDim);
   run("attention", [&] {
-    const DeviceSpans sent = spans(args.spans, args.num_spans);
+    const DeviceSpans sent = spans_.part(args.spans, args.num_spans);
     attention_prefill(args, sent, ops_);
     float* const scratch = attention_.of<float>(decode_scratch_floats(args, sent));
     attention_decode(args, sent, scratch, ops_);

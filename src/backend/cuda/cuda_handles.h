@@ -52,10 +52,12 @@ using ClockOriginPtr = std::shared_ptr<const ClockOrigin>;
 
 class CudaEvent final : public Event {
  public:
-  // Recorded on `stream`. Without an origin it has no time.
-  CudaEvent(ClockOriginPtr origin, cudaStream_t stream) : origin_(std::move(origin)) {
+  // Recorded on `stream`. Without an origin it has no time. cudaEventRecordExternal: by a graph
+  // that the stream is captured into, whenever it runs.
+  CudaEvent(ClockOriginPtr origin, cudaStream_t stream, unsigned flags = cudaEventRecordDefault)
+      : origin_(std::move(origin)) {
     check(cudaEventCreateWithFlags(&event_, cudaEventBlockingSync), "creating an event");
-    check(cudaEventRecord(event_, stream), "recording an event");
+    check(cudaEventRecordWithFlags(event_, stream, flags), "recording an event");
   }
   ~CudaEvent() override { cudaEventDestroy(event_); }
   CudaEvent(const CudaEvent&) = delete;
@@ -69,9 +71,10 @@ class CudaEvent final : public Event {
     return origin_->ns() + static_cast<std::int64_t>(static_cast<double>(milliseconds) * 1e6);
   }
   cudaEvent_t handle() const { return event_; }
+  void set_origin(ClockOriginPtr origin) { origin_ = std::move(origin); }
 
  private:
-  const ClockOriginPtr origin_;
+  ClockOriginPtr origin_;
   cudaEvent_t event_ = nullptr;
 };
 
@@ -92,6 +95,7 @@ class Scratch {
     bytes_ = bytes;
     return data_;
   }
+  const void* data() const { return data_; }
   template <typename T>
   T* of(std::int64_t count) {
     return static_cast<T*>(get(count * static_cast<std::int64_t>(sizeof(T))));

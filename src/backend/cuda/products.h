@@ -17,6 +17,10 @@ class Products {
   bool multiplies(InputType input, DType weights) const;
   void multiply(const MatmulArgs& args);
 
+  // Scratch memory, which moves when it grows.
+  const void* weights() const { return weights_.data(); }
+  const void* inputs() const { return inputs_.data(); }
+
  private:
   void multiply_few(MatmulArgs args);
   void multiply_many(const MatmulArgs& args);

@@ -1,7 +1,11 @@
 #include "backend/cuda/span_tables.h"
 
-#include <algorithm>
+#include <bit>
 #include <cstring>
+
+#include "backend/device_scratch.h"
+#include "backend/span_shape.h"
+#include "base/error.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -12,34 +16,43 @@ std::int64_t pages_of(const KvSpan& span) {
 
 }  // namespace
 
-// One table: the spans, then of each its pages of keys and of values.
-DeviceSpans send_spans(ArgumentRing& ring, const KvSpan* spans, std::int64_t count) {
+SpanTables::SpanTables(ArgumentRing& ring)
+    : ring_(ring), memory_(table_.of<std::byte>(kSpanTableBytes)) {}
+
+// The spans, then of each its pages of keys and of values.
+void SpanTables::send(std::span<const KvSpan> spans) {
   constexpr auto kPointer = static_cast<std::int64_t>(sizeof(std::byte*));
-  DeviceSpans result{.count = count};
+  sent_ = spans;
+  if (spans.empty()) return;
   std::int64_t pages = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const KvSpan& span = spans[i];
-    pages += pages_of(span);
-    result.largest_rows = std::max(result.largest_rows, span.rows);
-    if (span.rows == 1)
-      result.longest_decoded = std::max(result.longest_decoded, span.position + span.rows);
-  }
-  const auto spans_bytes = count * static_cast<std::int64_t>(sizeof(KvSpan));
-  const ArgumentRing::Table table = ring.begin(spans_bytes + 2 * pages * kPointer);
+  for (const KvSpan& span : spans) pages += pages_of(span);
+  const auto spans_bytes = static_cast<std::int64_t>(spans.size_bytes());
+  const std::int64_t bytes = spans_bytes + 2 * pages * kPointer;
+  memory_ = table_.of<std::byte>(static_cast<std::int64_t>(
+      std::bit_ceil(static_cast<std::uint64_t>(ArgumentRing::aligned(bytes)))));
+  std::byte* const table = ring_.begin(bytes);
   std::int64_t at = spans_bytes;
-  for (std::int64_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < spans.size(); ++i) {
     KvSpan span = spans[i];
-    const std::int64_t bytes = pages_of(span) * kPointer;
+    const std::int64_t list_bytes = pages_of(span) * kPointer;
     for (std::byte* const** list : {&span.key_pages, &span.value_pages}) {
-      std::memcpy(table.host + at, *list, static_cast<std::size_t>(bytes));
-      *list = reinterpret_cast<std::byte* const*>(table.device + at);
-      at += bytes;
+      std::memcpy(table + at, *list, static_cast<std::size_t>(list_bytes));
+      *list = reinterpret_cast<std::byte* const*>(memory_ + at);
+      at += list_bytes;
     }
-    std::memcpy(table.host + i * static_cast<std::int64_t>(sizeof(KvSpan)), &span, sizeof span);
+    std::memcpy(table + i * sizeof span, &span, sizeof span);
   }
-  ring.send(table);
-  result.spans = reinterpret_cast<const KvSpan*>(table.device);
-  return result;
+  ring_.send(table, bytes, memory_);
+}
+
+DeviceSpans SpanTables::part(const KvSpan* spans, std::int64_t count) const {
+  const std::int64_t first = spans - sent_.data();
+  STAGECOACH_CHECK(first >= 0 && first + count <= static_cast<std::int64_t>(sent_.size()));
+  const SpanShape shape = shape_of({spans, static_cast<std::size_t>(count)});
+  return {.spans = reinterpret_cast<const KvSpan*>(memory_) + first,
+          .count = count,
+          .largest_rows = shape.largest_rows,
+          .splits = shape.splits};
 }
 
 }  // namespace stagecoach::cuda

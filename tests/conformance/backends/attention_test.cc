@@ -278,13 +278,18 @@ TEST_P(Attention, AppendsTheOraclesBitsAndAgreesWithIt) {
       const Buffer device_k = on_device(k), device_v = on_device(v), device_q = on_device(q),
                    device_slopes = on_device(slopes),
                    out = on_device(Floats(expected.size(), -7.0f));
+      // As of two layers, of which this is the second.
+      std::vector<KvSpan> sent(device_spans.size(), device_spans.front());
+      sent.insert(sent.end(), device_spans.begin(), device_spans.end());
+      const KvSpan* const of_layer = sent.data() + device_spans.size();
+      backend().send_spans(sent);
       append.k = device_k.f32();
       append.v = device_v.f32();
-      append.spans = device_spans.data();
+      append.spans = of_layer;
       backend().append_kv(append);
       attend.q = device_q.f32();
       attend.out = out.f32();
-      attend.spans = device_spans.data();
+      attend.spans = of_layer;
       if (c.slopes) attend.slopes = device_slopes.f32();
       backend().attention(attend);
       for (Sequence& sequence : sequences)
@@ -357,6 +362,76 @@ TEST_P(Attention, WhatARowDoesNotSeeDoesNotReachIt) {
                 << "row " << r << " dimension " << d << ", type " << static_cast<int>(type);
           }
         }
+    }
+}
+
+// Rotated on the way into the cache, by the bits of one op after the other.
+TEST_P(Attention, RotatesAndAppends) {
+  struct Shape {
+    std::int64_t heads, kv_heads, head_dim, rotary_dim;
+  };
+  for (const Shape shape : {Shape{4, 2, 16, 16}, {2, 2, 40, 24}, {3, 1, 80, 2}, {2, 1, 256, 256}})
+    for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8}) {
+      SCOPED_TRACE("heads of " + std::to_string(shape.head_dim) + ", keys of type " +
+                   std::to_string(static_cast<int>(type)));
+      const auto [heads, kv_heads, head_dim, rotary_dim] = shape;
+      const std::int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
+      // Two sequences: 1 row at position 64, on its second page, and 5 rows from 61 on, over both.
+      constexpr std::int64_t kRows = 6;
+      const Floats q = random(kRows * width), k = random(kRows * kv_width);
+      const Buffer v = on_device(random(kRows * kv_width)),
+                   cos = on_device(random(kRows * rotary_dim / 2)),
+                   sin = on_device(random(kRows * rotary_dim / 2));
+      std::vector<Bytes> left[2];  // of both ways: queries, then pages
+      for (const bool fused : {false, true}) {
+        const Buffer device_q = on_device(q), device_k = on_device(k);
+        std::vector<Buffer> pages;
+        std::vector<std::byte*> tables[4];  // keys and values of each sequence
+        for (auto& table : tables)
+          for (int page = 0; page < 2; ++page) {
+            pages.push_back(backend().allocate(kv_heads * kv_head_bytes(type, head_dim)));
+            table.push_back(pages.back().data());
+          }
+        const std::vector<KvSpan> spans{{.row = 0,
+                                         .rows = 1,
+                                         .position = 64,
+                                         .key_pages = tables[0].data(),
+                                         .value_pages = tables[1].data()},
+                                        {.row = 1,
+                                         .rows = 5,
+                                         .position = 61,
+                                         .key_pages = tables[2].data(),
+                                         .value_pages = tables[3].data()}};
+        backend().send_spans(spans);
+        const auto rotary = [&](const Buffer& x, std::int64_t count) {
+          return RotaryArgs{.x = x.f32(),
+                            .x_stride = count * head_dim,
+                            .cos = cos.f32(),
+                            .sin = sin.f32(),
+                            .rows = kRows,
+                            .heads = count,
+                            .head_dim = head_dim,
+                            .rotary_dim = rotary_dim};
+        };
+        const AppendKvArgs append{.k = device_k.f32(),
+                                  .v = v.f32(),
+                                  .stride = kv_width,
+                                  .spans = spans.data(),
+                                  .num_spans = 2,
+                                  .kv_type = type,
+                                  .kv_heads = kv_heads,
+                                  .head_dim = head_dim};
+        if (fused) {
+          backend().rotate_and_append(rotary(device_q, heads), rotary(device_k, kv_heads), append);
+        } else {
+          backend().rotary(rotary(device_q, heads));
+          backend().rotary(rotary(device_k, kv_heads));
+          backend().append_kv(append);
+        }
+        left[fused].push_back(bytes_of(device_q));
+        for (const Buffer& page : pages) left[fused].push_back(bytes_of(page));
+      }
+      ASSERT_EQ(left[0], left[1]);
     }
 }
 

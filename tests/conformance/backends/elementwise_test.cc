@@ -196,6 +196,69 @@ TEST_P(Elementwise, NormsAgree) {
       }
 }
 
+// Two ops in one leave the bits that they leave one after the other.
+TEST_P(Elementwise, NormsAndActivationsPackWhatTheyWouldWrite) {
+  constexpr std::int64_t kRows = 11;
+  for (const std::int64_t cols : {1, 31, 64, 77, 512, 513, 2001})
+    for (const InputType type :
+         {InputType::kF32, InputType::kBF16, InputType::kInt8, InputType::kF16}) {
+      if (type == InputType::kF16 && !is_gpu()) continue;  // of GPUs only
+      SCOPED_TRACE(std::to_string(cols) + " columns, type " +
+                   std::to_string(static_cast<int>(type)));
+      Floats x = random(kRows * cols, 3.0f);
+      x[static_cast<std::size_t>(cols)] = INFINITY;  // poisons a row
+      const Buffer device_x = on_device(x), weight = on_device(random(cols)),
+                   bias = on_device(random(cols)), up = on_device(random(kRows * cols));
+      const std::int64_t packed_bytes = kRows * packed_row_stride(type, cols);
+      const Buffer y = backend().allocate(kRows * cols * 4), same_y = on_device(x),
+                   packed = backend().allocate(packed_bytes),
+                   same_packed = backend().allocate(packed_bytes);
+      const auto pack = [&](const Buffer& from, const Buffer& to) {
+        return PackInputArgs{.x = from.f32(),
+                             .x_stride = cols,
+                             .packed = to.data(),
+                             .rows = kRows,
+                             .cols = cols,
+                             .type = type};
+      };
+      for (const bool with_bias : {false, true})
+        for (const Backend::Unpacked unpacked :
+             {Backend::Unpacked::kKept, Backend::Unpacked::kNotRead}) {
+          NormArgs args{.x = device_x.f32(),
+                        .weight = weight.f32(),
+                        .bias = with_bias ? bias.f32() : nullptr,
+                        .y = y.f32(),
+                        .rows = kRows,
+                        .cols = cols,
+                        .epsilon = 1e-5f,
+                        .kind = with_bias ? NormKind::kLayerNorm : NormKind::kRmsNorm};
+          backend().norm(args);
+          backend().pack_input(pack(y, packed));
+          args.y = same_y.f32();
+          backend().norm_and_pack(args, pack(same_y, same_packed), unpacked);
+          ASSERT_EQ(bytes_of(packed), bytes_of(same_packed));
+          if (unpacked == Backend::Unpacked::kKept) {
+            ASSERT_EQ(bytes_of(y), bytes_of(same_y));
+          }
+        }
+      for (const Activation kind :
+           {Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu, Activation::kSilu})
+        for (const bool gated : {false, true}) {
+          ActivationArgs args{.x = device_x.f32(),
+                              .up = gated ? up.f32() : nullptr,
+                              .y = y.f32(),
+                              .count = kRows * cols,
+                              .kind = kind};
+          backend().activation(args);
+          backend().pack_input(pack(y, packed));
+          const Buffer in_place = on_device(x);
+          args.x = args.y = in_place.f32();
+          backend().activation_and_pack(args, pack(in_place, same_packed));
+          ASSERT_EQ(bytes_of(packed), bytes_of(same_packed));
+        }
+    }
+}
+
 TEST_P(Elementwise, RotaryAgrees) {
   constexpr std::int64_t kRows = 9, kHeads = 3, kHeadDim = 24, kStride = 80;
   for (const std::int64_t rotary_dim : {2, 8, 24}) {

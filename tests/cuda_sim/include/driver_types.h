@@ -116,6 +116,8 @@ enum cudaFuncAttribute {
 #define cudaEventDisableTiming 0x02
 #define cudaEventInterprocess 0x04
 #define cudaEventWaitDefault 0x00
+#define cudaEventRecordDefault 0x00
+#define cudaEventRecordExternal 0x01
 
 enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,

@@ -171,4 +171,52 @@ TEST_F(Graphs, ReadPinnedMemoryWhenTheyRun) {
   }
 }
 
+TEST_F(Graphs, RecordEventsEachTimeTheyRun) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    cuda_sim::reset({.seed = seed});
+    Stream stream;
+    const unsigned timed = cudaEventDefault;
+    Event origin(timed), begin(timed), end(timed);
+    DeviceArray<float> x(std::vector<float>(32, 1.0f));
+    EXPECT_CUDA_ERROR(cudaEventRecordWithFlags(begin, stream, cudaEventRecordExternal),
+                      cudaErrorInvalidValue);
+    ASSERT_CUDA(cudaEventRecordWithFlags(origin, stream, cudaEventRecordDefault));
+    cudaGraph_t graph = nullptr;
+    ASSERT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    ASSERT_CUDA(cudaEventRecordWithFlags(begin, stream, cudaEventRecordExternal));
+    launch_kernel("add", add, 1, 32, 0, stream, x.get(), 1.0f, 32);
+    ASSERT_CUDA(cudaEventRecordWithFlags(end, stream, cudaEventRecordExternal));
+    ASSERT_CUDA(cudaStreamEndCapture(stream, &graph));
+    std::size_t nodes = 0;
+    EXPECT_CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
+    EXPECT_EQ(nodes, 3u);
+    const Exec exec(graph);
+    float before = -1, until_begin = 0, until_end = 0;
+    EXPECT_CUDA_ERROR(cudaEventElapsedTime(&before, origin, begin), cudaErrorInvalidResourceHandle);
+    for (int launch = 0; launch < 3; ++launch) {
+      ASSERT_CUDA(cudaGraphLaunch(exec.exec, stream));
+      ASSERT_CUDA(cudaStreamSynchronize(stream));
+      ASSERT_CUDA(cudaEventElapsedTime(&until_begin, origin, begin));
+      ASSERT_CUDA(cudaEventElapsedTime(&until_end, origin, end));
+      EXPECT_LT(before, until_begin);
+      EXPECT_LT(until_begin, until_end);
+      before = until_end;
+    }
+  }
+}
+
+TEST_F(Graphs, FailWhereTheirEventsAreGone) {
+  Stream stream;
+  cudaEvent_t event = nullptr;
+  cudaGraph_t graph = nullptr;
+  ASSERT_CUDA(cudaEventCreateWithFlags(&event, cudaEventDefault));
+  ASSERT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  ASSERT_CUDA(cudaEventRecordWithFlags(event, stream, cudaEventRecordExternal));
+  ASSERT_CUDA(cudaStreamEndCapture(stream, &graph));
+  const Exec exec(graph);
+  ASSERT_CUDA(cudaEventDestroy(event));
+  ASSERT_CUDA(cudaGraphLaunch(exec.exec, stream));
+  EXPECT_CUDA_ERROR(cudaStreamSynchronize(stream), cudaErrorInvalidResourceHandle);
+}
+
 }  // namespace

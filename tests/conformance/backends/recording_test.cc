@@ -1,0 +1,202 @@
+// Ops that are recorded and replayed leave what they leave when they are queued.
+#include <atomic>
+#include <thread>
+
+#include "conformance/backends/backend_test.h"
+
+namespace stagecoach {
+namespace {
+
+class Recordings : public BackendTest {
+ protected:
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (!IsSkipped() && !backend().records()) GTEST_SKIP() << "this backend records nothing";
+  }
+  // y = rms norm of x, of one row.
+  NormArgs norm(const Buffer& x, const Buffer& weight, const Buffer& y) {
+    return {.x = x.f32(),
+            .weight = weight.f32(),
+            .bias = nullptr,
+            .y = y.f32(),
+            .rows = 1,
+            .cols = x.bytes() / 4,
+            .epsilon = 1e-5f,
+            .kind = NormKind::kRmsNorm};
+  }
+};
+STAGECOACH_EVERY_BACKEND(Recordings);
+
+TEST_P(Recordings, ReplayWithWhatMemoryHoldsByThen) {
+  constexpr std::int64_t kCols = 700;
+  const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
+               y = backend().allocate(kCols * 4), z = backend().allocate(kCols * 4);
+  const std::unique_ptr<Recording> recording = backend().record([&] {
+    backend().norm(norm(x, weight, y));
+    backend().norm(norm(y, weight, z));
+  });
+  ASSERT_NE(recording, nullptr);
+  EXPECT_EQ(floats_of(z), Floats(kCols)) << "recorded ops ran";
+  for (int round = 0; round < 5; ++round) {
+    const Floats fresh = random(kCols);
+    backend().upload(x.data(), std::as_bytes(std::span(fresh)));
+    ASSERT_TRUE(recording->replay());
+    const Floats replayed = floats_of(z);
+    backend().norm(norm(x, weight, y));
+    backend().norm(norm(y, weight, z));
+    ASSERT_EQ(replayed, floats_of(z)) << "round " << round;
+  }
+}
+
+// Marks among recorded ops: the times are those of the latest replay.
+TEST_P(Recordings, MarksAreSetAnew) {
+  constexpr std::int64_t kCols = 64;
+  const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
+               y = backend().allocate(kCols * 4);
+  EventPtr begin, end;
+  const std::unique_ptr<Recording> recording = backend().record([&] {
+    begin = backend().mark();
+    backend().norm(norm(x, weight, y));
+    end = backend().mark();
+  });
+  ASSERT_NE(recording, nullptr);
+  std::int64_t reached = 0;
+  for (int round = 0; round < 3; ++round) {
+    const EventPtr before = backend().mark();
+    ASSERT_TRUE(recording->replay());
+    const EventPtr after = backend().mark();
+    backend().synchronize();
+    constexpr std::int64_t kResolution = 1000;  // ns: milliseconds between events are floats
+    EXPECT_LE(reached, before->passed_ns() + kResolution);
+    EXPECT_LE(before->passed_ns(), begin->passed_ns() + kResolution);
+    EXPECT_LE(begin->passed_ns(), end->passed_ns());
+    EXPECT_LE(end->passed_ns(), after->passed_ns() + kResolution);
+    reached = after->passed_ns();
+  }
+}
+
+// Attention's ops, whose spans and pages are others each time.
+TEST_P(Recordings, ReadTheSpansThatWereSentLast) {
+  constexpr std::int64_t kHeads = 2, kDim = 32, kWidth = kHeads * kDim, kPages = 12;
+  const std::int64_t page_bytes = kHeads * kv_head_bytes(KvType::kF32, kDim);
+  std::vector<Buffer> pages;
+  for (std::int64_t i = 0; i < 2 * kPages; ++i) pages.push_back(on_device(random(page_bytes / 4)));
+  const Buffer q = on_device(random(kWidth)), k = on_device(random(kWidth)),
+               v = on_device(random(kWidth)), out = backend().allocate(kWidth * 4);
+  std::vector<KvSpan> spans(1);
+  const auto step = [&] {
+    backend().append_kv({.k = k.f32(),
+                         .v = v.f32(),
+                         .stride = kWidth,
+                         .spans = spans.data(),
+                         .num_spans = 1,
+                         .kv_type = KvType::kF32,
+                         .kv_heads = kHeads,
+                         .head_dim = kDim});
+    backend().attention({.q = q.f32(),
+                         .q_stride = kWidth,
+                         .out = out.f32(),
+                         .out_stride = kWidth,
+                         .spans = spans.data(),
+                         .num_spans = 1,
+                         .kv_type = KvType::kF32,
+                         .heads = kHeads,
+                         .kv_heads = kHeads,
+                         .head_dim = kDim,
+                         .scale = 0.2f});
+  };
+  const Floats none(kWidth);
+  std::unique_ptr<Recording> recording;
+  // All of one shape: two splits of keys.
+  for (const std::int64_t position : {300, 301, 319, 320, 511, 257}) {
+    std::vector<std::byte*> keys, values;
+    for (std::int64_t i = 0; i < kPages; ++i) {
+      keys.push_back(pages[static_cast<std::size_t>((i + position) % kPages)].data());
+      values.push_back(pages[static_cast<std::size_t>(kPages + (i + position) % kPages)].data());
+    }
+    spans[0] = {.row = 0,
+                .rows = 1,
+                .position = position,
+                .key_pages = keys.data(),
+                .value_pages = values.data()};
+    backend().send_spans(spans);
+    step();
+    const Floats queued = floats_of(out);
+    if (recording == nullptr) recording = backend().record(step);
+    ASSERT_NE(recording, nullptr);
+    backend().upload(out.data(), std::as_bytes(std::span(none)));
+    backend().send_spans(spans);
+    ASSERT_TRUE(recording->replay());
+    ASSERT_EQ(floats_of(out), queued) << "position " << position;
+  }
+}
+
+// Memory that the backend's ops share grows for a batch of many pages.
+TEST_P(Recordings, AreNotReplayedOnceTheirMemoryHasMoved) {
+  constexpr std::int64_t kCols = 64;
+  const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
+               y = backend().allocate(kCols * 4);
+  const std::unique_ptr<Recording> recording =
+      backend().record([&] { backend().norm(norm(x, weight, y)); });
+  ASSERT_NE(recording, nullptr);
+  ASSERT_TRUE(recording->replay());
+  const std::vector<std::byte*> page(1, x.data());
+  const std::vector<KvSpan> many(
+      50'000,
+      {.row = 0, .rows = 1, .position = 0, .key_pages = page.data(), .value_pages = page.data()});
+  backend().send_spans(many);
+  EXPECT_FALSE(recording->replay());
+}
+
+// As of a launch that fails: the error is the op's, and the backend goes on.
+TEST_P(Recordings, AnErrorAmongTheOpsIsTheirs) {
+  constexpr std::int64_t kCols = 64;
+  const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
+               y = backend().allocate(kCols * 4);
+  EXPECT_THROW(backend().record([&] {
+    backend().norm(norm(x, weight, y));
+    throw resource_error("no such op", "another");
+  }),
+               Error);
+  EXPECT_TRUE(backend().records());
+  const auto recording = backend().record([&] { backend().norm(norm(x, weight, y)); });
+  ASSERT_NE(recording, nullptr);
+  ASSERT_TRUE(recording->replay());
+  EXPECT_NE(floats_of(y), Floats(kCols));
+}
+
+// What a graph cannot hold is queued op by op from then on.
+TEST_P(Recordings, AreGivenUpWhereTheDeviceRefusesThem) {
+  EXPECT_EQ(backend().record([&] { backend().synchronize(); }), nullptr);
+  EXPECT_FALSE(backend().records());
+  const Floats values = random(10);
+  EXPECT_EQ(floats_of(on_device(values)), values);
+}
+
+// Copies of weights go on meanwhile, by another thread.
+TEST_P(Recordings, DoNotMindCopiesOfAnotherThread) {
+  constexpr std::int64_t kCols = 64;
+  const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
+               y = backend().allocate(kCols * 4), slot = backend().allocate(kCols * 4);
+  const Floats values = random(kCols);
+  std::atomic<bool> stop{false};
+  std::thread copying([&] {
+    while (!stop)
+      backend().copy_ahead(slot.data(), std::as_bytes(std::span(values)), nullptr)->synchronize();
+  });
+  for (int round = 0; round < 20; ++round) {
+    const auto recording = backend().record([&] {
+      for (int i = 0; i < 10; ++i) backend().norm(norm(x, weight, y));
+    });
+    EXPECT_NE(recording, nullptr);
+    if (recording != nullptr) {
+      EXPECT_TRUE(recording->replay());
+    }
+  }
+  stop = true;
+  copying.join();
+  EXPECT_EQ(floats_of(slot), values);
+}
+
+}  // namespace
+}  // namespace stagecoach
