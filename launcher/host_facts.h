@@ -35,6 +35,7 @@ struct HostFacts {
   std::vector<NetworkInterface> interfaces;
   HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store
                     // asked about
+  std::vector<DeviceLimit> gpu_rates;  // likewise, of each GPU
 
   // The interface that has this address; null: none has.
   const NetworkInterface* interface_of(const std::string& address) const;

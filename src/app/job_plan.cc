@@ -27,7 +27,7 @@ constexpr double kAssumedHop = 200e-6;  // seconds
 // Of the memory that a host has free, without --memory.
 constexpr double kShareOfFree = 0.85;
 constexpr double kShareOfDevice = 0.9;  // likewise, without --device-memory
-constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 or 4, 16 lanes
+constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 with 16 lanes
 
 // What a rank says of itself.
 struct Offer {
@@ -120,10 +120,14 @@ class Planner {
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
       NeedsRequest sizes = needs_request(plan, true);
+    const double bus = request_.device == nullptr
+                           ? kAssumedBus
+                           : cached_bus_rate(request_.device->device_label()).value_or(kAssumedBus);
       auto placement = placement_of(plan, memory_needs(sizes));
       sizes.frugal = true;
       if (!placement) placement = placement_of(plan, memory_needs(sizes));
-      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk) : -1);
+      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk, bus)
+                                                            : -1);
     }
     return offer;
   }
@@ -248,10 +252,9 @@ class Planner {
     std::optional<Residency> device;  // if it has memory of its own
 
     // What a pass waits for: disk and bus work beside each other.
-    double wait_seconds(double disk) const {
+    double wait_seconds(double disk, double bus) const {
       const double host_wait = static_cast<double>(host.waited) / disk;
-      return device ? std::max(host_wait, static_cast<double>(device->waited) / kAssumedBus)
-                    : host_wait;
+      return device ? std::max(host_wait, static_cast<double>(device->waited) / bus) : host_wait;
     }
     bool streams() const { return host.streamed > 0 || (device && device->streamed > 0); }
   };

@@ -180,6 +180,7 @@ RankUsage JobRun::usage() {
   return with_cached_limits(
       {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
        .isa = isa_,
+       .device = backend_->device_label(),
        .inputs = input_name(packing_),
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),

@@ -93,3 +93,8 @@ std::optional<HostRates> rates_of_this_machine(const std::string& store) {
 }
 
 }  // namespace stagecoach
+DeviceRates device_rates_of_this_machine() {
+  const std::optional<MachineLimits> limits = cached_limits();
+  return limits ? device_rates(limits->devices) : DeviceRates{};
+}
+

@@ -47,3 +47,5 @@ class PlanInputs {
 std::optional<HostRates> rates_of_this_machine(const std::string& store);
 
 }  // namespace stagecoach
+// Likewise of its first GPU; what was not probed is 0.
+DeviceRates device_rates_of_this_machine();

@@ -1,7 +1,6 @@
 """Runs on a GPU as a user sees them. The GPU is a simulated one (tests/cuda_sim): slow, so models and texts are tiny."""
 
 import csv
-import ctypes
 import json
 import os
 import pathlib
@@ -11,11 +10,11 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, ENVIRONMENT, MPIRUN, REFERENCE, TIMEOUT, StoreTest, json_lines, mpirun, run
+from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, TIMEOUT, StoreTest, has_driver, json_lines, mpirun, run,
+                     simulated)
 
-MODULES = pathlib.Path(BINARY).resolve().parent.parent / "lib/cuda_sim"
-SIMULATED = unittest.skipUnless((MODULES / "stagecoach-cuda.so").exists(), "this build has no simulated CUDA module")
-# Deep enough that its layers (19 MB in f32) are worth more than what a host's least budget leaves for them.
+# Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
+# megabyte, to which least budgets are rounded up.
 LAYERS = 24
 DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 128,
         "n_layer": LAYERS, "n_head": 4, "activation_function": "gelu_new"}
@@ -24,19 +23,6 @@ PATIENCE = 60  # seconds that a job may take to get somewhere, or to be gone
 MB = 1_000_000
 # What a driver that is too old has a user read, with --device cuda or auto.
 TOO_OLD = "the NVIDIA driver serves CUDA 11.8, this build needs "
-
-
-def simulated(**settings):
-    """The environment of a run on simulated devices: devices=2, seed=7, …"""
-    return {"STAGECOACH_MODULES": str(MODULES)} | {f"STAGECOACH_CUDA_SIM_{k.upper()}": str(v) for k, v in settings.items()}
-
-
-def has_driver():
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def warnings(process):
@@ -463,8 +449,6 @@ class CudaFailures(Cuda):
 
 @SIMULATED
 class CudaAuto(Cuda):
-    DRIVER = {"LD_LIBRARY_PATH": f"{MODULES / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
-
     def chooses(self, *flags, environment=None, **settings):
         """The text is the CPU's, whatever the device."""
         process = self.succeeds(self.run_simulated("generate", *self.words(), *flags, environment=environment, **settings))
@@ -472,16 +456,16 @@ class CudaAuto(Cuda):
         return process
 
     def falls_back(self, words, **settings):
-        process = self.chooses("--device", "auto", environment=self.DRIVER, **settings)
+        process = self.chooses("--device", "auto", environment=SIMULATED_DRIVER, **settings)
         self.assertNotIn("on the device", process.stderr)
         (warning,) = warnings(process)
         self.assertIn(f"computing on the CPU: {words}", warning)
         self.assertEqual(process.stderr.count("computing on the CPU"), 1)
 
     def test_a_usable_device_is_used(self):
-        self.assertEqual(on_device(self.chooses("--device", "auto", environment=self.DRIVER)), (7, 7, False))
+        self.assertEqual(on_device(self.chooses("--device", "auto", environment=SIMULATED_DRIVER)), (7, 7, False))
         # As without a flag.
-        process = run("generate", "--store", self.store, *self.words(), environment=simulated() | self.DRIVER)
+        process = run("generate", "--store", self.store, *self.words(), environment=simulated() | SIMULATED_DRIVER)
         self.assertEqual((process.returncode, on_device(process)), (0, (7, 7, False)), process.stderr)
 
     def test_a_driver_that_is_too_old_is_one_warning(self):
@@ -492,7 +476,7 @@ class CudaAuto(Cuda):
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
 
     def test_the_cpu_in_silence(self):
-        silent = [("--device", "cpu", self.DRIVER), ("--device", "auto", self.DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]
+        silent = [("--device", "cpu", SIMULATED_DRIVER), ("--device", "auto", SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]
         if not has_driver():  # this PC has no GPU
             silent.append(("--device", "auto", {}))
         for *flags, environment in silent:
