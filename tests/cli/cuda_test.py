@@ -16,7 +16,7 @@ from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATE
 # Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
 # megabyte, to which least budgets are rounded up.
 LAYERS = 24
-DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 128,
+DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 160,
         "n_layer": LAYERS, "n_head": 4, "activation_function": "gelu_new"}
 IDS = "5 6 7 8"
 PATIENCE = 60  # seconds that a job may take to get somewhere, or to be gone
@@ -245,6 +245,45 @@ class CudaReports(DeepStore):
         self.assertEqual([r["isa"] for r in summary["ranks"]], ["sm_86x8"])
         self.assertIn("sm_86", (report / "report.html").read_text())
 
+    def test_bytes_of_host_and_device_stand_apart(self):
+        report = self.folder / "report"
+        self.generates("--report", report)
+        (rank,) = json.loads((report / "run.json").read_text())["ranks"]
+        self.assertEqual(rank["device"], "GPU 0 (Simulated GPU (sm_86))")
+        self.assertEqual(rank["kv_bytes"], 0)
+        self.assertGreater(rank["device_kv_bytes"], 0)
+        # The host has the embedding and nothing else.
+        self.assertGreater(rank["device_weights_bytes"], rank["weights_bytes"])
+        self.assertGreater(rank["weights_bytes"], 0)
+        self.assertIn("KV on GPU", (report / "report.html").read_text())
+        report = self.folder / "cpu"
+        self.on_cpu("generate", *self.words(), "--report", report)
+        (rank,) = json.loads((report / "run.json").read_text())["ranks"]
+        self.assertEqual((rank["device"], rank["device_weights_bytes"], rank["device_kv_bytes"]), ("", 0, 0))
+        self.assertGreater(rank["kv_bytes"], 0)
+        self.assertNotIn("KV on GPU", (report / "report.html").read_text())
+
+    def test_the_micro_batch_of_gpus(self):
+        wide = self.shared / "wide"
+        if not wide.exists():
+            (self.shared / "wide.json").write_text(json.dumps(DEEP | {"n_embd": 64, "n_layer": 2}))
+            self.succeeds(run("create", self.shared / "wide.json", wide, "--weights", "f32", "--quiet"))
+
+        def timed(*flags):
+            return self.run_simulated("time", "--tokens", 48, "--batch", 16, "--phase", "prefill", "--repeat", 1, "--warmup", 0,
+                                      *flags, "--report", self.folder / "report", store=wide)
+
+        def micro_batch(*flags):
+            self.succeeds(timed(*flags))
+            return json.loads((self.folder / "report/run.json").read_text())["micro_batch"]
+
+        self.assertEqual(micro_batch(), 1024)
+        self.assertEqual(micro_batch("--micro-batch", 100), 100)
+        self.assertEqual(micro_batch("--device", "cpu"), 256)
+        # A device with just enough for the usual one.
+        least = self.least("--device-memory", timed("--device-memory", "1MB"))
+        self.assertEqual(micro_batch("--device-memory", least), 256)
+
     def test_a_device_does_one_thing_at_a_time(self):
         for seed in (1, 2):
             report = self.folder / f"report-{seed}"
@@ -309,6 +348,12 @@ class CudaRanks(Cuda):
             (warning,) = warnings(process)
             for words in ("rank 1 on ", f"computes on {kinds[second]}", f" {kinds[first]}", "results depend on how layers are split"):
                 self.assertIn(words, warning)
+
+    def test_ranks_agree_on_a_micro_batch(self):
+        for second, rows in (("cuda", 1024), ("cpu", 256)):
+            report = self.folder / second
+            self.succeeds(self.contexts(("--device", "cuda", "--report", report), ("--device", second, "--report", report)))
+            self.assertEqual(json.loads((report / "run.json").read_text())["micro_batch"], rows)
 
     def test_a_rank_that_gets_no_device_ends_the_job(self):
         self.fails(self.contexts(("--device", "cuda"), ("--device", "cuda:7")), 4, "rank 1 on ", "--device cuda:7: this PC has 1 GPU")
