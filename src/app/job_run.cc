@@ -184,7 +184,9 @@ RankUsage JobRun::usage() {
        .inputs = input_name(packing_),
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
-       .kv_bytes = runner_->kv().bytes(),
+       .kv_bytes = backend_->is_host() ? runner_->kv().bytes() : 0,
+       .device_weights_bytes = device_source_ ? device_source_->bytes() : 0,
+       .device_kv_bytes = backend_->is_host() ? 0 : runner_->kv().bytes(),
        .peak_bytes = peak_resident_bytes()},
       store_->root());
 }
