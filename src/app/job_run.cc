@@ -120,10 +120,10 @@ RankStatus JobRun::status() const {
   status.command = kind_.command;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
-  status.plan_hash = xxh3(
-      as_bytes(fmt::format("{:x} {} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire,
-                           settings_.kv, settings_.activations, settings_.micro_batch,
-                           settings_.rounds, settings_.windows, keeps_checkpoint())));
+  status.plan_hash = xxh3(as_bytes(fmt::format(
+      "{:x} {} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire, settings_.kv,
+      settings_.activations, plan_.micro_batch > 0 ? plan_.micro_batch : settings_.micro_batch,
+      settings_.rounds, settings_.windows, keeps_checkpoint())));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -205,7 +205,7 @@ RunInfo JobRun::run_info() const {
                .layer_end = plan_.stages.layer_end(),
                .model_layers = spec().num_hidden_layers,
                .distinct_layers = manifest.distinct_layers,
-               .micro_batch = settings_.micro_batch,
+               .micro_batch = plan_.micro_batch,
                .ranks = plan_.stages.ranks,
                .tokens_per_second = std::nullopt,
                .phases = {}};

@@ -186,7 +186,7 @@ std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& pl
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
       "--windows {} --micro-batch {} --kv {} --activations {} --job {}",
       shell_word(hosts), shell_word(flags_.run.store), windows_flag(plan.stages),
-      flags_.run.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
+      question.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
 }
 
 Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
