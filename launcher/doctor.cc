@@ -378,6 +378,10 @@ std::string as_text(const DoctorReport& report) {
         fmt::format("{} of {}", exam.slabs, exam.slabs_wanted),
         fmt::format("{:+.3f} s", exam.clock_offset));
     for (const std::string& gpu : facts.gpus) text += fmt::format("{:<16} GPU: {}\n", "", gpu);
+    for (const DeviceLimit& gpu : facts.gpu_rates)
+      text += fmt::format(
+          "{:<16} {}: reads {:.0f} GB/s, gets {:.1f} GB/s from the host, {:.0f} GFLOP/s of f16\n",
+          "", gpu.label, gpu.memory * 1e-9, gpu.to_device * 1e-9, gpu.f16 * 1e-9);
     for (const NetworkInterface& card : facts.interfaces)
       text += fmt::format("{:<16} {} {}/{}{}{}\n", "", card.name, card.address, card.prefix,
                           card.megabits > 0 ? fmt::format(", {} Mbit/s", card.megabits) : "",

@@ -88,14 +88,12 @@ std::int64_t allowed_cores() {
                                                             : ::sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-HostRates probed_rates(const std::string& store) {
-  const std::optional<MachineLimits> limits = cached_limits();
-  if (!limits) return {};
-  return {.memory = limits->memory.all_threads,
-          .f32 = limits->f32.rate.all_threads,
-          .bf16 = limits->bf16.rate.all_threads,
-          .int8 = limits->int8.rate.all_threads,
-          .disk = store.empty() ? 0 : limits->disk_rate(store).value_or(0)};
+HostRates probed_rates(const MachineLimits& limits, const std::string& store) {
+  return {.memory = limits.memory.all_threads,
+          .f32 = limits.f32.rate.all_threads,
+          .bf16 = limits.bf16.rate.all_threads,
+          .int8 = limits.int8.rate.all_threads,
+          .disk = store.empty() ? 0 : limits.disk_rate(store).value_or(0)};
 }
 
 }  // namespace
@@ -140,6 +138,15 @@ Json to_json(const HostFacts& facts) {
                      {"prefix", card.prefix},
                      {"megabits", card.megabits},
                      {"virtual", card.is_virtual}});
+  Json gpus = Json::array();
+  for (const DeviceLimit& gpu : facts.gpu_rates)
+    gpus.push_back({{"label", gpu.label},
+                    {"memory", gpu.memory},
+                    {"to_device", gpu.to_device},
+                    {"from_device", gpu.from_device},
+                    {"f32", gpu.f32},
+                    {"f16", gpu.f16},
+                    {"bf16", gpu.bf16.value_or(0)}});
   const HostRates& rates = facts.rates;
   return {{"version", facts.version},
           {"build", facts.build},
@@ -154,6 +161,7 @@ Json to_json(const HostFacts& facts) {
           {"memory", facts.memory},
           {"free_memory", facts.free_memory},
           {"gpus", facts.gpus},
+          {"gpu_rates", gpus},
           {"interfaces", cards},
           {"rates",
            {{"memory", rates.memory},
@@ -179,9 +187,23 @@ HostFacts facts_from_json(const Json& json, const std::string& where) {
                   .free_memory = object.integer("free_memory"),
                   .gpus = {},
                   .interfaces = {},
-                  .rates = {}};
+                  .rates = {},
+                  .gpu_rates = {}};
   for (const Json& gpu : object.array("gpus"))
     if (gpu.is_string()) facts.gpus.push_back(gpu.get<std::string>());
+  // An agent of an older build has none.
+  if (object.has("gpu_rates"))
+    for (const Json& gpu : object.array("gpu_rates")) {
+      const JsonObject fields(gpu, where);
+      facts.gpu_rates.push_back({.label = fields.string("label"),
+                                 .memory = fields.number("memory"),
+                                 .to_device = fields.number("to_device"),
+                                 .from_device = fields.number("from_device"),
+                                 .f32 = fields.number("f32"),
+                                 .f16 = fields.number("f16"),
+                                 .bf16 = {}});
+      if (const double bf16 = fields.number("bf16"); bf16 > 0) facts.gpu_rates.back().bf16 = bf16;
+    }
   for (const Json& card : object.array("interfaces")) {
     const JsonObject fields(card, where);
     facts.interfaces.push_back({.name = fields.string("name"),
@@ -216,7 +238,10 @@ HostFacts facts_of_this_machine(const std::string& isa, std::int64_t free_memory
   facts.free_memory = free_memory;
   facts.gpus = gpus(interrupted);
   facts.interfaces = interfaces();
-  facts.rates = probed_rates(store);
+  if (const std::optional<MachineLimits> limits = cached_limits()) {
+    facts.rates = probed_rates(*limits, store);
+    facts.gpu_rates = limits->devices;
+  }
   return facts;
 }
 

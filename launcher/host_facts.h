@@ -37,6 +37,7 @@ struct HostFacts {
   std::vector<NetworkInterface> interfaces;
   HostRates rates;  // as `probe` found them, 0 where it has not; the disk is that of the store
                     // asked about
+  std::vector<DeviceLimit> gpu_rates;  // likewise, of each GPU
 
   // "~/model" there. Throws usage_error, naming `what`, where there is no home.
   std::string with_home(const std::string& path, const std::string& what) const;

@@ -120,16 +120,19 @@ void Launch::complete_specs() {
     if (spec.device_memory == 0 && !run_device_memory.empty())
       spec.device_memory = parse_byte_size(run_device_memory);
     if (!job_.run_value("windows").empty()) return;  // nothing is to be planned
-    check_device_rates(job_.file, spec);
-    spec.rates = spec.rates.or_else(host.facts.rates);
-    const HostRates& rates = spec.rates;
-    const bool computes = rates.memory > 0 && rates.f32 > 0 && rates.bf16 > 0 && rates.int8 > 0;
-    if (!computes && !options_.dry_run) {
+    const auto take_rates = [&] {
+      spec.rates = spec.rates.or_else(host.facts.rates);
+      spec.device = spec.device.or_else(device_rates(host.facts.gpu_rates));
+      const HostRates& rates = spec.rates;
+      return rates.memory > 0 && rates.f32 > 0 && rates.bf16 > 0 && rates.int8 > 0 &&
+             (!spec.on_device() || spec.device.complete());
+    };
+    if (!take_rates() && !options_.dry_run) {
       options_.note(
           fmt::format("{}: measuring how fast it is, which takes some seconds", host.name()));
       host.client->probe(host.store);
       host.facts = host.client->facts(host.store);
-      spec.rates = spec.rates.or_else(host.facts.rates);
+      take_rates();
     }
     if (spec.rates.disk == 0) spec.rates.disk = host.client->disk_rate(host.store);
     if (spec.rates.disk == 0) spec.rates.disk = kUnmeasurableDisk;
@@ -137,6 +140,7 @@ void Launch::complete_specs() {
   hosts_->throw_problems("hosts cannot be measured");
   if (!job_.run_value("windows").empty()) return;
   for (Host& host : hosts()) {
+    check_device_rates(job_.file, host.spec);
     if (own && host.here) host.spec.rates = host.spec.rates.or_else(*own);
     if (host.spec.memory > 0 && host.spec.rates.complete()) continue;
     throw usage_error(

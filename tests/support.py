@@ -1,6 +1,7 @@
 """What the tests of the binary share: running it, alone and under mpirun, and a store to run it on."""
 
 import atexit
+import ctypes
 import json
 import os
 import pathlib
@@ -36,6 +37,25 @@ def run(*arguments, ranks=0, stdin=None, environment=None, text=True):
     command = (mpirun(ranks) if ranks else []) + [BINARY] + [str(a) for a in arguments]
     return subprocess.run(command, capture_output=True, text=text, input=stdin, timeout=TIMEOUT,
                           env=ENVIRONMENT | (environment or {}), check=False)
+
+
+MODULES = pathlib.Path(BINARY).resolve().parent.parent / "lib/cuda_sim"
+SIMULATED = unittest.skipUnless((MODULES / "stagecoach-cuda.so").exists(), "this build has no simulated CUDA module")
+# An empty driver, by which it looks as if the PC had a GPU.
+SIMULATED_DRIVER = {"LD_LIBRARY_PATH": f"{MODULES / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
+
+
+def simulated(**settings):
+    """The environment of a run on simulated devices: devices=2, seed=7, …"""
+    return {"STAGECOACH_MODULES": str(MODULES)} | {f"STAGECOACH_CUDA_SIM_{k.upper()}": str(v) for k, v in settings.items()}
+
+
+def has_driver():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def json_lines(process):

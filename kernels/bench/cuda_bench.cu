@@ -15,14 +15,11 @@
 
 #include "kernels/bench/cuda_bench.h"
 #include "kernels/cuda/cuda_kernels.h"
-#include "kernels/cuda/launch.h"
 
 namespace stagecoach::cuda_bench {
 namespace {
 
-constexpr unsigned kThreads = 256;
 constexpr unsigned kBlocksPerMultiprocessor = 8;
-constexpr int kUnrolled = 8;
 
 constexpr Model kModels[] = {
     {"GPT-J", 4096, 16, 256, 64, 2048, 2048},
@@ -33,38 +30,16 @@ constexpr Model kTiny[] = {
     {"tiny wide", 256, 2, 128, 32, 35, 300},
 };
 
-// Adds up words, so that no read can be left out; `sums` gets what nobody looks at.
-__global__ void read_kernel(const uint4* words, std::int64_t count, std::uint32_t* sums) {
-  const std::int64_t threads = std::int64_t{gridDim.x} * blockDim.x;
-  const std::int64_t first = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  std::uint32_t sum = 0;
-  std::int64_t i = first;
-  for (; i + (kUnrolled - 1) * threads < count; i += kUnrolled * threads) {
-    uint4 loaded[kUnrolled];
-#pragma unroll
-    for (int j = 0; j < kUnrolled; ++j) loaded[j] = __ldcs(words + i + j * threads);
-#pragma unroll
-    for (int j = 0; j < kUnrolled; ++j)
-      sum += loaded[j].x ^ loaded[j].y ^ loaded[j].z ^ loaded[j].w;
-  }
-  for (; i < count; i += threads) sum += words[i].x ^ words[i].y ^ words[i].z ^ words[i].w;
-  sums[first] = sum;
-}
-
 double read_rate(Bench& bench) {
   const bool tiny = bench.options().tiny;
   const std::int64_t bytes = tiny ? 1 << 16 : std::int64_t{1} << 30;
   const unsigned blocks =
       tiny ? 2 : static_cast<unsigned>(bench.card().multiProcessorCount) * kBlocksPerMultiprocessor;
   const Memory words = bench.unwritten(bytes);
-  const Memory sums(std::int64_t{blocks} * kThreads * 4);
+  const Memory sums(std::int64_t{blocks} * cuda::kReadThreads * 4);
   return static_cast<double>(bytes) / bench.seconds(1, [&](std::int64_t) {
-    cuda::launch(
-        "read", read_kernel,
-        {.grid = dim3(blocks), .threads = kThreads, .shared_bytes = 0, .stream = bench.stream()},
-        reinterpret_cast<const uint4*>(words.data()),
-        bytes / static_cast<std::int64_t>(sizeof(uint4)),
-        reinterpret_cast<std::uint32_t*>(sums.data()));
+    cuda::read_memory(words.data(), bytes, blocks, reinterpret_cast<std::uint32_t*>(sums.data()),
+                      bench.stream());
   });
 }
 

@@ -25,6 +25,12 @@ struct DeviceSpans {
   std::int64_t splits = 0;        // decode_splits() of the longest span of one row; 0: none
 };
 
+// Reads `bytes` of memory, a multiple of 16, and does nothing with them: for measuring. `sums` has
+// room for blocks · kReadThreads numbers.
+inline constexpr unsigned kReadThreads = 256;
+void read_memory(const std::byte* data, std::int64_t bytes, unsigned blocks, std::uint32_t* sums,
+                 cudaStream_t stream);
+
 // Small tables from page-locked host memory, which the kernel reads over the bus: a copy would
 // queue behind those of weights, which the card's copy engine does one after the other. `bytes` and
 // both addresses are multiples of 16.

@@ -1,14 +1,11 @@
 #include "app/device_choice.h"
 
-#include <dlfcn.h>
-
 #include <charconv>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda_module.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "base/module.h"
 #include "transport/mpi_module.h"
 
 namespace stagecoach {
@@ -27,14 +24,6 @@ std::unique_ptr<Backend> open_cuda(std::optional<int> ordinal, int threads) {
                             .rank_here = launched_local_rank().value_or(0),
                             .ranks_here = launched_local_size(),
                             .threads = threads});
-}
-
-// Whether this PC has an NVIDIA driver at all: without one a CPU is what its user expects, and the
-// module with its libraries stays out of memory.
-bool has_driver() {
-  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-  if (driver != nullptr) ::dlclose(driver);
-  return driver != nullptr;
 }
 
 }  // namespace
@@ -58,9 +47,7 @@ DeviceChoice parse_device(const std::string& text) {
 std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
   const DeviceChoice choice = parse_device(device);
   if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
-  std::error_code ignored;
-  if (choice.kind == DeviceChoice::Kind::kAuto && has_driver() &&
-      std::filesystem::exists(module_folder() / "stagecoach-cuda.so", ignored)) {
+  if (choice.kind == DeviceChoice::Kind::kAuto && has_cuda()) {
     try {
       return open_cuda({}, threads);
     } catch (const Error& error) {

@@ -27,7 +27,7 @@ constexpr double kAssumedHop = 200e-6;  // seconds
 // Of the memory that a host has free, without --memory.
 constexpr double kShareOfFree = 0.85;
 constexpr double kShareOfDevice = 0.9;  // likewise, without --device-memory
-constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 or 4, 16 lanes
+constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 with 16 lanes
 
 // What a rank says of itself.
 struct Offer {
@@ -36,10 +36,12 @@ struct Offer {
   // fit, or the store lacks layers of such windows.
   std::vector<double> waits;
   double hop = 0;  // seconds to the next rank
+  // Rows of a micro-batch that it would like.
+  std::int64_t micro_batch = 0;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(fits, waits, hop);
+    archive(fits, waits, hop, micro_batch);
   }
 };
 
@@ -47,10 +49,11 @@ struct Offer {
 struct Choice {
   std::int32_t rounds = 1;
   bool in_passes = false;
+  std::int64_t micro_batch = 0;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(rounds, in_passes);
+    archive(rounds, in_passes, micro_batch);
   }
 };
 
@@ -69,7 +72,9 @@ class Planner {
         control_(control),
         spec_(request.store.manifest().spec),
         weights_(request.store.manifest().weights),
-        shape_(request.shape) {}
+        shape_(request.shape),
+        micro_batch_(request.settings.micro_batch > 0 ? request.settings.micro_batch
+                                                      : kUsualMicroBatch) {}
 
   // Throws usage_error for a budget that is no size.
   void find_budget() {
@@ -115,6 +120,9 @@ class Planner {
     const int rounds = request_.settings.rounds_per_rank().value_or(1);
     offer.fits = fits_in_memory(stages(rounds), false);
     const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
+    const double bus = request_.device == nullptr
+                           ? kAssumedBus
+                           : cached_bus_rate(request_.device->device_label()).value_or(kAssumedBus);
     const int next = (control_.rank() + 1) % control_.size();
     offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
     for (const int k : candidates()) {
@@ -123,8 +131,10 @@ class Planner {
       auto placement = placement_of(plan, memory_needs(sizes));
       sizes.frugal = true;
       if (!placement) placement = placement_of(plan, memory_needs(sizes));
-      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk) : -1);
+      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk, bus)
+                                                            : -1);
     }
+    offer.micro_batch = wanted_micro_batch();
     return offer;
   }
 
@@ -134,6 +144,10 @@ class Planner {
     const bool keeps = request_.settings.keeps_passes();
     Choice choice;
     choice.in_passes = !fits || keeps;
+    choice.micro_batch =
+        std::min_element(offers.begin(), offers.end(), [](const Offer& a, const Offer& b) {
+          return a.micro_batch < b.micro_batch;
+        })->micro_batch;
     if (!auto_rounds() || !choice.in_passes) {
       choice.rounds = request_.settings.rounds_per_rank().value_or(1);
       return choice;
@@ -157,6 +171,8 @@ class Planner {
     plan.stages = stages(choice.rounds);
     plan.shape = shape_;
     plan.in_passes = choice.in_passes;
+    if (choice.micro_batch > 0) micro_batch_ = choice.micro_batch;  // 0: some rank ends the job
+    plan.micro_batch = micro_batch_;
     const int rank = control_.rank();
     NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
     sizes.frugal = !placement_of(plan.stages, memory_needs(sizes));
@@ -187,12 +203,35 @@ class Planner {
     return request_.settings.windows.empty() && !request_.settings.rounds_per_rank();
   }
   bool one_micro_batch() const {
-    return shape_.usual_pass <= std::min(kOneMicroBatch, request_.settings.micro_batch);
+    return shape_.usual_pass <= std::min(kOneMicroBatch, micro_batch_);
   }
   // Of each rank, as choices of rounds: just one where the user has chosen.
   std::vector<int> candidates() const {
     if (!auto_rounds()) return {request_.settings.rounds_per_rank().value_or(1)};
     return candidate_rounds(request_.layer_end - request_.layer_begin, control_.size());
+  }
+  // A device likes large micro-batches, as long as no more of its weights have to stream for them.
+  std::int64_t wanted_micro_batch() const {
+    if (request_.settings.micro_batch > 0 || request_.device == nullptr) return micro_batch_;
+    const auto streams_no_more = [&](std::int64_t rows) {
+      bool fits = false;
+      for (const int rounds : candidates()) {
+        const StagePlan plan = stages(rounds);
+        NeedsRequest sizes = needs_request(plan, true);
+        const auto usual = placement_of(plan, memory_needs(sizes));
+        if (!usual) continue;
+        fits = true;
+        sizes.micro_batch = rows;
+        const auto found = placement_of(plan, memory_needs(sizes));
+        if (!found || found->device->streamed > usual->device->streamed ||
+            found->host.streamed > usual->host.streamed)
+          return false;
+      }
+      return fits;
+    };
+    for (std::int64_t rows = kDeviceMicroBatch; rows > micro_batch_; rows /= 2)
+      if (streams_no_more(rows)) return rows;
+    return micro_batch_;
   }
   // A pass of one micro-batch: disks work beside each other, hops follow one another.
   double step_seconds(const std::vector<Offer>& offers, std::size_t candidate, int rounds) const {
@@ -232,7 +271,7 @@ class Planner {
     return {.spec = spec_,
             .shape = shape_,
             .kv_type = request_.settings.kv_type(),
-            .micro_batch = request_.settings.micro_batch,
+            .micro_batch = micro_batch_,
             .layers = layers_here(plan),
             .largest_window = plan.largest_window(),
             .head = has_head(plan),
@@ -248,10 +287,9 @@ class Planner {
     std::optional<Residency> device;  // if it has memory of its own
 
     // What a pass waits for: disk and bus work beside each other.
-    double wait_seconds(double disk) const {
+    double wait_seconds(double disk, double bus) const {
       const double host_wait = static_cast<double>(host.waited) / disk;
-      return device ? std::max(host_wait, static_cast<double>(device->waited) / kAssumedBus)
-                    : host_wait;
+      return device ? std::max(host_wait, static_cast<double>(device->waited) / bus) : host_wait;
     }
     bool streams() const { return host.streamed > 0 || (device && device->streamed > 0); }
   };
@@ -281,6 +319,7 @@ class Planner {
   const ModelSpec& spec_;
   const DType weights_;
   JobShape shape_;
+  std::int64_t micro_batch_;
   std::optional<std::int64_t> budget_, device_budget_;
   bool given_ = false;
 };

@@ -30,10 +30,11 @@ struct PlanRequest {
 
 struct JobPlan {
   StagePlan stages;
-  StagingPlan staging;          // of this rank
-  JobShape shape;               // rank 0's
-  MemoryNeeds needs;            // of this rank, weights apart
-  std::int64_t batch_rows = 0;  // of the largest micro-batch
+  StagingPlan staging;           // of this rank
+  JobShape shape;                // rank 0's
+  MemoryNeeds needs;             // of this rank, weights apart
+  std::int64_t micro_batch = 0;  // rows that one may have: --micro-batch, or what ranks agree on
+  std::int64_t batch_rows = 0;   // of the largest that the job has
   std::int64_t head_rows = 0;
   // Work goes in passes (plan/scheduler.h): some rank streams, or a checkpoint is kept.
   bool in_passes = false;

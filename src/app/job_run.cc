@@ -120,10 +120,10 @@ RankStatus JobRun::status() const {
   status.command = kind_.command;
   status.version = STAGECOACH_VERSION " (" STAGECOACH_BUILD ")";
   const std::uint64_t stages = plan_.stages.windows.empty() ? 0 : plan_hash(plan_.stages);
-  status.plan_hash = xxh3(
-      as_bytes(fmt::format("{:x} {} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire,
-                           settings_.kv, settings_.activations, settings_.micro_batch,
-                           settings_.rounds, settings_.windows, keeps_checkpoint())));
+  status.plan_hash = xxh3(as_bytes(fmt::format(
+      "{:x} {} {} {} {} {} {} {} {}", stages, plan_.in_passes, settings_.wire, settings_.kv,
+      settings_.activations, plan_.micro_batch > 0 ? plan_.micro_batch : settings_.micro_batch,
+      settings_.rounds, settings_.windows, keeps_checkpoint())));
   status.model_hash =
       xxh3(as_bytes(to_json(manifest.spec).dump() + std::string(dtype_name(manifest.weights))));
   const auto checksum = [&](int slab) { return slab < 0 ? 0 : manifest.slab_checksum(slab); };
@@ -180,10 +180,13 @@ RankUsage JobRun::usage() {
   return with_cached_limits(
       {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
        .isa = isa_,
+       .device = backend_->device_label(),
        .inputs = input_name(packing_),
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
-       .kv_bytes = runner_->kv().bytes(),
+       .kv_bytes = backend_->is_host() ? runner_->kv().bytes() : 0,
+       .device_weights_bytes = device_source_ ? device_source_->bytes() : 0,
+       .device_kv_bytes = backend_->is_host() ? 0 : runner_->kv().bytes(),
        .peak_bytes = peak_resident_bytes()},
       store_->root());
 }
@@ -202,7 +205,7 @@ RunInfo JobRun::run_info() const {
                .layer_end = plan_.stages.layer_end(),
                .model_layers = spec().num_hidden_layers,
                .distinct_layers = manifest.distinct_layers,
-               .micro_batch = settings_.micro_batch,
+               .micro_batch = plan_.micro_batch,
                .ranks = plan_.stages.ranks,
                .tokens_per_second = std::nullopt,
                .phases = {}};

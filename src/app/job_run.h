@@ -46,7 +46,8 @@ class JobRun {
  private:
   const ModelSpec& spec() const { return store_->manifest().spec; }
   JobView view() const {
-    return {*store_, plan_.stages, plan_.batch_rows, isa_, pass_tokens(), resume_};
+    return {*store_,       plan_.stages, plan_.batch_rows, isa_,
+            pass_tokens(), resume_,      plan_.micro_batch};
   }
   std::int64_t pass_tokens() const;
 

@@ -43,7 +43,7 @@ std::int64_t tokens_of_bytes(std::int64_t bytes) {
 }
 
 PlannedWork work_of(const LaunchJob& job, const RunTable& run, std::int64_t context) {
-  PlannedWork work{.micro_batch = run.value("--micro-batch", std::int64_t{256}),
+  PlannedWork work{.micro_batch = run.value("--micro-batch", std::int64_t{0}),
                    .activations = run.value("--activations", std::string("auto"))};
   RunSettings settings;
   settings.kv = run.value("--kv", std::string("f16"));

@@ -114,7 +114,9 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   needs.workspace = Workspace::bytes_needed(spec, batch, request.packing);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
   const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;
-  needs.kv = shape.sequences * pages * KvCache::page_bytes(spec, request.kv_type) * kv_layers;
+  const std::int64_t kv_pages = shape.sequences * pages * kv_layers;
+  const std::int64_t kv_page = KvCache::page_bytes(spec, request.kv_type);
+  needs.kv = request.on_device ? KvCache::device_bytes(kv_pages, kv_page) : kv_pages * kv_page;
   // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives
   // likewise.
   needs.messages = 4 * batch * row;

@@ -85,8 +85,13 @@ class PlanRun {
       if (host.memory == 0)
         throw usage_error(fmt::format("{}: nodes.{}.memory is missing", flags_.cluster, host.name),
                           "memory = \"8GiB\": what a rank there may take");
+      const bool like_this = host.on_device() && !host.device.complete();
+      if (like_this) host.device = host.device.or_else(device_rates_of_this_machine());
       check_device_rates(flags_.cluster, host);
-      if (host.rates.complete()) continue;
+      if (host.rates.complete()) {
+        if (like_this) like_this_.push_back(host.name);
+        continue;
+      }
       if (here) host.rates = host.rates.or_else(*here);
       if (!host.rates.complete())
         throw usage_error(
@@ -181,7 +186,7 @@ std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& pl
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
       "--windows {} --micro-batch {} --kv {} --activations {} --job {}",
       shell_word(hosts), shell_word(flags_.run.store), windows_flag(plan.stages),
-      flags_.run.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
+      question.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
 }
 
 Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,

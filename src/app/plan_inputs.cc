@@ -6,6 +6,7 @@
 #include "app/input_packing.h"
 #include "app/slice_sizes.h"
 #include "base/machine_limits.h"
+#include "engine/kv_cache.h"
 
 namespace stagecoach {
 namespace {
@@ -33,44 +34,68 @@ PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
   PlanQuestion question(spec_);
   question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
   question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
+  question.kv_bytes = KvCache::page_bytes(spec_, work_.kv_type) / kKvPageTokens;
   question.cluster = std::move(cluster);
   question.prompt_tokens = work_.tokens;
   question.new_tokens = work_.new_tokens;
   question.sequences = work_.sequences;
-  question.micro_batch = work_.micro_batch;
   const InputPacking packing = packing_of(question.cluster);
+  question.micro_batch =
+      work_.micro_batch > 0 ? work_.micro_batch : agreed_micro_batch(question.cluster, packing);
   question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
                         : packing == InputType::kBF16 ? Arithmetic::kBF16
                                                       : Arithmetic::kF32;
+  const auto needs_of = [this, packing, rows = question.micro_batch](const RankShape& rank) {
+    return needs_request(rank, packing, rows);
+  };
+  question.head_rows = head_rows(needs_of({}));
+  question.head_rows_in_passes = head_rows(needs_of({.in_passes = true}));
   question.slice_sizes = [this](bool embedding, bool head) {
     return slice_sizes(spec_, manifest_.weights, {.embedding = embedding, .head = head});
   };
   // Of the process once: it grows while plans are compared.
-  const std::int64_t process = kMpiBytes + needs_of({}, packing).process;
-  question.other_device_memory = [this, packing](const RankShape& rank) {
-    return needs_of(rank, packing).device;
+  const std::int64_t process = kMpiBytes + memory_needs(needs_of({})).process;
+  question.other_device_memory = [needs_of](const RankShape& rank) {
+    return memory_needs(needs_of(rank)).device;
   };
-  question.other_memory = [this, packing, process](const RankShape& rank) {
-    const MemoryNeeds needs = needs_of(rank, packing);
+  question.other_memory = [needs_of, process](const RankShape& rank) {
+    const MemoryNeeds needs = memory_needs(needs_of(rank));
     return needs.total() - needs.process + process + (rank.on_device ? kCudaBytes : 0);
   };
   return question;
 }
 
-MemoryNeeds PlanInputs::needs_of(const RankShape& rank, InputPacking packing) const {
-  return memory_needs({.spec = spec_,
-                       .shape = shape_,
-                       .kv_type = work_.kv_type,
-                       .micro_batch = work_.micro_batch,
-                       .layers = rank.layers,
-                       .largest_window = rank.largest_window,
-                       .head = rank.head,
-                       .in_passes = rank.in_passes,
-                       .packing = packing,
-                       .threads = kThreads,
-                       .ranks = rank.ranks,
-                       .on_device = rank.on_device,
-                       .frugal = rank.frugal});
+NeedsRequest PlanInputs::needs_request(const RankShape& rank, InputPacking packing,
+                                       std::int64_t micro_batch) const {
+  return {.spec = spec_,
+          .shape = shape_,
+          .kv_type = work_.kv_type,
+          .micro_batch = micro_batch,
+          .layers = rank.layers,
+          .largest_window = rank.largest_window,
+          .head = rank.head,
+          .in_passes = rank.in_passes,
+          .packing = packing,
+          .threads = kThreads,
+          .ranks = rank.ranks,
+          .on_device = rank.on_device,
+          .frugal = rank.frugal};
+}
+
+// About what ranks agree on: they know which layers then stream, which here depends on the plan.
+std::int64_t PlanInputs::agreed_micro_batch(const ClusterSpec& cluster,
+                                            InputPacking packing) const {
+  constexpr std::int64_t kPartOfDevice = 4;
+  std::int64_t rows = kDeviceMicroBatch;
+  for (const HostSpec& host : cluster.hosts) {
+    if (!host.on_device()) return kUsualMicroBatch;
+    const RankShape rank{.layers = 1, .largest_window = 1, .head = true, .on_device = true};
+    while (rows > kUsualMicroBatch &&
+           kPartOfDevice * memory_needs(needs_request(rank, packing, rows)).device >
+               host.device_memory)
+      rows /= 2;
+  }
+  return rows;
 }
 
 InputPacking PlanInputs::packing_of(const ClusterSpec& cluster) const {
@@ -90,6 +115,11 @@ std::optional<HostRates> rates_of_this_machine(const std::string& store) {
                    .bf16 = limits->bf16.rate.all_threads,
                    .int8 = limits->int8.rate.all_threads,
                    .disk = limits->disk_rate(store).value_or(0)};
+}
+
+DeviceRates device_rates_of_this_machine() {
+  const std::optional<MachineLimits> limits = cached_limits();
+  return limits ? device_rates(limits->devices) : DeviceRates{};
 }
 
 }  // namespace stagecoach

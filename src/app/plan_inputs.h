@@ -16,7 +16,7 @@ namespace stagecoach {
 struct PlannedWork {
   std::int64_t tokens = 512, new_tokens = 128;  // of each sequence: its prompt, and what it gains
   std::int64_t sequences = 1;                   // at once
-  std::int64_t micro_batch = 256;
+  std::int64_t micro_batch = 0;                 // 0: as its ranks would agree
   KvType kv_type = KvType::kF16;
   std::string activations = "auto";
 };
@@ -33,7 +33,9 @@ class PlanInputs {
   PlanQuestion question(ClusterSpec cluster) const;
 
  private:
-  MemoryNeeds needs_of(const RankShape& rank, InputPacking packing) const;
+  NeedsRequest needs_request(const RankShape& rank, InputPacking packing,
+                             std::int64_t micro_batch) const;
+  std::int64_t agreed_micro_batch(const ClusterSpec& cluster, InputPacking packing) const;
   InputPacking packing_of(const ClusterSpec& cluster) const;
 
   const Manifest manifest_;
@@ -45,5 +47,7 @@ class PlanInputs {
 // What `probe` has measured here; the disk's rate is that of `store`, 0 where it was not probed.
 // Null: never probed.
 std::optional<HostRates> rates_of_this_machine(const std::string& store);
+// Likewise of its first GPU; what was not probed is 0.
+DeviceRates device_rates_of_this_machine();
 
 }  // namespace stagecoach

@@ -9,6 +9,7 @@
 #include "app/settings.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
 #include "base/archive.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -94,6 +95,22 @@ std::optional<DiskProbe> probe_disk_of(const ProbeFlags& flags) {
   }
 }
 
+// A GPU that cannot be used is one line: the host is measured all the same.
+std::vector<DeviceLimit> probe_gpus(const ProbeFlags& flags) {
+  if (!has_cuda()) return {};
+  try {
+    const CudaProbe found =
+        probe_cuda({.quick = flags.quick, .interrupted = interrupted, .build = {}});
+    for (const std::string& problem : found.problems)
+      spdlog::warn("a GPU is not measured: {}", problem);
+    return found.devices;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kResources) throw;
+    spdlog::warn("no GPU is measured: {}", error.what());
+    return {};
+  }
+}
+
 MachineLimits probe_machine(const ProbeFlags& flags) {
   const int threads = flags.threads > 0 ? flags.threads : allowed_cpus();
   MachineLimits limits{.cpu = cpu_model(),
@@ -105,7 +122,8 @@ MachineLimits probe_machine(const ProbeFlags& flags) {
                        .bf16 = {},
                        .int8 = {},
                        .disks = {},
-                       .links = {}};
+                       .links = {},
+                       .devices = {}};
   // First what can be refused.
   if (const auto disk = probe_disk_of(flags))
     limits.disks.push_back({.device = device_of(disk->path).value_or(0),
@@ -117,6 +135,7 @@ MachineLimits probe_machine(const ProbeFlags& flags) {
   limits.bf16 = has_dot(DotType::kBF16) ? probe_dots(DotType::kBF16, threads, flags.quick)
                                         : DotLimit{limits.f32.rate, "as f32"};
   limits.int8 = probe_dots(DotType::kInt8, threads, flags.quick);
+  limits.devices = probe_gpus(flags);
   return limits;
 }
 
@@ -196,6 +215,17 @@ OrderedJson rank_json(int rank, const std::string& host, const MachineLimits& li
     json["disk_gb_per_s"] = giga(disk.bytes_per_second);
     json["disk_path"] = disk.path;
   }
+  // With the names that they have in [nodes].
+  json["gpus"] = OrderedJson::array();
+  for (const DeviceLimit& gpu : limits.devices)
+    json["gpus"].push_back({{"gpu", gpu.label},
+                            {"device_gb_per_s", giga(gpu.memory)},
+                            {"device_gflop_per_s", giga(gpu.f16)},
+                            {"device_bf16_gflop_per_s",
+                             gpu.bf16 ? OrderedJson(giga(*gpu.bf16)) : OrderedJson(nullptr)},
+                            {"device_f32_gflop_per_s", giga(gpu.f32)},
+                            {"bus_gb_per_s", giga(gpu.to_device)},
+                            {"bus_back_gb_per_s", giga(gpu.from_device)}});
   json["probed_at"] = limits.probed_at;
   return json;
 }
@@ -205,6 +235,27 @@ std::string table_row(const char* what, const char* unit, const std::string& one
   const std::string row =
       fmt::format("  {:<15} {:>8} {:>10} {:>12}  {}", what, unit, one_thread, all_threads, how);
   return row.substr(0, row.find_last_not_of(' ') + 1) + "\n";
+}
+
+std::string gpu_rows(const std::vector<DeviceLimit>& gpus) {
+  if (gpus.empty()) return "  no GPU\n";
+  std::string table;
+  for (const DeviceLimit& gpu : gpus) {
+    table += fmt::format("  {}\n", gpu.label);
+    const auto add = [&](const char* what, const char* unit, double rate, const char* how) {
+      table += table_row(what, unit, fmt::format("{:.1f}", giga(rate)), "", how);
+    };
+    add("memory read", "GB/s", gpu.memory, "");
+    add("from the host", "GB/s", gpu.to_device, "page-locked memory");
+    add("to the host", "GB/s", gpu.from_device, "page-locked memory");
+    add("f32 products", "GFLOP/s", gpu.f32, "cuBLAS");
+    add("f16 products", "GFLOP/s", gpu.f16, "cuBLAS");
+    if (gpu.bf16)
+      add("bf16 products", "GFLOP/s", *gpu.bf16, "cuBLAS");
+    else
+      table += table_row("bf16 products", "GFLOP/s", "-", "", "not on this GPU");
+  }
+  return table;
 }
 
 std::string rank_table(const std::string& name, const MachineLimits& limits) {
@@ -225,7 +276,7 @@ std::string rank_table(const std::string& name, const MachineLimits& limits) {
     table += table_row("disk read", "GB/s", fmt::format("{:.2f}", giga(disk.bytes_per_second)), "",
                        disk.path);
   if (limits.disks.empty()) table += table_row("disk read", "GB/s", "-", "", "not measured");
-  return table;
+  return table + gpu_rows(limits.devices);
 }
 
 void print_network(const std::vector<LinkRate>& network, bool json) {
@@ -318,7 +369,7 @@ int run_probe(const ProbeFlags& flags) {
   setup_rank_logging(*transport, flags.quiet, flags.verbose);
   ControlChannel control(*transport);
   auto watch = watch_peers(*transport, kPeerTimeoutSeconds, [](int) { return std::string(); });
-  spdlog::info("probing disk, memory and processor: keep the machine idle for some seconds");
+  spdlog::info("probing disk, memory, processor and GPUs: keep the machine idle for some seconds");
   try {
     probe_together(control, flags);
   } catch (const AgreedError&) {

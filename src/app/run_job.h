@@ -22,10 +22,11 @@ namespace stagecoach {
 struct JobView {
   const LayerStore& store;
   const StagePlan& plan;
-  std::int64_t micro_batch = 0;
+  std::int64_t micro_batch = 0;  // rows of the largest that the work has
   const std::string& isa;
   std::int64_t pass_tokens = 0;  // rows of one pass, at most; 0: the job does not go in passes
   ResumePoint resume;
+  std::int64_t micro_batch_limit = 0;  // rows that one may have
 };
 
 struct JobKind {

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/toml_file.h"
 #include "plan/cluster_toml.h"
+#include "plan/job_shape.h"
 
 namespace stagecoach {
 namespace {
@@ -156,7 +157,8 @@ std::optional<int> RunSettings::rounds_per_rank() const {
 
 void add_micro_batch_flag(CLI::App& command, RunSettings& s) {
   command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
-      ->capture_default_str()
+      ->default_str(fmt::format("{}, {} where all ranks compute on GPUs", kUsualMicroBatch,
+                                kDeviceMicroBatch))
       ->check(integer_in(1, 65536));
 }
 

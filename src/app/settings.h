@@ -20,13 +20,13 @@ namespace stagecoach {
 // The flags that every run of a model has (docs/cli.md).
 struct RunSettings {
   std::string store;
-  int threads = 0;                 // 0: allowed cores ÷ ranks on this host
-  std::int64_t micro_batch = 256;  // tokens
-  std::string windows;             // "0:5,5:12": empty: balanced by bytes
-  std::string rounds = "auto";     // windows of each rank
-  std::string memory;              // of each rank: "4GiB"; empty: what the host has free
-  std::string device_memory;       // likewise of its device
-  std::string checkpoint;          // directory; empty: nothing is kept
+  int threads = 0;               // 0: allowed cores ÷ ranks on this host
+  std::int64_t micro_batch = 0;  // tokens; 0: as ranks agree (job_plan.h)
+  std::string windows;           // "0:5,5:12": empty: balanced by bytes
+  std::string rounds = "auto";   // windows of each rank
+  std::string memory;            // of each rank: "4GiB"; empty: what the host has free
+  std::string device_memory;     // likewise of its device
+  std::string checkpoint;        // directory; empty: nothing is kept
   std::string checkpoint_keeps = "passes";
   CheckpointCare checkpoint_care;  // of a launch
   std::string job;                 // the job file, for what stands there besides flags

@@ -162,7 +162,9 @@ class TimeJob {
     if (!flags_.run.json)
       print(format_critical_paths(critical_paths(ranks)) + store_note(view.store));
     const Manifest& manifest = view.store.manifest();
-    sweep_.add({.combination = combination_,
+    Combination combination = combination_;
+    combination.micro_batch = view.micro_batch_limit;
+    sweep_.add({.combination = combination,
                 .weights = std::string(dtype_name(manifest.weights)),
                 .windows = windows_flag(view.plan),
                 .threads = describe_threads(run_summary({}, ranks).ranks),
@@ -229,7 +231,7 @@ class TimeJob {
            {"store", combination_.store},
            {"windows", windows_flag(view.plan)},
            {"threads", combination_.threads > 0 ? Json(combination_.threads) : Json(nullptr)},
-           {"micro_batch", combination_.micro_batch}});
+           {"micro_batch", view.micro_batch_limit}});
     print_json_line(json);
   }
 

@@ -74,6 +74,8 @@ class Backend {
   virtual std::string isa()
       const = 0;  // "avx2": results are bit-identical between ranks of equal isa
   virtual int threads() const = 0;
+  // Of a device: "GPU 0 (NVIDIA GeForce RTX 3090)", for messages and its limits.
+  virtual std::string device_label() const { return {}; }
 
   virtual Buffer allocate(std::int64_t bytes) = 0;
   virtual void upload(std::byte* device, std::span<const std::byte> host) = 0;

@@ -1,5 +1,7 @@
 #include "backend/cuda_module.h"
 
+#include <dlfcn.h>
+
 #include "base/module.h"
 #include "base/version.h"
 
@@ -11,6 +13,21 @@ std::unique_ptr<Backend> make_cuda_backend(CudaOptions options) {
   auto* open =
       module.function<decltype(stagecoach_open_cuda_backend_v1)>("stagecoach_open_cuda_backend_v1");
   return std::unique_ptr<Backend>(open(options));
+}
+
+CudaProbe probe_cuda(CudaProbeOptions options) {
+  options.build = STAGECOACH_BUILD;
+  const auto module = Module::open("cuda");
+  auto* probe = module.function<decltype(stagecoach_probe_cuda_v1)>("stagecoach_probe_cuda_v1");
+  return *std::unique_ptr<CudaProbe>(probe(options));
+}
+
+bool has_cuda() {
+  std::error_code ignored;
+  if (!std::filesystem::exists(module_folder() / "stagecoach-cuda.so", ignored)) return false;
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver != nullptr) ::dlclose(driver);
+  return driver != nullptr;
 }
 
 }  // namespace stagecoach

@@ -2,10 +2,13 @@
 // so that one build starts on PCs with and without a GPU.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
+#include "base/machine_limits.h"
 
 namespace stagecoach {
 
@@ -20,8 +23,27 @@ struct CudaOptions {
 // Throws resource_error saying what is missing: the module, a driver, a GPU.
 std::unique_ptr<Backend> make_cuda_backend(CudaOptions options);
 
+struct CudaProbeOptions {
+  bool quick = false;  // a tenth of the time, less exact
+  std::function<bool()> interrupted = [] { return false; };
+  std::string build = {};  // of the binary; probe_cuda fills it in
+};
+struct CudaProbe {
+  std::vector<DeviceLimit> devices;
+  std::vector<std::string> problems;  // of GPUs that cannot be used, a line each
+};
+// Measures every GPU of this host, one after the other. Throws resource_error saying what is
+// missing, as above, and kInterrupted between two measurements.
+CudaProbe probe_cuda(CudaProbeOptions options);
+
+// Whether this PC has the module and an NVIDIA driver at all: without them a CPU is what its user
+// expects, and nothing needs to be said.
+bool has_cuda();
+
 }  // namespace stagecoach
 
-// The module's one symbol. The caller owns the result. Throws Error.
+// The module's symbols. The caller owns the results. They throw Error.
 extern "C" stagecoach::Backend* stagecoach_open_cuda_backend_v1(
     const stagecoach::CudaOptions& options);
+extern "C" stagecoach::CudaProbe* stagecoach_probe_cuda_v1(
+    const stagecoach::CudaProbeOptions& options);

@@ -20,7 +20,7 @@ namespace stagecoach {
 namespace {
 
 constexpr const char* kFormat = "stagecoach-limits";
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 constexpr std::int64_t kMaxFileBytes = 1 << 20;
 constexpr std::int64_t kMaxThreads = 1 << 20;
 // Removable disks and dynamic hosts come and go: the newest stay.
@@ -69,6 +69,22 @@ LinkLimit parse_link(const JsonObject& object) {
   object.only({"to", "latency_seconds", "bytes_per_second"});
   return {object.string("to"), positive(object, "latency_seconds"),
           positive(object, "bytes_per_second")};
+}
+
+DeviceLimit parse_device_limit(const JsonObject& object) {
+  object.only({"label", "memory_bytes_per_second", "to_device_bytes_per_second",
+               "from_device_bytes_per_second", "f32_operations_per_second",
+               "f16_operations_per_second", "bf16_operations_per_second"});
+  DeviceLimit device{.label = object.string("label"),
+                     .memory = positive(object, "memory_bytes_per_second"),
+                     .to_device = positive(object, "to_device_bytes_per_second"),
+                     .from_device = positive(object, "from_device_bytes_per_second"),
+                     .f32 = positive(object, "f32_operations_per_second"),
+                     .f16 = positive(object, "f16_operations_per_second"),
+                     .bf16 = {}};
+  if (!object.at("bf16_operations_per_second").is_null())
+    device.bf16 = positive(object, "bf16_operations_per_second");
+  return device;
 }
 
 template <typename T>
@@ -125,6 +141,12 @@ std::optional<double> MachineLimits::network_latency(std::string_view host) cons
   return std::nullopt;
 }
 
+const DeviceLimit* MachineLimits::device(std::string_view label) const {
+  const auto found = std::find_if(devices.begin(), devices.end(),
+                                  [&](const DeviceLimit& device) { return device.label == label; });
+  return found == devices.end() ? nullptr : &*found;
+}
+
 std::string cpu_model() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
@@ -156,7 +178,8 @@ std::filesystem::path limits_file() {
 }
 
 std::string limits_json(const MachineLimits& limits) {
-  OrderedJson disks = OrderedJson::array(), links = OrderedJson::array();
+  OrderedJson disks = OrderedJson::array(), links = OrderedJson::array(),
+              devices = OrderedJson::array();
   for (const DiskLimit& disk : limits.disks)
     disks.push_back({{"device", disk.device},
                      {"path", disk.path},
@@ -166,6 +189,15 @@ std::string limits_json(const MachineLimits& limits) {
     links.push_back({{"to", link.to},
                      {"latency_seconds", link.latency_seconds},
                      {"bytes_per_second", link.bytes_per_second}});
+  for (const DeviceLimit& device : limits.devices)
+    devices.push_back(
+        {{"label", device.label},
+         {"memory_bytes_per_second", device.memory},
+         {"to_device_bytes_per_second", device.to_device},
+         {"from_device_bytes_per_second", device.from_device},
+         {"f32_operations_per_second", device.f32},
+         {"f16_operations_per_second", device.f16},
+         {"bf16_operations_per_second", device.bf16 ? OrderedJson(*device.bf16) : nullptr}});
   const OrderedJson json{{"format", kFormat},
                          {"version", kVersion},
                          {"cpu", limits.cpu},
@@ -177,7 +209,8 @@ std::string limits_json(const MachineLimits& limits) {
                          {"bf16_operations_per_second", dot_json(limits.bf16)},
                          {"int8_operations_per_second", dot_json(limits.int8)},
                          {"disks", disks},
-                         {"links", links}};
+                         {"links", links},
+                         {"devices", devices}};
   return json.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
@@ -194,7 +227,7 @@ std::optional<MachineLimits> parse_limits(std::string_view text, const std::stri
   }
   object.only({"format", "version", "cpu", "isa", "threads", "probed_at", "memory_bytes_per_second",
                "f32_operations_per_second", "bf16_operations_per_second",
-               "int8_operations_per_second", "disks", "links"});
+               "int8_operations_per_second", "disks", "links", "devices"});
   MachineLimits limits{.cpu = object.string("cpu"),
                        .isa = object.string("isa"),
                        .threads = object.integer_in("threads", 1, kMaxThreads),
@@ -204,7 +237,8 @@ std::optional<MachineLimits> parse_limits(std::string_view text, const std::stri
                        .bf16 = parse_dot(object.object("bf16_operations_per_second")),
                        .int8 = parse_dot(object.object("int8_operations_per_second")),
                        .disks = parse_list(object, "disks", parse_disk),
-                       .links = parse_list(object, "links", parse_link)};
+                       .links = parse_list(object, "links", parse_link),
+                       .devices = parse_list(object, "devices", parse_device_limit)};
   if (limits.cpu == cpu) return limits;
   spdlog::debug("{} is left alone: it is of the processor {}, this is {}", source,
                 Json(limits.cpu).dump(-1, ' ', true), cpu);
@@ -254,6 +288,12 @@ std::optional<double> cached_disk_rate(const std::filesystem::path& path) {
 std::optional<double> cached_network_latency(std::string_view host) {
   const auto limits = cached_limits();
   return limits ? limits->network_latency(host) : std::nullopt;
+}
+
+std::optional<double> cached_bus_rate(std::string_view device_label) {
+  const auto limits = cached_limits();
+  const DeviceLimit* const device = limits ? limits->device(device_label) : nullptr;
+  return device != nullptr ? std::optional(device->to_device) : std::nullopt;
 }
 
 }  // namespace stagecoach

@@ -59,6 +59,21 @@ struct LinkLimit {
   }
 };
 
+// A GPU of this host.
+struct DeviceLimit {
+  std::string label;           // "GPU 0 (NVIDIA GeForce RTX 3090)"
+  double memory = 0;           // bytes of its own memory read
+  double to_device = 0;        // bytes from page-locked memory of the host
+  double from_device = 0;      // and back
+  double f32 = 0, f16 = 0;     // operations of matrix products with float32 sums
+  std::optional<double> bf16;  // null: it does not multiply bfloat16
+
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(label, memory, to_device, from_device, f32, f16, bf16);
+  }
+};
+
 struct MachineLimits {
   std::string cpu;           // cpu_model()
   std::string isa;           // the best kernels that run here
@@ -68,15 +83,18 @@ struct MachineLimits {
   DotLimit f32, bf16, int8;
   std::vector<DiskLimit> disks;
   std::vector<LinkLimit> links;
+  std::vector<DeviceLimit> devices;
 
   // Of the file system that `path` is or would be on, in bytes per second; null: not probed.
   std::optional<double> disk_rate(const std::filesystem::path& path) const;
   // Seconds that a small message to `host` takes, null: not probed.
   std::optional<double> network_latency(std::string_view host) const;
+  // Of the GPU that is called so (Backend::device_label); null: not probed.
+  const DeviceLimit* device(std::string_view label) const;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(cpu, isa, threads, probed_at, memory, f32, bf16, int8, disks, links);
+    archive(cpu, isa, threads, probed_at, memory, f32, bf16, int8, disks, links, devices);
   }
 };
 
@@ -100,11 +118,13 @@ std::optional<MachineLimits> parse_limits(std::string_view text, const std::stri
 
 // This host's. Null when there are none; a damaged file is one warning.
 std::optional<MachineLimits> cached_limits();
-// Keeps what the file already says of other disks and links. Throws resource_error.
+// Keeps what the file already says of other disks and links, not of other GPUs: those of `limits`
+// are all. Throws resource_error.
 void save_limits(MachineLimits limits);
 
 // cached_limits() for one figure.
 std::optional<double> cached_disk_rate(const std::filesystem::path& path);  // bytes per second
 std::optional<double> cached_network_latency(std::string_view host);        // seconds
+std::optional<double> cached_bus_rate(std::string_view device_label);       // bytes per second
 
 }  // namespace stagecoach

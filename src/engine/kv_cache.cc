@@ -1,11 +1,16 @@
 #include "engine/kv_cache.h"
 
-#include <utility>
+#include <algorithm>
 
 #include "base/error.h"
 
 namespace stagecoach {
 namespace {
+
+// Few allocations for a long text, and little that a short one leaves unused.
+constexpr std::int64_t kSlabBytes = std::int64_t{16} << 20;
+// What a driver gives at least, and in multiples of.
+constexpr std::int64_t kDeviceGranule = std::int64_t{2} << 20;
 
 std::int64_t pages_for(std::int64_t positions) {
   return (positions + kKvPageTokens - 1) / kKvPageTokens;
@@ -22,26 +27,37 @@ void KvCache::add_layers(std::int64_t begin, std::int64_t end) {
     slot_of_layer_.emplace(layer, slot_of_layer_.size());
 }
 
+std::int64_t KvCache::slab_pages(std::int64_t page_bytes) {
+  return std::max<std::int64_t>(1, kSlabBytes / page_bytes);
+}
+
+std::int64_t KvCache::device_bytes(std::int64_t pages, std::int64_t page_bytes) {
+  const std::int64_t each = slab_pages(page_bytes), slabs = (pages + each - 1) / each;
+  return slabs * ((each * page_bytes + kDeviceGranule - 1) / kDeviceGranule * kDeviceGranule);
+}
+
+// On the host a page is allocated when it is needed: there it costs a system call at most.
+void KvCache::add_slab() {
+  const std::int64_t count = backend_.is_host() ? 1 : slab_pages(page_bytes_);
+  const Buffer& slab = slabs_.emplace_back(backend_.allocate(count * page_bytes_));
+  allocated_bytes_ += slab.bytes();
+  for (std::int64_t page = count - 1; page >= 0; --page)
+    free_pages_.push_back(slab.data() + page * page_bytes_);
+}
+
 void KvCache::grow(Pages& pages, std::int64_t count) {
-  while (static_cast<std::int64_t>(pages.buffers.size()) < count) {
-    Buffer page;
-    if (free_pages_.empty()) {
-      page = backend_.allocate(page_bytes_);
-      allocated_bytes_ += page.bytes();
-    } else {
-      page = std::move(free_pages_.back());
-      free_pages_.pop_back();
-    }
-    pages.keys.push_back(page.data());
-    pages.values.push_back(page.data() + page_bytes_ / 2);
-    pages.buffers.push_back(std::move(page));
+  while (pages.count() < count) {
+    if (free_pages_.empty()) add_slab();
+    std::byte* const page = free_pages_.back();
+    free_pages_.pop_back();
+    pages.keys.push_back(page);
+    pages.values.push_back(page + page_bytes_ / 2);
   }
 }
 
 void KvCache::shrink(Pages& pages, std::int64_t count) {
-  while (static_cast<std::int64_t>(pages.buffers.size()) > count) {
-    free_pages_.push_back(std::move(pages.buffers.back()));
-    pages.buffers.pop_back();
+  while (pages.count() > count) {
+    free_pages_.push_back(pages.keys.back());
     pages.keys.pop_back();
     pages.values.pop_back();
   }

@@ -1,7 +1,9 @@
 // Keys and values of this rank's layers, per sequence, in pages of kKvPageTokens positions.
 //
 // Each layer has pages of its own: a pass that streams layers and reads none of their keys again
-// (score) gives a layer's pages to the next layer. Pages that are dropped are reused.
+// (score) gives a layer's pages to the next layer. Pages that are dropped are reused. A device with
+// memory of its own is asked for slabs of several pages: it may stand still for an allocation, and
+// rounds each up.
 #pragma once
 
 #include <cstdint>
@@ -49,14 +51,18 @@ class KvCache {
   static std::int64_t page_bytes(const ModelSpec& spec, KvType type) {
     return 2 * spec.num_key_value_heads * kv_head_bytes(type, spec.head_dim);
   }
+  // Of a device's memory for so many pages, with what it rounds up.
+  static std::int64_t device_bytes(std::int64_t pages, std::int64_t page_bytes);
 
  private:
   // One layer of one sequence.
   struct Pages {
-    std::vector<Buffer> buffers;           // each: keys, then values
-    std::vector<std::byte*> keys, values;  // into them, in the form the kernels take
+    std::int64_t count() const { return static_cast<std::int64_t>(keys.size()); }
+    std::vector<std::byte*> keys, values;  // of each page, in the form the kernels take
   };
-  using Sequence = std::vector<Pages>;  // by slot of layer
+  using Sequence = std::vector<Pages>;                      // by slot of layer
+  static std::int64_t slab_pages(std::int64_t page_bytes);  // of a device
+  void add_slab();
   void grow(Pages& pages, std::int64_t count);
   void shrink(Pages& pages, std::int64_t count);
   Sequence& sequence(SequenceId id);
@@ -67,7 +73,8 @@ class KvCache {
   std::int64_t page_bytes_;  // keys and values
   std::map<std::int64_t, std::size_t> slot_of_layer_;
   std::map<SequenceId, Sequence> sequences_;
-  std::vector<Buffer> free_pages_;
+  std::vector<Buffer> slabs_;
+  std::vector<std::byte*> free_pages_;  // each: keys, then values
   std::int64_t allocated_bytes_ = 0;
 };
 

@@ -65,7 +65,7 @@ class LayerSource {
   virtual void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) = 0;
 
   // The matrix that makes logits, in tiles of output rows that follow one another:
-  // use(first_row, tile).
+  // use(first_row, tile). Ops that `use` has queued may still read a tile when it returns.
   using UseTile = std::function<void(std::int64_t first_row, const TensorView& tile)>;
   virtual void head_matrix(const UseTile& use) = 0;
 };

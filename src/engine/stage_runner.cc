@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "backend/device_scratch.h"
 #include "base/error.h"
@@ -99,9 +100,22 @@ void StageRunner::norm(const float* x, const TensorView& weight, const TensorVie
                  .kind = norm_kind(spec_)});
 }
 
+StageRunner::HostRows StageRunner::make_host_rows() {
+  HostRows rows;
+  if (backend_.is_host()) return rows;  // nothing is copied: memory comes as it is needed
+  rows.values.resize(static_cast<std::size_t>(workspace_.max_rows * spec_.hidden_size));
+  rows.lock = backend_.pin(std::as_writable_bytes(std::span(rows.values)));
+  return rows;
+}
+
 void StageRunner::set_hidden(std::span<const float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
   backend_.upload(workspace_.hidden.data(), std::as_bytes(hidden));
+  hidden_copied_ = backend_.mark();
+}
+
+void StageRunner::host_rows_are_free() {
+  if (const EventPtr copied = std::exchange(hidden_copied_, nullptr)) copied->synchronize();
 }
 
 void StageRunner::get_hidden(std::span<float> hidden) {
@@ -216,7 +230,6 @@ void StageRunner::head_rows(std::span<const TokenId> rows, const BatchLabel& lab
                      .in = tile.cols,
                      .out = tile.rows,
                      .accumulate = false});
-    backend_.synchronize();  // the tile's memory is the source's again
     asked_ns = now_ns();
   });
   timed->span().flops += flops;  // of what is not the matrix

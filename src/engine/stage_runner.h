@@ -38,9 +38,19 @@ class StageRunner {
 
   // Token ids of `runs` → hidden state (rows, hidden_size), kept in the workspace.
   void embed(std::span<const TokenRun> runs, const BatchLabel& label);
-  // The hidden state from and to the host, (rows, hidden_size) float32.
+  // Memory of the host for hidden states on their way, with room for the largest batch: page-locked
+  // where a device copies from it and to it. It may be resized within that room.
+  struct HostRows {
+    std::vector<float> values;
+    std::shared_ptr<void> lock;  // released before the values
+  };
+  HostRows make_host_rows();
+  // The hidden state from and to the host, (rows, hidden_size) float32. A device may still be
+  // copying from `hidden` when set_hidden returns: the host writes there after
+  // host_rows_are_free().
   void set_hidden(std::span<const float> hidden);
   void get_hidden(std::span<float> hidden);
+  void host_rows_are_free();
   // Waits for what has been queued, and records when it was done. What brings something to the host
   // does so too.
   void finish();
@@ -79,6 +89,7 @@ class StageRunner {
   Limits limits_;
   Workspace workspace_;
   KvCache kv_;
+  EventPtr hidden_copied_;          // of the last set_hidden
   Buffer logits_;                   // (head_rows, vocab), allocated when the head first runs
   std::vector<float> host_logits_;  // the same on the host
   std::shared_ptr<void> logits_lock_;

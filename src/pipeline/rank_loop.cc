@@ -30,7 +30,7 @@ void record_arrival(Timeline& timeline, const Arrival& arrival, const BatchLabel
 
 class Worker {
  public:
-  explicit Worker(const RankContext& context) : c_(context) {
+  explicit Worker(const RankContext& context) : c_(context), rows_(c_.runner.make_host_rows()) {
     for (std::size_t w = 0; w < c_.plan.windows.size(); ++w)
       if (c_.plan.windows[w].rank == c_.transport.rank())
         last_window_ = static_cast<std::int32_t>(w);
@@ -41,7 +41,7 @@ class Worker {
   // A micro-batch that enters the ring here.
   void enter(MicroBatch batch, BatchSource& source) {
     const std::int64_t rows = total_rows(batch.runs);
-    hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
+    make_room(rows);
     if (rows > 0 && !goes_on(batch)) {
       if (source.fill_hidden(batch, hidden_)) {
         c_.runner.set_hidden(hidden_);
@@ -54,6 +54,7 @@ class Worker {
 
   // A micro-batch that another rank (or this one, a round earlier) has sent.
   void receive(const Arrival& arrival) {
+    c_.runner.host_rows_are_free();
     MicroBatch batch = decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_);
     if (!batch.runs.empty()) record_arrival(c_.timeline, arrival, batch.label);
     if (batch.window <= 0 || batch.window >= windows() ||
@@ -116,7 +117,7 @@ class Worker {
   // Nothing to compute: controls, or the end of the job.
   void pass_through(MicroBatch batch) {
     if (batch.window + 1 < windows()) {
-      hidden_.clear();
+      make_room(0);
       pass_on(std::move(batch), {});
     } else if (!batch.last) {
       answer(batch);
@@ -127,23 +128,39 @@ class Worker {
   // They wait for each other instead, and all go through a layer before the next one is read.
   void gather(MicroBatch batch) {
     const bool complete = batch.pass.last;
-    Gathered& last = gathered_.emplace_back(std::move(batch), std::vector<float>{});
-    last.hidden.resize(static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
-    c_.runner.get_hidden(last.hidden);
+    Gathered& last = gathered_.emplace_back(Gathered{std::move(batch), take_rows()});
+    last.hidden.values.resize(
+        static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
+    c_.runner.get_hidden(last.hidden.values);
     if (!complete) return;
     const Window& window = window_of(last.batch);
     for (std::int64_t layer = first_layer(last.batch); layer < window.end; ++layer)
       for (Gathered& one : gathered_) {
         const NextUse next = one.batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
-        c_.runner.set_hidden(one.hidden);
+        c_.runner.set_hidden(one.hidden.values);
         c_.runner.run_layers(layer, layer + 1, one.batch.runs, one.batch.label, next);
-        c_.runner.get_hidden(one.hidden);
+        c_.runner.get_hidden(one.hidden.values);
         after_layers(layer, layer + 1, one.batch);
       }
     for (Gathered& one : std::exchange(gathered_, {})) {
-      c_.runner.set_hidden(one.hidden);
+      c_.runner.set_hidden(one.hidden.values);
       leave(std::move(one.batch));
+      if (one.hidden.lock != nullptr) spare_.push_back(std::move(one.hidden));
     }
+  }
+
+  // For hidden states that wait here.
+  StageRunner::HostRows take_rows() {
+    c_.runner.host_rows_are_free();  // resizing writes
+    if (spare_.empty()) return c_.runner.make_host_rows();
+    StageRunner::HostRows rows = std::move(spare_.back());
+    spare_.pop_back();
+    return rows;
+  }
+  // In hidden_, to be written.
+  void make_room(std::int64_t rows) {
+    c_.runner.host_rows_are_free();
+    hidden_.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
   }
 
   // What becomes of the keys and values that a micro-batch has left in layers [begin, end).
@@ -170,7 +187,7 @@ class Worker {
   }
   void restore(const MicroBatch& batch) {
     STAGECOACH_CHECK(keeps(batch));
-    hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
+    make_room(total_rows(batch.runs));
     c_.checkpoint->restore_hidden(c_.resume_layers, batch, hidden_);
     c_.runner.set_hidden(hidden_);
   }
@@ -189,14 +206,13 @@ class Worker {
   void leave(MicroBatch batch) {
     if (batch.window + 1 < windows()) {
       const bool carries = batch.window + 1 > batch.pass.resume || batch.pass.resume == 0;
-      hidden_.resize(
-          carries ? static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size) : 0);
+      make_room(carries ? total_rows(batch.runs) : 0);
       if (carries) c_.runner.get_hidden(hidden_);
       const Span span = send_span(batch);
       return pass_on(std::move(batch), span);
     }
     if (keeps(batch) && batch.window >= batch.pass.resume) {
-      hidden_.resize(static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size));
+      make_room(total_rows(batch.runs));
       c_.runner.get_hidden(hidden_);
       keep(window_of(batch).end, batch);
     }
@@ -285,13 +301,15 @@ class Worker {
 
   struct Gathered {
     MicroBatch batch;
-    std::vector<float> hidden;
+    StageRunner::HostRows hidden;
   };
 
   const RankContext& c_;
   Sampler sampler_;
   std::vector<Gathered> gathered_;  // of one pass and window, in order
-  std::vector<float> hidden_;       // host copy on its way in or out
+  std::vector<StageRunner::HostRows> spare_;
+  StageRunner::HostRows rows_;
+  std::vector<float>& hidden_ = rows_.values;  // host copy on its way in or out
   std::int32_t last_window_ = 0;
   bool finished_ = false;
 };

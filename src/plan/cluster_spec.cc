@@ -64,6 +64,19 @@ HostRates HostRates::or_else(const HostRates& other) const {
           .disk = either(disk, other.disk)};
 }
 
+DeviceRates DeviceRates::or_else(const DeviceRates& other) const {
+  const auto either = [](double mine, double others) { return mine > 0 ? mine : others; };
+  return {.memory = either(memory, other.memory),
+          .halves = either(halves, other.halves),
+          .bus = either(bus, other.bus)};
+}
+
+DeviceRates device_rates(const std::vector<DeviceLimit>& devices) {
+  if (devices.empty()) return {};
+  const DeviceLimit& device = devices.front();
+  return {.memory = device.memory, .halves = device.f16, .bus = device.to_device};
+}
+
 const HostSpec* ClusterSpec::find(const std::string& name) const {
   const auto host = std::find_if(hosts.begin(), hosts.end(),
                                  [&](const HostSpec& spec) { return spec.name == name; });
@@ -75,8 +88,9 @@ void check_device_rates(const std::string& file, const HostSpec& host) {
   throw usage_error(
       fmt::format("{}: nodes.{} has device_memory, and does not say how fast its GPU is", file,
                   host.name),
-      "device_gb_per_s, device_gflop_per_s (of 16-bit products) and bus_gb_per_s: data sheets will "
-      "do, as 360, 50000 and 12 of an RTX 3060; or leave device_memory out");
+      "stagecoach probe there; or device_gb_per_s, device_gflop_per_s (of 16-bit products) and "
+      "bus_gb_per_s: data sheets will do, as 360, 50000 and 12 of an RTX 3060; or leave "
+      "device_memory out");
 }
 
 ClusterSpec read_cluster(const std::string& file, const std::string& what,

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "base/machine_limits.h"
+
 namespace stagecoach {
 
 // Rates per second; 0: the file does not say.
@@ -25,6 +27,7 @@ struct DeviceRates {
   double halves = 0;  // operations on 16-bit numbers, as matrix products do them
   double bus = 0;     // bytes from the host's memory
 
+  DeviceRates or_else(const DeviceRates& other) const;
   bool complete() const { return memory > 0 && halves > 0 && bus > 0; }
 };
 
@@ -54,6 +57,9 @@ struct ClusterSpec {
 
   const HostSpec* find(const std::string& name) const;  // null: there is none
 };
+
+// What `probe` has found of the first GPU of a host.
+DeviceRates device_rates(const std::vector<DeviceLimit>& devices);
 
 // Plans need them: throws usage_error for a host with device_memory that lacks one.
 void check_device_rates(const std::string& file, const HostSpec& host);

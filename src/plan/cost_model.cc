@@ -62,15 +62,17 @@ Work CostModel::work(std::size_t host, std::int64_t bytes, std::int64_t flops,
                              : Work{reading, Bound::kMemoryRate};
 }
 
-Work CostModel::layer(std::size_t host, std::int64_t rows, std::int64_t context) const {
-  Work work = this->work(host, question_.layer_bytes,
+Work CostModel::layer(std::size_t host, std::int64_t rows, std::int64_t sequences,
+                      std::int64_t context) const {
+  Work work = this->work(host, question_.layer_bytes + sequences * context * question_.kv_bytes,
                          layer_flops(question_.spec, rows, rows * context), rows);
   work.seconds += question_.cluster.hosts[host].on_device() ? kDeviceLayerOverhead : kLayerOverhead;
   return work;
 }
 
-Work CostModel::head(std::size_t host, std::int64_t rows) const {
-  return work(host, question_.head_bytes, head_flops(question_.spec, rows), rows);
+Work CostModel::head(std::size_t host, std::int64_t rows, bool in_passes) const {
+  return work(host, question_.head_sweeps(rows, in_passes) * question_.head_bytes,
+              head_flops(question_.spec, rows), rows);
 }
 
 double CostModel::layer_read_seconds(std::size_t host) const {
@@ -81,8 +83,9 @@ double CostModel::layer_copy_seconds(std::size_t host) const {
   return static_cast<double>(question_.layer_bytes) / question_.cluster.hosts[host].device.bus;
 }
 
-double CostModel::head_read_seconds(std::size_t host) const {
-  return static_cast<double>(question_.head_bytes) / question_.cluster.hosts[host].rates.disk;
+double CostModel::head_read_seconds(std::size_t host, std::int64_t rows) const {
+  return static_cast<double>(question_.head_sweeps(rows, true) * question_.head_bytes) /
+         question_.cluster.hosts[host].rates.disk;
 }
 
 double CostModel::transfer(std::int64_t rows) const {

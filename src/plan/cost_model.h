@@ -33,12 +33,15 @@ struct PlanQuestion {
 
   const ModelSpec& spec;
   std::int64_t layer_bytes = 0, head_bytes = 0;  // of weights, as a step reads them
-  Arithmetic arithmetic = Arithmetic::kF32;      // of the matrix products
-  ClusterSpec cluster;                           // every host with its memory and all rates
-  std::int64_t prompt_tokens = 512;              // of each sequence
-  std::int64_t new_tokens = 128;                 // of each sequence
-  std::int64_t sequences = 1;                    // at once
-  std::int64_t micro_batch = 256;                // rows
+  std::int64_t kv_bytes = 0;                     // of keys and values, of a position in a layer
+  // Rows whose logits are made at once, for each of which the head's matrix is read again.
+  std::int64_t head_rows = 1, head_rows_in_passes = 1;
+  Arithmetic arithmetic = Arithmetic::kF32;  // of the matrix products
+  ClusterSpec cluster;                       // every host with its memory and all rates
+  std::int64_t prompt_tokens = 512;          // of each sequence
+  std::int64_t new_tokens = 128;             // of each sequence
+  std::int64_t sequences = 1;                // at once
+  std::int64_t micro_batch = 256;            // rows
   // Rows of a pass, at most.
   std::int64_t largest_pass() const {
     return std::max(sequences, affordable_pass(spec.hidden_size));
@@ -46,6 +49,12 @@ struct PlanQuestion {
   // Keys that a row attends to, on average.
   std::int64_t prompt_context() const { return prompt_tokens / 2 + 1; }
   std::int64_t step_context() const { return prompt_tokens + new_tokens / 2 + 1; }
+
+  // How often a pass or step goes through the head's matrix.
+  std::int64_t head_sweeps(std::int64_t rows, bool in_passes) const {
+    const std::int64_t at_once = in_passes ? head_rows_in_passes : head_rows;
+    return (rows + at_once - 1) / at_once;
+  }
 
   std::function<WeightSizes(bool embedding, bool head)> slice_sizes;
   // Bytes besides weights: of the host, and of its device if the rank computes there.
@@ -66,13 +75,22 @@ class CostModel {
  public:
   explicit CostModel(const PlanQuestion& question) : question_(question) {}
 
-  // `rows` rows through one layer, each with so many keys, or through the head; weights are in
-  // memory.
-  Work layer(std::size_t host, std::int64_t rows, std::int64_t context) const;
-  Work head(std::size_t host, std::int64_t rows) const;
-  // One layer, or the head, from the host's disk.
+  // `rows` rows of so many sequences through one layer, each with so many keys, or through the
+  // head; weights are in memory.
+  Work layer(std::size_t host, std::int64_t rows, std::int64_t sequences,
+             std::int64_t context) const;
+  // A step, whose rows are each another sequence's; and a micro-batch of a prompt.
+  Work step_layer(std::size_t host, std::int64_t rows) const {
+    return layer(host, rows, rows, question_.step_context());
+  }
+  Work prompt_layer(std::size_t host, std::int64_t rows) const {
+    return layer(host, rows, (rows + question_.prompt_tokens - 1) / question_.prompt_tokens,
+                 question_.prompt_context());
+  }
+  Work head(std::size_t host, std::int64_t rows, bool in_passes) const;
+  // One layer, or for the logits of so many rows the head, from the host's disk.
   double layer_read_seconds(std::size_t host) const;
-  double head_read_seconds(std::size_t host) const;
+  double head_read_seconds(std::size_t host, std::int64_t rows) const;
   // One layer from the host's memory to its device.
   double layer_copy_seconds(std::size_t host) const;
   // Hidden states of `rows` rows on a link, and all the way to another host.

@@ -24,6 +24,10 @@ struct JobShape {
   }
 };
 
+// Rows of a micro-batch, without --micro-batch; and where all ranks compute on GPUs with room for
+// it: below, unpacking weights takes them longer than multiplying.
+inline constexpr std::int64_t kUsualMicroBatch = 256, kDeviceMicroBatch = 1024;
+
 // Up to so many rows a pass is one micro-batch, whatever the number of ranks (plan/scheduler.cc).
 inline constexpr std::int64_t kOneMicroBatch = 32;
 

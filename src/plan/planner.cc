@@ -81,8 +81,7 @@ class Choice {
 
   // What one layer costs on a host, with its weights in memory or on disk.
   double slowness(std::size_t host) const {
-    return costs_.layer(host, 1, question_.step_context()).seconds +
-           costs_.layer_read_seconds(host);
+    return costs_.step_layer(host, 1).seconds + costs_.layer_read_seconds(host);
   }
   Hosts slowest_first() const {
     Hosts hosts = hosts_;

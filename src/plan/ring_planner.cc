@@ -67,10 +67,10 @@ Batches RingPlanner::prompts(bool in_passes) const {
 }
 
 Work RingPlanner::step_work(int rank, std::int64_t rows) const {
-  return costs_.layer(hosts_[static_cast<std::size_t>(rank)], rows, question_.step_context());
+  return costs_.step_layer(hosts_[static_cast<std::size_t>(rank)], rows);
 }
 Work RingPlanner::prompt_work(int rank, std::int64_t rows) const {
-  return costs_.layer(hosts_[static_cast<std::size_t>(rank)], rows, question_.prompt_context());
+  return costs_.prompt_layer(hosts_[static_cast<std::size_t>(rank)], rows);
 }
 
 std::optional<RingPlanner::Fit> RingPlanner::fit(int rank, const RankShape& shape,
@@ -82,7 +82,8 @@ std::optional<RingPlanner::Fit> RingPlanner::fit(int rank, const RankShape& shap
       .windows = windows,
       .ranks = ranks(),
       .memory = spec.memory - other,
-      .head_sweeps = 1,
+      .head_sweeps = question_.head_sweeps(step(shape.in_passes).rows, !shape.frugal) *
+                     step(shape.in_passes).count,
       .one_micro_batch = question_.sequences <= std::min(kOneMicroBatch, question_.micro_batch)};
   Fit fit;
   if (spec.on_device()) {
@@ -240,7 +241,7 @@ HostPlan RingPlanner::host_plan(int rank, std::int64_t count, const Fit& fit,
   if (fit.device)
     plan.bus_seconds = static_cast<double>(fit.device->waited) / host(rank).device.bus;
   plan.step_seconds = static_cast<double>(count * steps.count) * work.seconds +
-                      (has_head(rank) ? head_seconds(steps.rows) : 0);
+                      (has_head(rank) ? head_seconds(steps.rows, in_passes) : 0);
   plan.step_bound = work.bound;
   plan.prefill_seconds = static_cast<double>(count * of_prompts.count * of_prompts.passes) *
                          prompt_work(rank, of_prompts.rows).seconds;
@@ -293,13 +294,13 @@ void RingPlanner::predict(ClusterPlan& plan) const {
   // In memory, steps follow each other without a gap; a pass comes out whole before the next one.
   const double through =
       way_through(plan, plan.in_passes ? steps : Batches{steps.rows, 1, 1}, false) +
-      head_seconds(steps.rows);
+      head_seconds(steps.rows, plan.in_passes);
   plan.step_seconds = std::max({through, busiest->step_seconds, waits_most->wait_seconds()});
   plan.hop_seconds =
       ranks() == 1 ? 0 : static_cast<double>(plan.stages.windows.size()) * costs_.hop(steps.rows);
   plan.tokens_per_second = static_cast<double>(question_.sequences) / plan.step_seconds;
   plan.time_to_first_token =
-      head_seconds(1) +
+      head_seconds(1, plan.in_passes) +
       std::max({static_cast<double>(of_prompts.passes) * way_through(plan, of_prompts, true),
                 slowest([](const HostPlan& h) { return h.prefill_seconds; })->prefill_seconds,
                 slowest([](const HostPlan& h) {

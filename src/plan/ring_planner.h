@@ -46,7 +46,9 @@ class RingPlanner {
   Batches prompts(bool in_passes) const;
   Work step_work(int rank, std::int64_t rows) const;
   Work prompt_work(int rank, std::int64_t rows) const;
-  double head_seconds(std::int64_t rows) const { return costs_.head(hosts_.back(), rows).seconds; }
+  double head_seconds(std::int64_t rows, bool in_passes) const {
+    return costs_.head(hosts_.back(), rows, in_passes).seconds;
+  }
 
   const std::optional<Fit>& in_memory(int rank, std::int64_t count);
   const std::optional<Fit>& in_ring(int rank, std::int64_t count, int rounds);

@@ -176,9 +176,10 @@ class Simulator {
   }
 
   void run_layer(const Window& window, Travelling& one, double ready) {
-    const std::int64_t context =
-        one.batch.decode ? question_.step_context() : question_.prompt_context();
-    compute(window, one, ready, costs_.layer(host_of(window).host, one.rows, context).seconds);
+    const std::size_t host = host_of(window).host;
+    const Work work =
+        one.batch.decode ? costs_.step_layer(host, one.rows) : costs_.prompt_layer(host, one.rows);
+    compute(window, one, ready, work.seconds);
   }
   void compute(const Window& window, Travelling& one, double ready, double seconds) {
     Rank& rank = rank_of(window);
@@ -194,8 +195,9 @@ class Simulator {
       const double from_disk =
           host.residency.head_in_memory || (host.device && host.device->head_in_memory)
               ? 0
-              : rank_of(window).ring.pass_head(one.time, costs_.head_read_seconds(host.host));
-      compute(window, one, from_disk, costs_.head(host.host, one.wanted).seconds);
+              : rank_of(window).ring.pass_head(one.time,
+                                               costs_.head_read_seconds(host.host, one.wanted));
+      compute(window, one, from_disk, costs_.head(host.host, one.wanted, plan_.in_passes).seconds);
     }
     if (plan_.stages.ranks == 1) return;
     double& link_free = rank_of(window).link_free;

@@ -155,6 +155,18 @@ void DeviceStager::load_head_matrix() {
   head_matrix_.data = head_memory_.data();
 }
 
+std::int64_t DeviceStager::bytes() const {
+  std::int64_t bytes = head_memory_.bytes() + rows_.bytes();
+  for (const auto& [key, part] : resident_) bytes += part.memory.bytes();
+  for (const std::optional<End>* end : {&embedding_, &head_})
+    if (*end)
+      for (const Buffer& memory : (*end)->memory) bytes += memory.bytes();
+  for (const std::vector<Slot>& ring : slots_)
+    for (const Slot& slot : ring) bytes += slot.memory.bytes();
+  for (const Slot& tile : head_tiles_) bytes += tile.memory.bytes();
+  return bytes;
+}
+
 void DeviceStager::begin_stream() {
   std::int64_t largest[2] = {};
   bool reached = options_.first_layer < 0;
@@ -366,22 +378,35 @@ void DeviceStager::gather(TensorRole table, std::span<const std::int32_t> ids, c
       });
 }
 
+// Copies of tiles go on beside the ops, which wait for theirs; a copy waits for the ops that last
+// read its half of the memory.
 void DeviceStager::head_matrix(const UseTile& use) {
   if (head_matrix_) return use(0, head_matrix_);
+  std::size_t turn = 0;
   host_.head_matrix([&](std::int64_t first, const TensorView& host_tile) {
     // In memory the matrix is one tile: it passes in pieces of whole panels.
     const std::int64_t panel =
         layout_bytes(host_tile.layout, host_tile.type, kPanelRows, host_tile.cols);
     const std::int64_t rows = std::max<std::int64_t>(1, options_.tile_bytes / panel) * kPanelRows;
+    EventPtr copied;
     for (std::int64_t row = 0; row < host_tile.rows; row += rows) {
       TensorView tile = host_tile;
       tile.data = host_tile.data + row / kPanelRows * panel;
       tile.rows = std::min(rows, host_tile.rows - row);
-      if (tile.bytes() > head_memory_.bytes()) head_memory_ = device_.allocate(tile.bytes());
-      device_.upload(head_memory_.data(), {tile.data, static_cast<std::size_t>(tile.bytes())});
-      tile.data = head_memory_.data();
+      Slot& slot = head_tiles_[turn++ % std::size(head_tiles_)];
+      if (tile.bytes() > slot.memory.bytes()) {
+        slot.memory = device_.allocate(tile.bytes());
+        slot.used = device_.mark();  // zeroed in the order of ops
+      }
+      copied = device_.copy_ahead(slot.memory.data(),
+                                  {tile.data, static_cast<std::size_t>(tile.bytes())}, slot.used);
+      device_.wait_for(copied);
+      tile.data = slot.memory.data();
       use(first + row, tile);
+      slot.used = device_.mark();
     }
+    // The host's memory is another tile's as soon as this returns.
+    if (copied != nullptr) copied->synchronize();
   });
 }
 

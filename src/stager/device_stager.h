@@ -51,6 +51,8 @@ class DeviceStager : public LayerSource {
   void gather(TensorRole table, std::span<const std::int32_t> ids, const UseRows& use) override;
   void head_matrix(const UseTile& use) override;
 
+  std::int64_t bytes() const;  // of the device's memory, for weights
+
  private:
   using Key = std::pair<std::int64_t, PartKind>;  // layer, or slab where slabs are shared
   struct ResidentPart {
@@ -103,9 +105,11 @@ class DeviceStager : public LayerSource {
 
   std::map<Key, ResidentPart> resident_;
   std::optional<End> embedding_, head_;
-  Buffer head_memory_;      // the head's matrix, or a tile of it
+  Buffer head_memory_;      // the head's matrix
   TensorView head_matrix_;  // where all of it stays
-  Buffer rows_;             // of a table, on their way
+  // Else its tiles take turns: one is copied while ops read the other.
+  Slot head_tiles_[2];
+  Buffer rows_;  // of a table, on their way
 
   std::vector<StreamedPart> parts_;        // of one pass
   std::vector<std::uint64_t> of_kind_[2];  // attention, MLP: indices into parts_

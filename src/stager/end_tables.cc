@@ -136,7 +136,8 @@ void EndTables::open_disk_head(const Place& place) {
   // The whole matrix has one checksum, which head_matrix() compares as the tiles pass.
   head.tiles = std::make_unique<PartStream>(
       std::move(tiles),
-      PartStreamOptions{.slots = {2}, .check = CheckParts::kNever, .stall = options_.stall},
+      PartStreamOptions{
+          .slots = {2}, .check = CheckParts::kNever, .stall = options_.stall, .pin = options_.pin},
       options_.make_queue(), timeline_);
   bytes_ += head.tiles->slot_bytes();
   disk_head_ = std::move(head);

@@ -22,6 +22,7 @@ struct EndOptions {
   std::chrono::milliseconds stall{60'000};
   std::function<std::unique_ptr<ReadQueue>()> make_queue;
   std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;
+  PinMemory pin = {};  // of the head's tiles
 };
 
 class EndTables {

@@ -34,7 +34,8 @@ LayerStager::LayerStager(const LayerStore& store, StagingPlan plan, const Stager
                            .stall = options_.stall,
                            .make_queue = [this] { return make_queue(); },
                            .tile_bytes = options_.tile_bytes,
-                           .gather_bytes = options_.gather_bytes},
+                           .gather_bytes = options_.gather_bytes,
+                           .pin = options_.pin},
                 timeline);
   if (plan_.streams()) begin_stream(timeline);
 }

@@ -77,10 +77,11 @@ class Walk {
   // Back through reads for as long as the disk has not rested: had it been faster, the weights
   // would have come earlier, whatever the main thread did meanwhile. A disk that rested had no
   // memory to read into; the path goes on with what the main thread did until it gave some back.
+  // So with copies to a device, and from a copy to the read that it has waited for.
   std::optional<Place> along_the_disk(Place read) {
     while (true) {
-      const std::int64_t begin = lanes_.reads(read.rank)[read.index].begin_ns;
-      account_disk(lanes_.number(read.rank), begin);
+      const Span& span = lanes_.reads(read.rank)[read.index];
+      account_beside(lanes_.number(read.rank), activity_of(span.kind), span.begin_ns);
       const std::optional<Place> before = lanes_.read_before(read);
       if (!before) break;
       read = *before;
@@ -110,15 +111,15 @@ class Walk {
     if (ns > 0 && measured(owner)) shares_[owner.phase][{rank, activity}] += ns;
   }
 
-  // Reads carry no phase: they count for that which was being measured.
-  void account_disk(int rank, std::int64_t until_ns) {
+  // Reads and copies carry no phase: they count for that which was being measured.
+  void account_beside(int rank, Activity activity, std::int64_t until_ns) {
     const std::int64_t end = reached_ns_, begin = std::min(until_ns, end);
     reached_ns_ = begin;
     auto stretch =
         std::lower_bound(stretches_.begin(), stretches_.end(), begin,
                          [](const Stretch& s, std::int64_t ns) { return s.range.end_ns <= ns; });
     for (; stretch != stretches_.end() && stretch->range.begin_ns < end; ++stretch)
-      shares_[stretch->phase][{rank, Activity::kRead}] +=
+      shares_[stretch->phase][{rank, activity}] +=
           std::min(end, stretch->range.end_ns) - std::max(begin, stretch->range.begin_ns);
   }
 
@@ -135,6 +136,7 @@ double percent(std::int64_t part, std::int64_t whole) {
 
 const char* path_label(Activity activity) {
   if (activity == Activity::kRead) return "disk";
+  if (activity == Activity::kCopy) return "bus";
   return activity == Activity::kOther ? "time between spans" : activity_label(activity);
 }
 

@@ -13,7 +13,7 @@ namespace stagecoach {
 
 // Time on the critical path that went to one activity of one rank. For Activity::kWait the rank is
 // the sender: the time in which its message was on the way, and nobody computed for this path.
-// Activity::kRead is the rank's disk, which the path waited for.
+// Activity::kRead is the rank's disk, which the path waited for, kCopy the bus to its device.
 struct PathShare {
   int rank = 0;
   Activity activity = Activity::kOther;

@@ -38,9 +38,10 @@ void RankLanes::add_reads(const std::vector<Span>& spans) {
   std::stable_sort(by_end.begin(), by_end.end(),
                    [&](std::size_t a, std::size_t b) { return spans[a].end_ns < spans[b].end_ns; });
   std::vector<std::size_t>& last = last_before_.emplace_back();
-  for (std::size_t i = 0, latest = 0; i < spans.size(); ++i) {
+  for (std::size_t i = 0, latest = kNone; i < spans.size(); ++i) {
     last.push_back(latest);
-    if (spans[i].end_ns >= spans[latest].end_ns) latest = i;
+    const bool later = latest == kNone || spans[i].end_ns >= spans[latest].end_ns;
+    if (later && activity_of(spans[i].kind) == Activity::kRead) latest = i;
   }
 }
 
@@ -80,8 +81,22 @@ std::optional<Place> RankLanes::read_of(const Place& place) const {
 std::optional<Place> RankLanes::read_before(const Place& read) const {
   if (read.index == 0) return std::nullopt;
   const std::vector<Span>& reads = reads_[read.rank];
+  const std::int64_t begin = reads[read.index].begin_ns;
+  if (activity_of(reads[read.index].kind) == Activity::kCopy) {
+    // What it began after: the copy or the read that ended then. Other reads go on beside it.
+    const std::vector<std::size_t>& by_end = reads_by_end_[read.rank];
+    auto after =
+        std::upper_bound(by_end.begin(), by_end.end(), begin + kRealWaitNs,
+                         [&](std::int64_t ns, std::size_t i) { return ns < reads[i].end_ns; });
+    while (after != by_end.begin()) {
+      const std::size_t before = *--after;
+      if (reads[before].end_ns + kRealWaitNs < begin) return std::nullopt;
+      if (before < read.index) return Place{read.rank, before};
+    }
+    return std::nullopt;
+  }
   const std::size_t before = last_before_[read.rank][read.index];
-  if (reads[before].end_ns + kRealWaitNs < reads[read.index].begin_ns) return std::nullopt;
+  if (before == kNone || reads[before].end_ns + kRealWaitNs < begin) return std::nullopt;
   return Place{read.rank, before};
 }
 

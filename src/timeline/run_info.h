@@ -16,20 +16,23 @@ namespace stagecoach {
 struct RankUsage {
   std::string layers;  // "0:5", "0:2,8:10"
   std::string isa;
-  std::string inputs;  // what products multiply weights with: "f32", "bf16", "int8"
+  std::string device;  // the GPU that computes (Backend::device_label); empty: the processor does
+  std::string inputs;  // what products multiply weights with: "f32", "f16", "bf16", "int8"
   std::int64_t threads = 0;
-  std::int64_t weights_bytes = 0;  // held for the run
-  std::int64_t kv_bytes = 0;       // allocated for keys and values
-  std::int64_t peak_bytes = 0;     // largest resident set of the process; 0: unknown
-  // What its threads can reach at most; 0: not probed. Bytes read, and operations with such inputs.
+  std::int64_t weights_bytes = 0;  // held for the run, in the host's memory
+  std::int64_t kv_bytes = 0;       // allocated for keys and values, there
+  std::int64_t device_weights_bytes = 0, device_kv_bytes = 0;  // the same of the GPU's memory
+  std::int64_t peak_bytes = 0;  // largest resident set of the process; 0: unknown
+  // What its threads, or its GPU, can reach at most; 0: not probed. Bytes read, and operations with
+  // such inputs.
   double memory_bytes_per_s = 0, flops_per_s = 0;
   double disk_bytes_per_s =
       0;  // direct reads of the file system that its store is on; 0: not probed
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(layers, isa, inputs, threads, weights_bytes, kv_bytes, peak_bytes, memory_bytes_per_s,
-            flops_per_s, disk_bytes_per_s);
+    archive(layers, isa, device, inputs, threads, weights_bytes, kv_bytes, device_weights_bytes,
+            device_kv_bytes, peak_bytes, memory_bytes_per_s, flops_per_s, disk_bytes_per_s);
   }
 };
 

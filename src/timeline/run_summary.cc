@@ -11,7 +11,7 @@ namespace stagecoach {
 namespace {
 
 constexpr const char* kFormat = "stagecoach-run";
-constexpr std::int64_t kVersion = 3, kOldest = 1;
+constexpr std::int64_t kVersion = 4, kOldest = 1;
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max() / 2;
 
 using OrderedJson = nlohmann::ordered_json;
@@ -34,9 +34,12 @@ OrderedJson rank_json(const RankSummary& rank) {
           {"layers", rank.usage.layers},
           {"threads", rank.usage.threads},
           {"isa", rank.usage.isa},
+          {"device", rank.usage.device},
           {"inputs", rank.usage.inputs},
           {"weights_bytes", rank.usage.weights_bytes},
           {"kv_bytes", rank.usage.kv_bytes},
+          {"device_weights_bytes", rank.usage.device_weights_bytes},
+          {"device_kv_bytes", rank.usage.device_kv_bytes},
           {"peak_bytes", rank.usage.peak_bytes},
           {"sent_bytes", rank.sent_bytes},
           {"received_bytes", rank.received_bytes},
@@ -142,16 +145,21 @@ RankSummary parse_rank(const JsonObject& object, std::int64_t version) {
                                       "isa",        "weights_bytes",  "kv_bytes",  "peak_bytes",
                                       "sent_bytes", "received_bytes", "read_bytes"};
   if (version > 2) known.push_back("inputs");
+  const bool with_device = version > 3;
+  if (with_device) known.insert(known.end(), {"device", "device_weights_bytes", "device_kv_bytes"});
   object.only(known);
   return {.rank = static_cast<int>(object.integer_in("rank", 0, 1 << 20)),
           .host = object.string("host"),
           .usage = {.layers = object.string("layers"),
                     .isa = object.string("isa"),
+                    .device = with_device ? object.string("device") : "",
                     // Versions 1 and 2 knew no other products.
                     .inputs = version > 2 ? object.string("inputs") : "f32",
                     .threads = count(object, "threads"),
                     .weights_bytes = count(object, "weights_bytes"),
                     .kv_bytes = count(object, "kv_bytes"),
+                    .device_weights_bytes = with_device ? count(object, "device_weights_bytes") : 0,
+                    .device_kv_bytes = with_device ? count(object, "device_kv_bytes") : 0,
                     .peak_bytes = count(object, "peak_bytes")},
           .sent_bytes = count(object, "sent_bytes"),
           .received_bytes = count(object, "received_bytes"),

@@ -1,7 +1,6 @@
 """Runs on a GPU as a user sees them. The GPU is a simulated one (tests/cuda_sim): slow, so models and texts are tiny."""
 
 import csv
-import ctypes
 import json
 import os
 import pathlib
@@ -11,32 +10,19 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, ENVIRONMENT, MPIRUN, REFERENCE, TIMEOUT, StoreTest, json_lines, mpirun, run
+from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, TIMEOUT, StoreTest, has_driver, json_lines, mpirun, run,
+                     simulated)
 
-MODULES = pathlib.Path(BINARY).resolve().parent.parent / "lib/cuda_sim"
-SIMULATED = unittest.skipUnless((MODULES / "stagecoach-cuda.so").exists(), "this build has no simulated CUDA module")
-# Deep enough that its layers (19 MB in f32) are worth more than what a host's least budget leaves for them.
+# Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
+# megabyte, to which least budgets are rounded up.
 LAYERS = 24
-DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 128,
+DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 160,
         "n_layer": LAYERS, "n_head": 4, "activation_function": "gelu_new"}
 IDS = "5 6 7 8"
 PATIENCE = 60  # seconds that a job may take to get somewhere, or to be gone
 MB = 1_000_000
 # What a driver that is too old has a user read, with --device cuda or auto.
 TOO_OLD = "the NVIDIA driver serves CUDA 11.8, this build needs "
-
-
-def simulated(**settings):
-    """The environment of a run on simulated devices: devices=2, seed=7, …"""
-    return {"STAGECOACH_MODULES": str(MODULES)} | {f"STAGECOACH_CUDA_SIM_{k.upper()}": str(v) for k, v in settings.items()}
-
-
-def has_driver():
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def warnings(process):
@@ -259,6 +245,45 @@ class CudaReports(DeepStore):
         self.assertEqual([r["isa"] for r in summary["ranks"]], ["sm_86x8"])
         self.assertIn("sm_86", (report / "report.html").read_text())
 
+    def test_bytes_of_host_and_device_stand_apart(self):
+        report = self.folder / "report"
+        self.generates("--report", report)
+        (rank,) = json.loads((report / "run.json").read_text())["ranks"]
+        self.assertEqual(rank["device"], "GPU 0 (Simulated GPU (sm_86))")
+        self.assertEqual(rank["kv_bytes"], 0)
+        self.assertGreater(rank["device_kv_bytes"], 0)
+        # The host has the embedding and nothing else.
+        self.assertGreater(rank["device_weights_bytes"], rank["weights_bytes"])
+        self.assertGreater(rank["weights_bytes"], 0)
+        self.assertIn("KV on GPU", (report / "report.html").read_text())
+        report = self.folder / "cpu"
+        self.on_cpu("generate", *self.words(), "--report", report)
+        (rank,) = json.loads((report / "run.json").read_text())["ranks"]
+        self.assertEqual((rank["device"], rank["device_weights_bytes"], rank["device_kv_bytes"]), ("", 0, 0))
+        self.assertGreater(rank["kv_bytes"], 0)
+        self.assertNotIn("KV on GPU", (report / "report.html").read_text())
+
+    def test_the_micro_batch_of_gpus(self):
+        wide = self.shared / "wide"
+        if not wide.exists():
+            (self.shared / "wide.json").write_text(json.dumps(DEEP | {"n_embd": 64, "n_layer": 2}))
+            self.succeeds(run("create", self.shared / "wide.json", wide, "--weights", "f32", "--quiet"))
+
+        def timed(*flags):
+            return self.run_simulated("time", "--tokens", 48, "--batch", 16, "--phase", "prefill", "--repeat", 1, "--warmup", 0,
+                                      *flags, "--report", self.folder / "report", store=wide)
+
+        def micro_batch(*flags):
+            self.succeeds(timed(*flags))
+            return json.loads((self.folder / "report/run.json").read_text())["micro_batch"]
+
+        self.assertEqual(micro_batch(), 1024)
+        self.assertEqual(micro_batch("--micro-batch", 100), 100)
+        self.assertEqual(micro_batch("--device", "cpu"), 256)
+        # A device with just enough for the usual one.
+        least = self.least("--device-memory", timed("--device-memory", "1MB"))
+        self.assertEqual(micro_batch("--device-memory", least), 256)
+
     def test_a_device_does_one_thing_at_a_time(self):
         for seed in (1, 2):
             report = self.folder / f"report-{seed}"
@@ -323,6 +348,12 @@ class CudaRanks(Cuda):
             (warning,) = warnings(process)
             for words in ("rank 1 on ", f"computes on {kinds[second]}", f" {kinds[first]}", "results depend on how layers are split"):
                 self.assertIn(words, warning)
+
+    def test_ranks_agree_on_a_micro_batch(self):
+        for second, rows in (("cuda", 1024), ("cpu", 256)):
+            report = self.folder / second
+            self.succeeds(self.contexts(("--device", "cuda", "--report", report), ("--device", second, "--report", report)))
+            self.assertEqual(json.loads((report / "run.json").read_text())["micro_batch"], rows)
 
     def test_a_rank_that_gets_no_device_ends_the_job(self):
         self.fails(self.contexts(("--device", "cuda"), ("--device", "cuda:7")), 4, "rank 1 on ", "--device cuda:7: this PC has 1 GPU")
@@ -463,8 +494,6 @@ class CudaFailures(Cuda):
 
 @SIMULATED
 class CudaAuto(Cuda):
-    DRIVER = {"LD_LIBRARY_PATH": f"{MODULES / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
-
     def chooses(self, *flags, environment=None, **settings):
         """The text is the CPU's, whatever the device."""
         process = self.succeeds(self.run_simulated("generate", *self.words(), *flags, environment=environment, **settings))
@@ -472,16 +501,16 @@ class CudaAuto(Cuda):
         return process
 
     def falls_back(self, words, **settings):
-        process = self.chooses("--device", "auto", environment=self.DRIVER, **settings)
+        process = self.chooses("--device", "auto", environment=SIMULATED_DRIVER, **settings)
         self.assertNotIn("on the device", process.stderr)
         (warning,) = warnings(process)
         self.assertIn(f"computing on the CPU: {words}", warning)
         self.assertEqual(process.stderr.count("computing on the CPU"), 1)
 
     def test_a_usable_device_is_used(self):
-        self.assertEqual(on_device(self.chooses("--device", "auto", environment=self.DRIVER)), (7, 7, False))
+        self.assertEqual(on_device(self.chooses("--device", "auto", environment=SIMULATED_DRIVER)), (7, 7, False))
         # As without a flag.
-        process = run("generate", "--store", self.store, *self.words(), environment=simulated() | self.DRIVER)
+        process = run("generate", "--store", self.store, *self.words(), environment=simulated() | SIMULATED_DRIVER)
         self.assertEqual((process.returncode, on_device(process)), (0, (7, 7, False)), process.stderr)
 
     def test_a_driver_that_is_too_old_is_one_warning(self):
@@ -492,7 +521,7 @@ class CudaAuto(Cuda):
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
 
     def test_the_cpu_in_silence(self):
-        silent = [("--device", "cpu", self.DRIVER), ("--device", "auto", self.DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]
+        silent = [("--device", "cpu", SIMULATED_DRIVER), ("--device", "auto", SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]
         if not has_driver():  # this PC has no GPU
             silent.append(("--device", "auto", {}))
         for *flags, environment in silent:

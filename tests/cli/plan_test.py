@@ -4,7 +4,7 @@ import json
 import socket
 import unittest
 
-from support import SOURCE, StoreTest, run
+from support import SIMULATED, SIMULATED_DRIVER, SOURCE, StoreTest, run, simulated
 
 RATES = "memory_gb_per_s = 30\nf32_gflop_per_s = 200\nbf16_gflop_per_s = 200\nint8_gop_per_s = 400\ndisk_gb_per_s = 1\n"
 
@@ -54,6 +54,16 @@ class Plan(StoreTest):
     def test_a_model_that_fits_nowhere_is_refused(self):
         cluster = self.cluster(f'[nodes.a]\nmemory = "20MB"\n{RATES}')
         self.fails(self.plan(cluster), 4, "cannot hold the model", "memory =")
+
+    @SIMULATED
+    def test_a_gpu_without_rates_is_taken_to_be_like_the_one_here(self):
+        cluster = self.cluster(f'[nodes.a]\nmemory = "2GB"\n{RATES}device_memory = "2GB"\n[nodes.b]\nmemory = "2GB"\n{RATES}')
+        self.fails(self.plan(cluster), 2, "nodes.a", "how fast its GPU is", "stagecoach probe")
+        cache = self.folder / "cache"
+        cache.mkdir()
+        self.succeeds(run("probe", "--quick", environment=simulated() | SIMULATED_DRIVER | {"STAGECOACH_CACHE": str(cache)}))
+        result = json.loads(self.succeeds(self.plan(cluster, "--json")).stdout)
+        self.assertEqual(result["rates_of_this_machine"], ["a"])
 
     def test_what_is_missing_is_named(self):
         self.fails(self.plan(self.cluster("[network]\nlatency_us = 3\n")), 2, "no host to plan for")

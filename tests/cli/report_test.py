@@ -69,7 +69,7 @@ class Reports(StoreTest):
             self.assertIn(words, page.text)
         self.assertEqual(page.tags.count("svg"), 3)
         summary = json.loads((self.folder / "r/run.json").read_text())
-        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 3, "time"))
+        self.assertEqual((summary["format"], summary["version"], summary["command"]), ("stagecoach-run", 4, "time"))
         self.assertEqual([p["phase"] for p in summary["phases"]], ["prefill", "decode"])
         self.assertGreater(summary["ranks"][0]["peak_bytes"], summary["ranks"][0]["weights_bytes"])
 
@@ -137,7 +137,8 @@ class Reports(StoreTest):
         saved["version"] = 1
         del saved["splits"], saved["kv"]
         for rank in saved["ranks"]:
-            del rank["inputs"]
+            for key in ("inputs", "device", "device_weights_bytes", "device_kv_bytes"):
+                del rank[key]
         (folder / "run.json").write_text(json.dumps(saved))
         self.succeeds(run("report", folder))
 
@@ -181,7 +182,7 @@ class Reports(StoreTest):
         broken("layers.csv", lambda t: t.replace("wait_ms", "waits"), "layers.csv:1:", "version")
         broken("layers.csv", lambda t: t[:-9], "layers.csv:8:", "cut off")
         broken("layers.csv", lambda t: t.replace(",prefill,", ",prefill,-", 1), "layers.csv:2:", "ms")
-        broken("run.json", lambda t: t.replace('"version": 3', '"version": 4'), "run.json", "version 1 to 3, found 4")
+        broken("run.json", lambda t: t.replace('"version": 4', '"version": 5'), "run.json", "version 1 to 4, found 5")
         broken("run.json", lambda t: t[:100], "run.json")
         (self.folder / "bad/layers.csv").unlink()
         self.fails(run("report", self.folder / "bad"), 3)

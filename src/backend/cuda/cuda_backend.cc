@@ -19,7 +19,6 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "base/version.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace stagecoach {
@@ -50,6 +49,7 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string isa() const override { return device_.architecture(); }
   int threads() const override { return threads_; }
+  std::string device_label() const override { return device_.label(); }
 
   Buffer allocate(std::int64_t bytes) override;
   void upload(std::byte* device, std::span<const std::byte> host) override;
@@ -281,10 +281,6 @@ void CudaBackend::rotary_table(std::span<const std::int64_t> positions,
 }  // namespace stagecoach
 
 stagecoach::Backend* stagecoach_open_cuda_backend_v1(const stagecoach::CudaOptions& options) {
-  // Both sides of the seam are C++, and change together.
-  if (const std::string_view mine = STAGECOACH_BUILD; options.build != mine)
-    throw stagecoach::resource_error(
-        fmt::format("the CUDA module is of build {}, this binary of {}", mine, options.build),
-        "copy lib/stagecoach from where the binary was built, beside its bin");
+  stagecoach::cuda::check_build(options.build);
   return new stagecoach::cuda::CudaBackend(options);
 }

@@ -6,6 +6,7 @@
 
 #include "backend/cuda/cuda_error.h"
 #include "base/error.h"
+#include "base/version.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -33,13 +34,25 @@ void check_driver() {
 
 }  // namespace
 
-Device::Device(const CudaOptions& options) {
+void check_build(const std::string& binary) {
+  if (const std::string_view mine = STAGECOACH_BUILD; binary != mine)
+    throw resource_error(
+        fmt::format("the CUDA module is of build {}, this binary of {}", mine, binary),
+        "copy lib/stagecoach from where the binary was built, beside its bin");
+}
+
+int Device::count() {
   check_driver();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
     throw resource_error("this PC has an NVIDIA driver, and no GPU that CUDA can use", kWithout);
   check(status, "counting devices");
+  return count;
+}
+
+Device::Device(const CudaOptions& options) {
+  const int count = Device::count();
   const bool by_rank = options.device == CudaOptions::kByRank;
   ordinal_ = by_rank ? options.rank_here % count : options.device;
   // A number is every rank's; else ranks go around.

@@ -8,8 +8,16 @@
 
 namespace stagecoach::cuda {
 
+// Throws resource_error where the binary is another build: both sides of the module's seam are C++,
+// and change together.
+void check_build(const std::string& binary);
+
 class Device {
  public:
+  // GPUs of this PC, one at least. Throws resource_error where there is no driver, a driver too
+  // old, or none.
+  static int count();
+
   // Throws resource_error where there is no driver, a driver too old, no such device, or one below
   // compute capability 7.5.
   explicit Device(const CudaOptions& options);
@@ -22,6 +30,7 @@ class Device {
   std::string label() const;  // "GPU 0 (NVIDIA GeForce RTX 3090)"
   std::int64_t free_bytes() const;
   int capability() const { return capability_; }
+  int processors() const { return processors_; }
   // Ranks of this host that use it, this one included.
   int sharers() const { return sharers_; }
 

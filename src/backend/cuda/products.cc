@@ -8,9 +8,6 @@
 namespace stagecoach::cuda {
 namespace {
 
-// Tensor cores before do not multiply bfloat16.
-constexpr int kLowestWithBF16 = 80;
-
 // How a product of many rows is computed: both sides in one type.
 struct Arithmetic {
   InputType type;  // of both sides, unpacked

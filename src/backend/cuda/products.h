@@ -8,6 +8,9 @@
 
 namespace stagecoach::cuda {
 
+// Compute capability: tensor cores before do not multiply bfloat16.
+inline constexpr int kLowestWithBF16 = 80;
+
 class Products {
  public:
   Products(cudaStream_t stream, int capability);  // of the device: 86

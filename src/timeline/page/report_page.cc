@@ -245,12 +245,17 @@ std::string memory_bar(const RankUsage& usage, double largest) {
 }
 
 std::string memory_section(const std::vector<RankSummary>& ranks) {
+  const bool devices = std::any_of(ranks.begin(), ranks.end(), [](const RankSummary& rank) {
+    return !rank.usage.device.empty();
+  });
   std::string html =
       "<section>\n<h2>Memory and bytes of each rank</h2>\n" +
       legend({{"mlp", "weights"}, {"attention", "keys and values"}, {"other", "everything else"}}) +
       "<div class=\"wide\"><table>\n<tr><th>rank</th><th class=\"left\">layers</th><th "
       "class=\"left optional\">host</th><th class=\"left\">peak memory</th><th></th>"
-      "<th>weights</th><th>KV</th><th>sent</th><th>received</th><th>read</th></tr>\n";
+      "<th>weights</th><th>KV</th>" +
+      (devices ? "<th>weights on GPU</th><th>KV on GPU</th>" : "") +
+      "<th>sent</th><th>received</th><th>read</th></tr>\n";
   double largest = 0;
   for (const RankSummary& rank : ranks)
     largest = std::max({largest, static_cast<double>(rank.usage.peak_bytes),
@@ -260,10 +265,13 @@ std::string memory_section(const std::vector<RankSummary>& ranks) {
     html += fmt::format(
         "<tr><td>{}</td><td class=\"left\">{}</td><td class=\"left optional\">{}</td>"
         "<td class=\"left\" style=\"width:30%;min-width:6rem\"><div class=\"stack\">{}</div></td>"
-        "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+        "<td>{}</td><td>{}</td><td>{}</td>{}<td>{}</td><td>{}</td><td>{}</td></tr>\n",
         rank.rank, html_escape(usage.layers), html_escape(rank.host), memory_bar(usage, largest),
         usage.peak_bytes > 0 ? format_bytes(usage.peak_bytes) : "unknown",
         format_bytes(usage.weights_bytes), format_bytes(usage.kv_bytes),
+        devices ? fmt::format("<td>{}</td><td>{}</td>", format_bytes(usage.device_weights_bytes),
+                              format_bytes(usage.device_kv_bytes))
+                : "",
         format_bytes(rank.sent_bytes), format_bytes(rank.received_bytes),
         format_bytes(rank.read_bytes));
   }

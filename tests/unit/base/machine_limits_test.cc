@@ -22,7 +22,21 @@ MachineLimits some_limits() {
           .bf16 = {{100e9 / 3, 500e9}, "as f32"},
           .int8 = {{200e9, 1e12}, "AVX2 vpmaddubsw"},
           .disks = {{18446744073709551615u, "/stores", 3.5e9, "2024-05-01T12:00:00Z"}},
-          .links = {{"pc-b", 80e-6, 0.117e9}}};
+          .links = {{"pc-b", 80e-6, 0.117e9}},
+          .devices = {{.label = "GPU 0 (Slate)",
+                       .memory = 900e9 / 7,
+                       .to_device = 12e9,
+                       .from_device = 13e9,
+                       .f32 = 8e12,
+                       .f16 = 60e12,
+                       .bf16 = 59e12},
+                      {.label = "GPU 1 (Chalk)",
+                       .memory = 300e9,
+                       .to_device = 6e9,
+                       .from_device = 5e9,
+                       .f32 = 4e12,
+                       .f16 = 8e12,
+                       .bf16 = {}}}};
 }
 
 void expect_damaged(const std::string& text, const char* word) {
@@ -65,6 +79,10 @@ TEST(MachineLimits, ReadBackExactly) {
   EXPECT_EQ(limits->f32.rate.one_thread, 100e9 / 3);
   EXPECT_EQ(limits->disks.at(0).device, 18446744073709551615u);
   EXPECT_EQ(limits->links.at(0).latency_seconds, 80e-6);
+  EXPECT_EQ(limits->device("GPU 0 (Slate)")->memory, 900e9 / 7);
+  EXPECT_EQ(limits->device("GPU 0 (Slate)")->bf16, 59e12);
+  EXPECT_FALSE(limits->device("GPU 1 (Chalk)")->bf16);
+  EXPECT_EQ(limits->device("GPU 1"), nullptr);
 }
 
 TEST(MachineLimits, TravelAsTheyAre) {
@@ -77,7 +95,7 @@ TEST(MachineLimits, TravelAsTheyAre) {
 TEST(MachineLimits, AnotherVersionOrProcessorIsLeftAlone) {
   const std::string cpu = some_limits().cpu;
   EXPECT_FALSE(parse_limits(limits_json(some_limits()), "limits.json", "another processor"));
-  EXPECT_FALSE(parse_limits(with("\"version\": 1", "\"version\": 2"), "limits.json", cpu));
+  EXPECT_FALSE(parse_limits(with("\"version\": 2", "\"version\": 3"), "limits.json", cpu));
   EXPECT_FALSE(parse_limits(with("stagecoach-limits", "someone-elses"), "limits.json", cpu));
   // What a later version holds is not ours to judge.
   EXPECT_FALSE(
@@ -95,6 +113,9 @@ TEST(MachineLimits, DamageIsNamed) {
   expect_damaged(with("18446744073709551615", "-4"), "device");
   expect_damaged(with("\"isa\"", "\"issa\""), "issa");
   expect_damaged(with("\"to\"", "\"from\""), "from");
+  expect_damaged(with("12000000000.0", "0"), "to_device");
+  expect_damaged(with("59000000000000.0", "\"fast\""), "bf16");
+  expect_damaged(with("\"devices\"", "\"cards\""), "cards");
 }
 
 TEST(MachineLimits, ThreadsShareWhatAllHave) {
@@ -114,6 +135,17 @@ TEST_F(CachedLimits, WhatIsSavedIsFound) {
   EXPECT_EQ(cached_network_latency("pc-b"), 80e-6);
   EXPECT_FALSE(cached_network_latency("pc-c"));
   EXPECT_FALSE(cached_disk_rate("/proc"));
+  EXPECT_EQ(cached_bus_rate("GPU 1 (Chalk)"), 6e9);
+  EXPECT_FALSE(cached_bus_rate("GPU 2 (Slate)"));
+}
+
+TEST_F(CachedLimits, GpusAreThoseThatWereFoundLast) {
+  save_limits(ours());
+  MachineLimits later = ours();
+  later.devices.erase(later.devices.begin());
+  save_limits(later);
+  EXPECT_FALSE(cached_bus_rate("GPU 0 (Slate)"));
+  EXPECT_TRUE(cached_bus_rate("GPU 1 (Chalk)"));
 }
 
 TEST_F(CachedLimits, OtherDisksAndLinksStay) {

@@ -188,10 +188,13 @@ TEST(ClockSync, ThreadsOfOneHostShareTheirClock) {
                        .end_ns = now_ns()});
     const auto begin = measure_clocks(control);
     const auto end = measure_clocks(control);
-    const auto gathered = gather_timelines(
-        control, timeline,
-        {.layers = "0:1", .isa = "avx2", .inputs = "f32", .threads = transport.rank() + 1}, begin,
-        end);
+    const auto gathered = gather_timelines(control, timeline,
+                                           {.layers = "0:1",
+                                            .isa = "avx2",
+                                            .device = {},
+                                            .inputs = "f32",
+                                            .threads = transport.rank() + 1},
+                                           begin, end);
     EXPECT_EQ(timeline.size(), 0U);
     if (transport.rank() == 0) {
       offsets = begin;

@@ -42,7 +42,7 @@ class SimulatorTest : public ::testing::Test {
     return question;
   }
 
-  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1, 1).seconds; }
+  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1, 1, 1).seconds; }
 
   ModelSpec spec_;
 };

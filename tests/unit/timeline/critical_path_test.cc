@@ -136,6 +136,36 @@ TEST(CriticalPath, AWaitForWeightsIsTheDisk) {
   EXPECT_EQ(paths[0].total_ns, 1'000'000);
 }
 
+TEST(CriticalPath, AWaitForCopiesIsTheBus) {
+  const auto told = [](const RankBuilder& rank) {
+    const std::vector<CriticalPath> paths = critical_paths({rank});
+    return paths.size() == 1 ? describe(paths[0]) : "";
+  };
+  // From the host's memory, copy after copy, while the disk reads what comes later.
+  EXPECT_EQ(told(RankBuilder(1, "a")
+                     .label(Phase::kDecode, 0, 0)
+                     .add(kMlp, 0, 100, 0)
+                     .add(kWeightWait, 100, 1000, 2)
+                     .label(Phase::kNone, 0, -1)
+                     .add(kCopy, 100, 500, 1, 1000)
+                     .add(kCopy, 500, 999, 2, 1000)
+                     .add(kRead, 50, 995, 7, 1000)
+                     .label(Phase::kDecode, 0, 0)
+                     .add(kAttention, 1000, 1000, 2)),
+            "rank 1's bus: 90 % of the step; rank 1's MLP: 10 %");
+  // Through the host's memory, from disk.
+  EXPECT_EQ(told(RankBuilder(1, "a")
+                     .label(Phase::kDecode, 0, 0)
+                     .add(kMlp, 0, 100, 0)
+                     .add(kWeightWait, 100, 1000, 1)
+                     .label(Phase::kNone, 0, -1)
+                     .add(kRead, 100, 695, 1, 1000)
+                     .add(kCopy, 700, 1000, 1, 1000)
+                     .label(Phase::kDecode, 0, 0)
+                     .add(kAttention, 1000, 1000, 1)),
+            "rank 1's disk: 60 % of the step; rank 1's bus: 30 %; rank 1's MLP: 10 %");
+}
+
 TEST(CriticalPath, WithoutItsReadAWaitForWeightsStillIsTheDisk) {
   const std::vector<CriticalPath> paths = critical_paths({RankBuilder(0, "a")
                                                               .label(Phase::kPrefill, 0, 0)

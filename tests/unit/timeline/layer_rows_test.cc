@@ -89,7 +89,8 @@ TEST(LayerRows, ShareIsOfTheNearerLimit) {
                               .bf16 = {},
                               .int8 = {},
                               .disks = {},
-                              .links = {}};
+                              .links = {},
+                              .devices = {}};
   timeline.usage.threads = 2;  // 10⁹ bytes, 10¹⁰ operations per second
   add_limits(timeline.usage, machine, "/");
   std::vector<LayerRow> rows = layer_rows({timeline});
@@ -106,6 +107,34 @@ TEST(LayerRows, ShareIsOfTheNearerLimit) {
   RankTimeline unknown = rank.get();
   add_limits(unknown.usage, std::nullopt, "/");
   EXPECT_FALSE(layer_rows({unknown})[0].share_of_limit);
+}
+
+TEST(LayerRows, ShareOfARankOnAGpuIsThatOfItsGpu) {
+  MachineLimits machine;
+  machine.memory = {1e9, 1e9};
+  machine.f32 = machine.bf16 = machine.int8 = {{1e9, 1e9}, ""};
+  machine.devices = {{.label = "GPU 0 (A)", .memory = 5e9, .f32 = 1e12, .f16 = 8e12, .bf16 = 7e12},
+                     {.label = "GPU 1 (B)", .memory = 3e9, .f32 = 1e12, .f16 = 4e12, .bf16 = {}}};
+  RankUsage usage;
+  usage.threads = 1;
+  usage.device = "GPU 1 (B)";
+  const auto operations = [&](const char* inputs) {
+    usage.inputs = inputs;
+    add_limits(usage, machine, "/");
+    return usage.flops_per_s;
+  };
+  EXPECT_EQ(operations("f32"), 1e12);
+  EXPECT_EQ(operations("f16"), 4e12);
+  EXPECT_EQ(operations("int8"), 4e12);
+  EXPECT_EQ(usage.memory_bytes_per_s, 3e9);
+  usage.device = "GPU 0 (A)";
+  EXPECT_EQ(operations("bf16"), 7e12);
+  EXPECT_EQ(usage.memory_bytes_per_s, 5e9);
+  RankUsage unknown;
+  unknown.device = "GPU 2 (C)";
+  add_limits(unknown, machine, "/");
+  EXPECT_EQ(unknown.memory_bytes_per_s, 0);
+  EXPECT_EQ(unknown.flops_per_s, 0);
 }
 
 TEST(LayerRows, MicroBatchesOfAPassAddUpWithoutTheTimeBetween) {

@@ -162,10 +162,13 @@ TEST(RunJson, ReadsBackWhatItWrote) {
   ranks[0].host = "pc-a";
   ranks[0].usage = {.layers = "0:1",
                     .isa = "avx2",
+                    .device = "GPU 0 (A)",
                     .inputs = "f32",
                     .threads = 4,
                     .weights_bytes = 1000,
                     .kv_bytes = 200,
+                    .device_weights_bytes = 700,
+                    .device_kv_bytes = 60,
                     .peak_bytes = 5000};
   RunInfo info = info_of(ranks);
   info.model = "m";
@@ -175,6 +178,9 @@ TEST(RunJson, ReadsBackWhatItWrote) {
   EXPECT_EQ(run_json(read), text);
   EXPECT_EQ(read.info.ranks, 2);
   EXPECT_EQ(read.ranks[0].usage.peak_bytes, 5000);
+  EXPECT_EQ(read.ranks[0].usage.device, "GPU 0 (A)");
+  EXPECT_EQ(read.ranks[0].usage.device_weights_bytes, 700);
+  EXPECT_EQ(read.ranks[0].usage.device_kv_bytes, 60);
   EXPECT_EQ(read.ranks[0].sent_bytes, 3 * 4096);
   EXPECT_EQ(read.ranks[1].received_bytes, 3 * 4096);
   EXPECT_EQ(read.ranks[1].read_bytes, 2 << 20);
@@ -193,7 +199,9 @@ TEST(RunJson, OfVersionOneIsReadWithoutASplit) {
   Json json = parse_json(run_json(run_summary(info, ranks)), "run.json");
   json["version"] = 1;
   json.erase("kv");
-  for (Json& rank : json["ranks"]) rank.erase("inputs");
+  for (Json& rank : json["ranks"])
+    for (const char* key : {"inputs", "device", "device_weights_bytes", "device_kv_bytes"})
+      rank.erase(key);
   EXPECT_THROW(parse_run_json(json.dump(-1, ' ', true, Json::error_handler_t::replace), "run.json"),
                Error);  // it had none
   json.erase("splits");
@@ -220,7 +228,7 @@ TEST(RunJson, RefusesOtherVersionsAndNonsense) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
     }
   };
-  refuses("\"version\": 3", "\"version\": 4", "expected version 1 to 3, found 4");
+  refuses("\"version\": 4", "\"version\": 5", "expected version 1 to 4, found 5");
   refuses("\"busy\"", "\"bussy\"", "bussy");
   refuses("\"disk_ms\": 0.0", "\"disk_ms\": -1", "disk_ms");
   refuses("stagecoach-run", "other", "stagecoach-run");
