@@ -113,8 +113,13 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   needs.process = resident_bytes() + kReserve + request.threads * kThreadStack;
   needs.workspace = Workspace::bytes_needed(spec, batch, request.packing);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
-  const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;
-  needs.kv = shape.sequences * pages * KvCache::page_bytes(spec, request.kv_type) * kv_layers;
+  // Of so many layers in one place.
+  const auto kv_of = [&](std::int64_t layers) {
+    const std::int64_t held =
+        request.in_passes && shape.forget_kv ? std::min(layers, std::int64_t{1}) : layers;
+    return shape.sequences * pages * KvCache::page_bytes(spec, request.kv_type) * held;
+  };
+  needs.kv = kv_of(request.layers);
   // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives
   // likewise.
   needs.messages = 4 * batch * row;
@@ -131,11 +136,13 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     const std::int64_t widest = std::max(
         {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
     needs.logits /= 2;
-    needs.device = needs.workspace + needs.kv + needs.logits +
+    needs.device = needs.workspace + kv_of(request.layers - request.cpu_layers) + needs.logits +
                    device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
                    decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
                                         spec.num_attention_heads, spec.head_dim);
-    needs.workspace = needs.kv = 0;
+    needs.workspace =
+        request.cpu_layers > 0 ? Workspace::bytes_needed(spec, batch, request.cpu_packing) : 0;
+    needs.kv = kv_of(request.cpu_layers);
   }
   return needs;
 }

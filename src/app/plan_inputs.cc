@@ -5,6 +5,8 @@
 
 #include "app/input_packing.h"
 #include "app/slice_sizes.h"
+#include "backend/device_scratch.h"
+#include "base/error.h"
 #include "base/machine_limits.h"
 
 namespace stagecoach {
@@ -30,6 +32,13 @@ PlanInputs::PlanInputs(Manifest manifest, PlannedWork work)
 }
 
 PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
+  for (const HostSpec& host : cluster.hosts)
+    if (host.on_device() && spec_.head_dim > kLargestDeviceHead)
+      throw resource_error(
+          fmt::format("{} has a GPU, whose attention takes heads of {} dimensions at most: the "
+                      "model's have {}",
+                      host.name, kLargestDeviceHead, spec_.head_dim),
+          fmt::format("leave device_memory out of nodes.{}", host.name));
   PlanQuestion question(spec_);
   question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
   question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
@@ -38,6 +47,7 @@ PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
   question.new_tokens = work_.new_tokens;
   question.sequences = work_.sequences;
   question.micro_batch = work_.micro_batch;
+  question.cpu_layers = work_.cpu_layers;
   const InputPacking packing = packing_of(question.cluster);
   question.arithmetic = packing == InputType::kInt8   ? Arithmetic::kInt8
                         : packing == InputType::kBF16 ? Arithmetic::kBF16
@@ -70,6 +80,8 @@ MemoryNeeds PlanInputs::needs_of(const RankShape& rank, InputPacking packing) co
                        .threads = kThreads,
                        .ranks = rank.ranks,
                        .on_device = rank.on_device,
+                       .cpu_layers = rank.cpu_layers,
+                       .cpu_packing = packing,
                        .frugal = rank.frugal});
 }
 

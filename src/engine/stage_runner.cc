@@ -9,15 +9,28 @@
 namespace stagecoach {
 
 StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights,
-                         Timeline& timeline, const Limits& limits)
+                         Timeline& timeline, const Limits& limits,
+                         const std::optional<CpuLayers>& cpu)
     : spec_(spec),
-      backend_(backend),
-      weights_(weights),
-      timeline_(timeline),
-      ops_(backend, timeline),
       limits_(limits),
-      workspace_(spec, backend, limits.max_rows, limits.packing),
-      kv_(spec, limits.kv_type, backend) {}
+      main_(spec, backend, weights, timeline, limits, limits.packing) {
+  if (!cpu) return;
+  cpu_.emplace(spec, cpu->backend, cpu->weights, timeline, limits, cpu->packing);
+  cpu_layers_ = cpu->layers;
+}
+
+void StageRunner::add_layers(std::int64_t begin, std::int64_t end) {
+  for (std::int64_t layer = begin; layer < end; ++layer) kv(layer).add_layers(layer, layer + 1);
+}
+
+void StageRunner::drop(SequenceId sequence) {
+  main_.kv.drop(sequence);
+  if (cpu_) cpu_->kv.drop(sequence);
+}
+
+std::int64_t StageRunner::kv_bytes() const {
+  return main_.kv.bytes() + (cpu_ ? cpu_->kv.bytes() : 0);
+}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
   std::vector<TokenId> ids, positions;
@@ -38,6 +51,7 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
                       .micro_batch = label.micro_batch,
                       .pass = label.pass,
                       .tokens = rows});
+  hidden_at_ = &main_;
   float* const hidden = workspace_.hidden.f32();
   if (spec_.projected_embedding()) {
     timed.span().bytes += gather(TensorRole::kTokenEmbedding, ids, workspace_.embedded.f32(),
@@ -99,13 +113,30 @@ void StageRunner::norm(const float* x, const TensorView& weight, const TensorVie
 
 void StageRunner::set_hidden(std::span<const float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
-  backend_.upload(workspace_.hidden.data(), std::as_bytes(hidden));
+  // Beside the host's own layers it may be that no op of the device comes next.
+  hidden_at_ = cpu_ ? &*cpu_ : &main_;
+  hidden_at_->backend.upload(hidden_at_->workspace.hidden.data(), std::as_bytes(hidden));
 }
 
 void StageRunner::get_hidden(std::span<float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
-  backend_.download(std::as_writable_bytes(hidden), workspace_.hidden.data());
-  ops_.resolve();
+  hidden_at_->backend.download(std::as_writable_bytes(hidden), hidden_at_->workspace.hidden.data());
+  hidden_at_->ops.resolve();
+}
+
+// The processor's memory is the host's: the device's backend copies from and to it.
+void StageRunner::move_hidden(Side& to, std::int64_t rows) {
+  if (hidden_at_ == &to) return;
+  const auto bytes = static_cast<std::size_t>(rows * spec_.hidden_size) * sizeof(float);
+  std::byte* const device = main_.workspace.hidden.data();
+  const std::span<std::byte> host(cpu_->workspace.hidden.data(), bytes);
+  if (&to == &main_) {
+    main_.backend.upload(device, host);
+  } else {
+    main_.backend.download(host, device);
+    main_.ops.resolve();
+  }
+  hidden_at_ = &to;
 }
 
 void StageRunner::finish() {
@@ -113,20 +144,31 @@ void StageRunner::finish() {
   ops_.resolve();
 }
 
-void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
+void StageRunner::prepare_rotary(Side& side, std::span<const TokenRun> runs) {
   std::vector<std::int64_t> positions;
   for (const TokenRun& run : runs)
     for (std::int64_t i = 0; i < run.count(); ++i) positions.push_back(run.position + i);
-  backend_.rotary_table(positions, spec_.rotary_inv_freq, workspace_.cos.f32(),
-                        workspace_.sin.f32());
+  side.backend.rotary_table(positions, spec_.rotary_inv_freq, side.workspace.cos.f32(),
+                            side.workspace.sin.f32());
 }
 
 void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
                              const BatchLabel& label, NextUse next) {
   STAGECOACH_CHECK(total_rows(runs) <= workspace_.max_rows);
-  kv_.reserve(begin, end, runs);
-  if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
-  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, ops_};
+  for (std::int64_t first = begin; first < end;) {
+    std::int64_t last = first + 1;
+    while (last < end && on_cpu(last) == on_cpu(first)) ++last;
+    run_on(side_of(first), first, last, runs, label, next);
+    first = last;
+  }
+}
+
+void StageRunner::run_on(Side& side, std::int64_t begin, std::int64_t end,
+                         std::span<const TokenRun> runs, const BatchLabel& label, NextUse next) {
+  move_hidden(side, total_rows(runs));
+  side.kv.reserve(begin, end, runs);
+  if (spec_.position == PositionKind::kRotary) prepare_rotary(side, runs);
+  const BlockContext context{spec_, side.backend, side.weights, side.kv, side.workspace, side.ops};
   for (std::int64_t layer = begin; layer < end; ++layer)
     forward_block(context, layer, runs, label, next);
 }
@@ -203,6 +245,7 @@ void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& lab
     }
   }
   if (wanted.empty()) return;
+  move_hidden(main_, total_rows(runs));
   const auto vocab = static_cast<std::size_t>(spec_.vocab_size);
   if (host_logits_.empty()) {
     logits_ = backend_.allocate(limits_.head_rows * spec_.vocab_size *

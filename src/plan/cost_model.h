@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string_view>
 
 #include "model/model_spec.h"
@@ -22,7 +23,8 @@ struct RankShape {
   bool in_passes = false;  // some rank streams
   bool frugal = false;     // as few logits at once as will do
   int ranks = 1;
-  bool on_device = false;  // computes on its GPU
+  bool on_device = false;       // computes on its GPU
+  std::int64_t cpu_layers = 0;  // beside it
 };
 
 enum class Arithmetic : std::uint8_t { kF32, kBF16, kInt8 };
@@ -39,6 +41,7 @@ struct PlanQuestion {
   std::int64_t new_tokens = 128;                 // of each sequence
   std::int64_t sequences = 1;                    // at once
   std::int64_t micro_batch = 256;                // rows
+  std::optional<std::int64_t> cpu_layers;        // of each host with a GPU; null: as many as help
   // Rows of a pass, at most.
   std::int64_t largest_pass() const {
     return std::max(sequences, affordable_pass(spec.hidden_size));
@@ -70,6 +73,12 @@ class CostModel {
   // memory.
   Work layer(std::size_t host, std::int64_t rows, std::int64_t context) const;
   Work head(std::size_t host, std::int64_t rows) const;
+  // The same of a layer on a host's processor, beside its GPU. beside_copies: to the GPU, which
+  // take the bus's rate of the host's memory.
+  Work cpu_layer(std::size_t host, std::int64_t rows, std::int64_t context,
+                 bool beside_copies) const;
+  // Hidden states of `rows` rows from one to the other.
+  double crossing(std::size_t host, std::int64_t rows) const;
   // One layer, or the head, from the host's disk.
   double layer_read_seconds(std::size_t host) const;
   double head_read_seconds(std::size_t host) const;
@@ -80,6 +89,10 @@ class CostModel {
   double hop(std::int64_t rows) const { return question_.cluster.network.latency + transfer(rows); }
 
  private:
+  Work device_work(const DeviceRates& rates, std::int64_t bytes, std::int64_t flops,
+                   std::int64_t rows) const;
+  Work cpu_work(const HostRates& rates, std::int64_t bytes, std::int64_t flops,
+                std::int64_t rows) const;
   Work work(std::size_t host, std::int64_t bytes, std::int64_t flops, std::int64_t rows) const;
 
   const PlanQuestion& question_;

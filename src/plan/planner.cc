@@ -146,7 +146,11 @@ std::int64_t HostPlan::layers_on_device() const {
 }
 
 std::int64_t HostPlan::layers_in_memory() const {
-  return std::count(residency.pinned.begin(), residency.pinned.end(), true);
+  return std::count(residency.pinned.begin(), residency.pinned.end(), true) + layers_on_cpu();
+}
+
+std::int64_t HostPlan::layers_on_cpu() const {
+  return std::count(on_cpu.begin(), on_cpu.end(), true);
 }
 
 double ClusterPlan::job_seconds(const PlanQuestion& question) const {

@@ -16,6 +16,9 @@ namespace stagecoach {
 struct RankUsage {
   std::string layers;  // "0:5", "0:2,8:10"
   std::string isa;
+  std::string device = {};  // "cpu", "cuda": what computes its layers
+  std::vector<std::int64_t> cpu_layers =
+      {};              // beside another device: those that the processor computes
   std::string inputs;  // what products multiply weights with: "f32", "bf16", "int8"
   std::int64_t threads = 0;
   std::int64_t weights_bytes = 0;  // held for the run
@@ -28,8 +31,8 @@ struct RankUsage {
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(layers, isa, inputs, threads, weights_bytes, kv_bytes, peak_bytes, memory_bytes_per_s,
-            flops_per_s, disk_bytes_per_s);
+    archive(layers, isa, device, cpu_layers, inputs, threads, weights_bytes, kv_bytes, peak_bytes,
+            memory_bytes_per_s, flops_per_s, disk_bytes_per_s);
   }
 };
 
