@@ -56,6 +56,8 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
   for (const auto& [setting, values] : mpi.job.run) {
     if (std::find(kOwnOfLaunch.begin(), kOwnOfLaunch.end(), setting) != kOwnOfLaunch.end())
       continue;
+    // Layers beside a GPU are nothing to a host whose processor computes all of them.
+    if (setting == "cpu_layers" && planned && place.device_memory == 0) continue;
     if (from_stdin != nullptr && setting == from_stdin) {
       add_flag(words, setting, "-");
       continue;

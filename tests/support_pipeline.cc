@@ -53,11 +53,19 @@ class PipelineRun {
       const auto backend = make_device(shape_.device, shape_.threads, shape_.isa);
       Timeline timeline;
       DeviceWeights weights(store_, staging(rank), *backend, timeline);
+      const auto processor = make_device("cpu", shape_.threads, shape_.isa);
+      std::optional<StageRunner::CpuLayers> cpu;
+      if (!shape_.cpu_layers.empty())
+        cpu.emplace(StageRunner::CpuLayers{.backend = *processor,
+                                           .weights = weights.host_source(),
+                                           .packing = shape_.packing,
+                                           .layers = shape_.cpu_layers});
       StageRunner runner(spec, *backend, weights.source(), timeline,
                          {.max_rows = shape_.micro_batch,
                           .head_rows = shape_.head_rows,
                           .packing = shape_.packing,
-                          .kv_type = shape_.kv});
+                          .kv_type = shape_.kv},
+                         cpu);
       RankContext context{.spec = spec,
                           .plan = plan_,
                           .runner = runner,
@@ -92,17 +100,21 @@ class PipelineRun {
     StagingPlan staging = all_in_memory({.layers = plan_.layers_of(rank),
                                          .embedding = rank == 0,
                                          .head = rank == plan_.last_rank()});
+    for (StagedLayer& layer : staging.layers)
+      layer.on_cpu = shape_.cpu_layers.contains(layer.layer);
     if (shape_.streamed_layers == 0) return staging;
     staging.share_slabs = false;
     staging.attention_slots = shape_.attention_slots;
     staging.mlp_slots = shape_.mlp_slots;
     for (std::size_t i = 0; i < staging.layers.size(); ++i)
-      staging.layers[i].pinned = static_cast<int>(i) >= shape_.streamed_layers;
+      staging.layers[i].pinned =
+          static_cast<int>(i) >= shape_.streamed_layers || staging.layers[i].on_cpu;
     if (shape_.device != "cpu") {
       staging.device = {
           .attention_slots = shape_.attention_slots, .mlp_slots = shape_.mlp_slots, .head = false};
       for (std::size_t i = 0; i < staging.layers.size(); ++i) {
         StagedLayer& layer = staging.layers[i];
+        if (layer.on_cpu) continue;
         layer.on_device = layer.pinned;
         layer.pinned = layer.pinned || i % 2 == 1;
       }
@@ -168,7 +180,7 @@ DeviceWeights::DeviceWeights(const LayerStore& store, StagingPlan plan, Backend&
   if (!backend.is_host()) {
     options.pin = [&backend](std::span<std::byte> memory) { return backend.pin(memory); };
     if (!plan.device.streams())
-      for (StagedLayer& layer : plan.layers) layer.on_device = true;
+      for (StagedLayer& layer : plan.layers) layer.on_device = !layer.on_cpu;
   }
   host_.emplace(store, plan, options, timeline);
   if (!backend.is_host()) device_.emplace(*host_, store, plan, options, backend, timeline);
@@ -176,12 +188,14 @@ DeviceWeights::DeviceWeights(const LayerStore& store, StagingPlan plan, Backend&
 
 std::string PipelineShape::name() const {
   const char* const kv_name = kv == KvType::kF32 ? "f32" : kv == KvType::kF16 ? "f16" : "q8";
-  return fmt::format("{} ranks, {} threads, {} rounds, micro-batch {}, {} at once, kv {} {}{}{}",
-                     ranks, threads, rounds, micro_batch, max_active, kv_name, isa, windows,
-                     streamed_layers == 0
-                         ? ""
-                         : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",
-                                       streamed_layers, pass_tokens, attention_slots, mlp_slots));
+  return fmt::format(
+      "{} ranks, {} threads, {} rounds, micro-batch {}, {} at once, kv {} {}{}{}{}", ranks, threads,
+      rounds, micro_batch, max_active, kv_name, isa, windows,
+      streamed_layers == 0
+          ? ""
+          : fmt::format(", {} layers streamed in passes of {} through {} + {} slots",
+                        streamed_layers, pass_tokens, attention_slots, mlp_slots),
+      cpu_layers.empty() ? "" : fmt::format(", processor {}", fmt::join(cpu_layers, " ")));
 }
 
 std::vector<PipelineOutput> run_pipeline(const LayerStore& store, const PipelineShape& shape,

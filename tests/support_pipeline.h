@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ class DeviceWeights {
  public:
   DeviceWeights(const LayerStore& store, StagingPlan plan, Backend& backend, Timeline& timeline);
   LayerSource& source() { return device_ ? static_cast<LayerSource&>(*device_) : *host_; }
+  LayerSource& host_source() { return *host_; }
 
  private:
   std::optional<LayerStager> host_;
@@ -50,6 +52,7 @@ struct PipelineShape {
   InputPacking packing = std::nullopt;  // of activations that are multiplied
   KvType kv = KvType::kF32;             // the reference arithmetic
   std::string device = test_device();
+  std::set<std::int64_t> cpu_layers = {};  // that the processor computes beside the device
 
   std::string name() const;
 };

@@ -11,14 +11,6 @@
 namespace stagecoach {
 namespace {
 
-std::unique_ptr<Backend> open_cpu(int threads) {
-  const std::optional<int> rank_here = launched_local_rank();
-  return make_cpu_backend({.threads = threads,
-                           .isa = {},
-                           .cpus = rank_here ? own_cpus(threads, *rank_here, launched_local_size())
-                                             : std::vector<int>{}});
-}
-
 std::unique_ptr<Backend> open_cuda(std::optional<int> ordinal, int threads) {
   return make_cuda_backend({.device = ordinal.value_or(CudaOptions::kByRank),
                             .rank_here = launched_local_rank().value_or(0),
@@ -44,6 +36,14 @@ DeviceChoice parse_device(const std::string& text) {
   throw usage_error(fmt::format("'{}' is no device: expected auto, cpu, cuda or cuda:N", text));
 }
 
+std::unique_ptr<Backend> open_processor(int threads) {
+  const std::optional<int> rank_here = launched_local_rank();
+  return make_cpu_backend({.threads = threads,
+                           .isa = {},
+                           .cpus = rank_here ? own_cpus(threads, *rank_here, launched_local_size())
+                                             : std::vector<int>{}});
+}
+
 std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
   const DeviceChoice choice = parse_device(device);
   if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
@@ -51,10 +51,13 @@ std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
     try {
       return open_cuda({}, threads);
     } catch (const Error& error) {
-      spdlog::warn("computing on the CPU: {}", error.what());
+      // The PC's ranks all meet it: its first one says so.
+      const bool first = launched_local_rank().value_or(0) == 0;
+      spdlog::log(first ? spdlog::level::warn : spdlog::level::debug, "computing on the CPU: {}",
+                  error.what());
     }
   }
-  return open_cpu(threads);
+  return open_processor(threads);
 }
 
 }  // namespace stagecoach

@@ -147,6 +147,9 @@ class GenerateJob {
       content.update(as_bytes(fmt::format("{}:", tokens.size())));
       content.update(std::as_bytes(std::span(tokens)));
     }
+    shape.prompt_rows = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+    const auto left = static_cast<std::int64_t>(rows.size());
+    shape.steps = (left + shape.sequences - 1) / shape.sequences * flags_.max_new_tokens;
     // The longest prompts may come at once.
     std::sort(rows.rbegin(), rows.rend());
     rows.resize(std::min(rows.size(), static_cast<std::size_t>(shape.sequences)));

@@ -11,6 +11,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/machine_limits.h"
+#include "engine/kv_cache.h"
+#include "plan/cost_model.h"
+#include "plan/cpu_layers.h"
 #include "plan/device_residency.h"
 #include "stager/layer_stager.h"
 #include "transport/mpi_module.h"
@@ -27,7 +30,8 @@ constexpr double kAssumedHop = 200e-6;  // seconds
 // Of the memory that a host has free, without --memory.
 constexpr double kShareOfFree = 0.85;
 constexpr double kShareOfDevice = 0.9;  // likewise, without --device-memory
-constexpr double kAssumedBus = 12e9;    // bytes per second to a device: PCIe 3 with 16 lanes
+// Of a device that has not been measured: an ordinary card on PCIe 3 with 16 lanes.
+constexpr DeviceRates kAssumedDevice{.memory = 300e9, .halves = 20e12, .bus = 12e9};
 
 // What a rank says of itself.
 struct Offer {
@@ -76,6 +80,24 @@ class Planner {
         micro_batch_(request.settings.micro_batch > 0 ? request.settings.micro_batch
                                                       : kUsualMicroBatch) {}
 
+  // Throws usage_error for layers that no rank has, or none with a device.
+  void check_cpu_layers() const {
+    const std::int64_t wanted = wanted_cpu_layers().value_or(0);
+    if (wanted == 0) return;
+    if (request_.device == nullptr)
+      throw usage_error(fmt::format("--cpu-layers {} needs a GPU for the other layers: this rank "
+                                    "computes on the CPU alone",
+                                    wanted),
+                        "--device cuda, or --cpu-layers auto");
+    for (const int k : candidates()) {
+      const StagePlan plan = stages(k);
+      if (wanted > layers_here(plan))
+        throw usage_error(fmt::format("--cpu-layers {}: expected at most {}, for {}", wanted,
+                                      layers_here(plan), plan.describe(control_.rank())),
+                          "--cpu-layers auto");
+    }
+  }
+
   // Throws usage_error for a budget that is no size.
   void find_budget() {
     const int here = launched_local_size();
@@ -100,6 +122,21 @@ class Planner {
                                        kShareOfFree * static_cast<double>(available_bytes(here)));
   }
 
+  // What layers cost on the device and on the processor.
+  void know_costs();
+
+  // A device that nobody has asked for by name may be too small for the least of a slice.
+  void settle_device() {
+    if (request_.device == nullptr || !request_.device_optional || device_serves()) return;
+    JobPlan plan;
+    plan.stages = stages(candidates().front());
+    plan.needs = memory_needs(needs_request(plan.stages, true, 0));
+    spdlog::warn("computing on the CPU: {}", device_too_small(plan).what());
+    request_.device = nullptr;
+    request_.packing = request_.cpu_packing;
+    without_device_ = true;
+  }
+
   // Another spelling of a host's name would leave it without its budget.
   void warn_of_unknown_nodes() const {
     if (request_.settings.job.empty()) return;
@@ -120,19 +157,13 @@ class Planner {
     const int rounds = request_.settings.rounds_per_rank().value_or(1);
     offer.fits = fits_in_memory(stages(rounds), false);
     const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
-    const double bus = request_.device == nullptr
-                           ? kAssumedBus
-                           : cached_bus_rate(request_.device->device_label()).value_or(kAssumedBus);
     const int next = (control_.rank() + 1) % control_.size();
     offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
-      NeedsRequest sizes = needs_request(plan, true);
-      auto placement = placement_of(plan, memory_needs(sizes));
-      sizes.frugal = true;
-      if (!placement) placement = placement_of(plan, memory_needs(sizes));
-      offer.waits.push_back(placement && holds_layers(plan) ? placement->wait_seconds(disk, bus)
-                                                            : -1);
+      auto placement = placement_of(plan, {.in_passes = true});
+      if (!placement) placement = placement_of(plan, {.in_passes = true, .frugal = true});
+      offer.waits.push_back(placement && holds_layers(plan) ? wait_seconds(*placement, disk) : -1);
     }
     offer.micro_batch = wanted_micro_batch();
     return offer;
@@ -171,11 +202,20 @@ class Planner {
     plan.stages = stages(choice.rounds);
     plan.shape = shape_;
     plan.in_passes = choice.in_passes;
-    if (choice.micro_batch > 0) micro_batch_ = choice.micro_batch;  // 0: some rank ends the job
+    if (choice.micro_batch > 0 && choice.micro_batch != micro_batch_) {  // 0: some rank ends the job
+      micro_batch_ = choice.micro_batch;
+      know_costs();
+    }
     plan.micro_batch = micro_batch_;
+    plan.without_device = without_device_;
     const int rank = control_.rank();
-    NeedsRequest sizes = needs_request(plan.stages, choice.in_passes);
-    sizes.frugal = !placement_of(plan.stages, memory_needs(sizes));
+    auto placement = placement_of(plan.stages, {.in_passes = choice.in_passes});
+    NeedsRequest sizes = needs_request(plan.stages, choice.in_passes, cpu_layers_of(placement));
+    if (!placement) {
+      sizes.frugal = true;
+      placement = placement_of(plan.stages, {.in_passes = choice.in_passes, .frugal = true});
+      sizes.cpu_layers = cpu_layers_of(placement);
+    }
     plan.needs = memory_needs(sizes);
     plan.batch_rows = largest_batch(sizes);
     plan.head_rows = head_rows(sizes);
@@ -185,7 +225,6 @@ class Planner {
                                     .head = has_head(plan.stages)});
       return plan;
     }
-    const auto placement = placement_of(plan.stages, plan.needs);
     if (!placement) throw too_small(plan);
     plan.staging = staging_of(plan.stages, *placement);
     log(plan, *placement);
@@ -217,13 +256,12 @@ class Planner {
       bool fits = false;
       for (const int rounds : candidates()) {
         const StagePlan plan = stages(rounds);
-        NeedsRequest sizes = needs_request(plan, true);
-        const auto usual = placement_of(plan, memory_needs(sizes));
+        const auto usual = placement_of(plan, {.in_passes = true});
         if (!usual) continue;
         fits = true;
-        sizes.micro_batch = rows;
-        const auto found = placement_of(plan, memory_needs(sizes));
-        if (!found || found->device->streamed > usual->device->streamed ||
+        const auto found = placement_of(plan, {.in_passes = true, .micro_batch = rows});
+        if (!found || found->split->device.streamed > usual->split->device.streamed ||
+            found->split->cpu_layers() > usual->split->cpu_layers() ||
             found->host.streamed > usual->host.streamed)
           return false;
       }
@@ -264,10 +302,10 @@ class Planner {
   }
   // How often a usual pass goes through a head on disk.
   std::int64_t head_sweeps(const StagePlan& plan) const {
-    const std::int64_t at_once = head_rows(needs_request(plan, true));
+    const std::int64_t at_once = head_rows(needs_request(plan, true, 0));
     return std::max<std::int64_t>(1, (shape_.wanted_rows + at_once - 1) / at_once);
   }
-  NeedsRequest needs_request(const StagePlan& plan, bool in_passes) const {
+  NeedsRequest needs_request(const StagePlan& plan, bool in_passes, std::int64_t cpu_layers) const {
     return {.spec = spec_,
             .shape = shape_,
             .kv_type = request_.settings.kv_type(),
@@ -279,42 +317,73 @@ class Planner {
             .packing = request_.packing,
             .threads = request_.threads,
             .ranks = control_.size(),
-            .on_device = request_.device != nullptr};
+            .on_device = request_.device != nullptr,
+            .cpu_layers = cpu_layers,
+            .cpu_packing = request_.cpu_packing};
+  }
+  // nullopt: auto.
+  std::optional<std::int64_t> wanted_cpu_layers() const {
+    return parse_cpu_layers(request_.settings.cpu_layers);
   }
   // Where the weights of this rank's slice are.
   struct Placement {
     Residency host;
-    std::optional<Residency> device;  // if it has memory of its own
+    std::optional<DeviceSplit> split;  // with a device that has memory of its own
 
-    // What a pass waits for: disk and bus work beside each other.
-    double wait_seconds(double disk, double bus) const {
-      const double host_wait = static_cast<double>(host.waited) / disk;
-      return device ? std::max(host_wait, static_cast<double>(device->waited) / bus) : host_wait;
-    }
-    bool streams() const { return host.streamed > 0 || (device && device->streamed > 0); }
+    bool streams() const { return host.streamed > 0 || (split && split->device.streamed > 0); }
+    std::int64_t host_memory() const { return split ? split->host_memory : host.memory; }
   };
+  struct PlacementRequest {
+    bool in_passes = false, frugal = false;
+    std::int64_t micro_batch = 0;  // 0: micro_batch_
+  };
+  NeedsRequest needs_request(const StagePlan& plan, const PlacementRequest& wanted,
+                             std::int64_t cpu_layers) const {
+    NeedsRequest sizes = needs_request(plan, wanted.in_passes, cpu_layers);
+    sizes.frugal = wanted.frugal;
+    if (wanted.micro_batch > 0) sizes.micro_batch = wanted.micro_batch;
+    return sizes;
+  }
+  // With such a placement, or where there is none.
+  std::int64_t cpu_layers_of(const std::optional<Placement>& placement) const {
+    if (!placement) return wanted_cpu_layers().value_or(0);
+    return placement->split ? placement->split->cpu_layers() : 0;
+  }
+  // What a usual pass waits for: disk and bus work beside each other, and beside the processor.
+  double wait_seconds(const Placement& placement, double disk) const {
+    if (!placement.split) return static_cast<double>(placement.host.waited) / disk;
+    PassCost cost = step_cost_;
+    cost.device_layer = 0;
+    return pass_seconds(*placement.split, cost, {.bus = device_rates().bus, .disk = disk});
+  }
+  std::optional<DeviceSplit> split_of(const StagePlan& plan, const PlacementRequest& wanted,
+                                      std::int64_t cpu_layers) const;
+  std::optional<DeviceSplit> chosen_split(const StagePlan& plan,
+                                          const PlacementRequest& wanted) const;
+  bool device_serves() const;
+  // As `probe` has found them, or assumed.
+  DeviceRates device_rates() const;
   WeightSizes weight_sizes(const StagePlan& plan) const;
   ResidencyRequest residency_request(const StagePlan& plan, std::int64_t memory) const;
-  std::optional<Placement> placement_of(const StagePlan& plan, const MemoryNeeds& needs) const {
-    const ResidencyRequest slice = residency_request(plan, *budget_ - needs.total());
-    Placement placement;
+  std::optional<Placement> placement_of(const StagePlan& plan,
+                                        const PlacementRequest& wanted) const {
     if (request_.device != nullptr) {
-      placement.device = plan_device(slice, *device_budget_ - needs.device);
-      if (!placement.device) return std::nullopt;
+      auto split = chosen_split(plan, wanted);
+      if (!split) return std::nullopt;
+      return Placement{.host = split->host, .split = std::move(split)};
     }
-    const auto host = placement.device ? plan_host(beside_device(slice, *placement.device))
-                                       : plan_residency(slice);
+    const MemoryNeeds needs = memory_needs(needs_request(plan, wanted, 0));
+    const auto host = plan_residency(residency_request(plan, *budget_ - needs.total()));
     if (!host) return std::nullopt;
-    placement.host = *host;
-    return placement;
+    return Placement{.host = *host, .split = std::nullopt};
   }
   bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
   StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
-  Error device_too_small(const JobPlan& plan, std::int64_t least) const;
+  Error device_too_small(const JobPlan& plan) const;
   void log(const JobPlan& plan, const Placement& placement) const;
 
-  const PlanRequest& request_;
+  PlanRequest request_;
   ControlChannel& control_;
   const ModelSpec& spec_;
   const DType weights_;
@@ -322,7 +391,96 @@ class Planner {
   std::int64_t micro_batch_;
   std::optional<std::int64_t> budget_, device_budget_;
   bool given_ = false;
+  bool without_device_ = false;
+  // Of a device: of the prompts' passes and of the steps, where this host's rates are known.
+  std::vector<PassCost> costs_;
+  PassCost step_cost_;
 };
+
+DeviceRates Planner::device_rates() const {
+  const std::optional<MachineLimits> limits = cached_limits();
+  const DeviceLimit* const measured =
+      limits ? limits->device(request_.device->device_label()) : nullptr;
+  return measured != nullptr ? stagecoach::device_rates({*measured}).or_else(kAssumedDevice)
+                             : kAssumedDevice;
+}
+
+// `probe` has measured the host, or nothing is known: then the device computes everything.
+void Planner::know_costs() {
+  costs_.clear();
+  const std::optional<MachineLimits> limits = cached_limits();
+  if (request_.device == nullptr || !limits) return;
+  PlanQuestion question(spec_);
+  question.layer_bytes = slice_sizes(spec_, weights_, {}).layer();
+  question.kv_bytes = KvCache::page_bytes(spec_, request_.settings.kv_type()) / kKvPageTokens;
+  question.arithmetic = request_.cpu_packing == InputType::kInt8   ? Arithmetic::kInt8
+                        : request_.cpu_packing == InputType::kBF16 ? Arithmetic::kBF16
+                                                                   : Arithmetic::kF32;
+  HostSpec here;
+  here.device_memory = std::max<std::int64_t>(1, *device_budget_);
+  here.device = device_rates();
+  here.rates = {.memory = limits->memory.of(request_.threads),
+                .f32 = limits->f32.rate.of(request_.threads),
+                .bf16 = limits->bf16.rate.of(request_.threads),
+                .int8 = limits->int8.rate.of(request_.threads)};
+  question.cluster.hosts = {here};
+  const CostModel model(question);
+  // Of passes of so many rows, each another sequence's or the next of a prompt.
+  const auto cost_of = [&](double passes, std::int64_t rows, std::int64_t context, bool decode) {
+    const std::int64_t batch = std::min(rows, micro_batch_);
+    const std::int64_t batches = (rows + batch - 1) / batch;
+    const std::int64_t each = (rows + batches - 1) / batches;
+    const CostModel::LayerRows of_batch{
+        .rows = each, .sequences = decode ? each : 1, .context = context};
+    const auto times = static_cast<double>(batches);
+    return PassCost{.passes = passes,
+                    .device_layer = times * model.layer(0, of_batch).seconds,
+                    .cpu_layer = times * model.cpu_layer(0, of_batch, false).seconds,
+                    .cpu_layer_beside_copies = times * model.cpu_layer(0, of_batch, true).seconds,
+                    .crossing = times * model.crossing(0, each),
+                    .one_micro_batch = rows <= std::min(kOneMicroBatch, micro_batch_)};
+  };
+  const std::int64_t largest = std::max<std::int64_t>(1, shape_.largest_pass);
+  if (shape_.prompt_rows > 0) {
+    const std::int64_t passes = (shape_.prompt_rows + largest - 1) / largest;
+    costs_.push_back(cost_of(static_cast<double>(passes),
+                             (shape_.prompt_rows + passes - 1) / passes, shape_.positions / 2 + 1,
+                              false));
+  }
+  if (shape_.steps > 0)
+    costs_.push_back(
+        cost_of(static_cast<double>(shape_.steps), shape_.sequences, shape_.positions, true));
+  step_cost_ = cost_of(1, shape_.usual_pass, shape_.positions,
+                       shape_.usual_pass <= shape_.sequences);
+}
+
+std::optional<DeviceSplit> Planner::split_of(const StagePlan& plan, const PlacementRequest& wanted,
+                                             std::int64_t cpu_layers) const {
+  const MemoryNeeds needs = memory_needs(needs_request(plan, wanted, cpu_layers));
+  return plan_split(residency_request(plan, *budget_ - needs.total()),
+                    *device_budget_ - needs.device, cpu_layers);
+}
+
+std::optional<DeviceSplit> Planner::chosen_split(const StagePlan& plan,
+                                                 const PlacementRequest& wanted) const {
+  if (const auto layers = wanted_cpu_layers()) return split_of(plan, wanted, *layers);
+  // What a checkpoint keeps fits one split only, and what is free may have changed when it is read.
+  if (costs_.empty() || request_.settings.keeps_passes()) return split_of(plan, wanted, 0);
+  const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
+  return best_split([&](std::int64_t layers) { return split_of(plan, wanted, layers); }, costs_,
+                    {.bus = device_rates().bus, .disk = disk});
+}
+
+bool Planner::device_serves() const {
+  for (const int k : candidates()) {
+    const StagePlan plan = stages(k);
+    NeedsRequest sizes = needs_request(plan, true, 0);
+    sizes.frugal = true;
+    if (plan_device(residency_request(plan, 0), *device_budget_ - memory_needs(sizes).device))
+      return true;
+  }
+  return fits_in_memory(stages(request_.settings.rounds_per_rank().value_or(1)), false);
+}
 
 StagePlan Planner::stages(int rounds) const {
   const std::int64_t begin = request_.layer_begin, end = request_.layer_end;
@@ -368,45 +526,48 @@ ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t 
 // Without a budget, layers that share a slab share its memory (create --distinct-layers).
 bool Planner::fits_in_memory(const StagePlan& plan, bool in_passes) const {
   if (request_.device != nullptr) {
-    const auto placement = placement_of(plan, memory_needs(needs_request(plan, in_passes)));
+    const auto placement = placement_of(plan, {.in_passes = in_passes});
     return placement && !placement->streams();
   }
   const WeightSizes sizes = weight_sizes(plan);
   std::int64_t layers = layers_here(plan);
   if (!given_) layers = std::min(layers, request_.store.manifest().distinct_layers);
-  return memory_needs(needs_request(plan, in_passes)).total() + layers * sizes.layer() +
+  return memory_needs(needs_request(plan, in_passes, 0)).total() + layers * sizes.layer() +
              sizes.embedding_in_memory + sizes.head_in_memory - sizes.shared <=
          *budget_;
 }
 
 StagingPlan Planner::staging_of(const StagePlan& plan, const Placement& placement) const {
   const Residency& residency = placement.host;
+  const DeviceSplit* const split = placement.split ? &*placement.split : nullptr;
   StagingPlan staging;
-  std::size_t i = 0, on_host = 0;
+  std::size_t i = 0, of_device = 0, of_host = 0;
   for (const auto& [begin, end] : plan.layers_of(control_.rank()))
     for (std::int64_t layer = begin; layer < end; ++layer, ++i) {
-      const bool on_device = placement.device && placement.device->pinned[i];
-      staging.layers.push_back({.layer = layer,
-                                .pinned = !on_device && residency.pinned[on_host],
-                                .on_device = on_device});
-      if (!on_device) ++on_host;
+      StagedLayer& staged = staging.layers.emplace_back(StagedLayer{.layer = layer});
+      staged.on_cpu = split != nullptr && split->on_cpu[i];
+      if (staged.on_cpu) continue;  // and pinned
+      staged.on_device = split != nullptr && split->device.pinned[of_device++];
+      staged.pinned = !staged.on_device && residency.pinned[of_host++];
     }
   staging.attention_slots = residency.attention_slots;
   staging.mlp_slots = residency.mlp_slots;
-  if (placement.device)
-    staging.device = {.attention_slots = placement.device->attention_slots,
-                      .mlp_slots = placement.device->mlp_slots,
-                      .head = placement.device->head_in_memory};
+  if (split != nullptr)
+    staging.device = {.attention_slots = split->device.attention_slots,
+                      .mlp_slots = split->device.mlp_slots,
+                      .head = split->device.head_in_memory};
   const auto residence = [](bool present, bool in_memory) {
     return !present ? Residence::kAbsent : in_memory ? Residence::kMemory : Residence::kDisk;
   };
   staging.embedding = residence(has_embedding(plan), residency.embedding_in_memory);
-  const bool through = placement.device && placement.device->head_in_memory;
+  const bool through = split != nullptr && split->device.head_in_memory;
   staging.head = residence(has_head(plan), residency.head_in_memory && !through);
   return staging;
 }
 
-Error Planner::device_too_small(const JobPlan& plan, std::int64_t least) const {
+Error Planner::device_too_small(const JobPlan& plan) const {
+  const std::int64_t least = smallest_device_memory(
+      beside_processor(residency_request(plan.stages, 0), wanted_cpu_layers().value_or(0)));
   return resource_error(
       fmt::format("{} of device memory cannot hold {}: {} are for activations, keys and values and "
                   "logits, and {} for the least of weights, one layer and the ends of the model",
@@ -418,17 +579,22 @@ Error Planner::device_too_small(const JobPlan& plan, std::int64_t least) const {
 
 Error Planner::too_small(const JobPlan& plan) const {
   ResidencyRequest request = residency_request(plan.stages, 0);
+  std::int64_t on_cpu = 0;  // bytes
   if (request_.device != nullptr) {
+    const std::int64_t layers = wanted_cpu_layers().value_or(0);
+    request = beside_processor(request, layers);
+    on_cpu = layers * request.sizes.layer();
     const auto device = plan_device(request, *device_budget_ - plan.needs.device);
-    if (!device) return device_too_small(plan, smallest_device_memory(request));
+    if (!device) return device_too_small(plan);
     request = beside_device(request, *device);
   }
-  const std::int64_t smallest = plan.needs.total() + smallest_memory(request);
+  const std::int64_t weights = smallest_memory(request) + on_cpu;
+  const std::int64_t smallest = plan.needs.total() + weights;
   return resource_error(
       fmt::format("{} of memory cannot hold {}: {}; and weights of at least {}, one layer (its "
                   "largest part, the {}, has {}) and the ends of the model",
                   format_bytes(*budget_), plan.stages.describe(control_.rank()),
-                  plan.needs.describe(), format_bytes(smallest_memory(request)),
+                  plan.needs.describe(), format_bytes(weights),
                   request.sizes.mlp >= request.sizes.attention ? "mlp" : "attention",
                   format_bytes(std::max(request.sizes.mlp, request.sizes.attention))),
       // A little more than the least: the process grows while it is being said.
@@ -439,23 +605,24 @@ Error Planner::too_small(const JobPlan& plan) const {
 
 void Planner::log(const JobPlan& plan, const Placement& placement) const {
   const Residency& residency = placement.host;
-  if (placement.device) {
-    const auto held =
-        std::count(placement.device->pinned.begin(), placement.device->pinned.end(), true);
+  if (placement.split) {
+    const Residency& device = placement.split->device;
+    const auto held = std::count(device.pinned.begin(), device.pinned.end(), true);
+    const std::int64_t on_cpu = placement.split->cpu_layers();
     spdlog::log(control_.rank() > 0 ? spdlog::level::debug : spdlog::level::info,
-                "{}: {} of {} layers on the device, {} a pass copied to it, {} of {} used",
-                plan.stages.describe(control_.rank()), held, placement.device->pinned.size(),
-                format_bytes(placement.device->streamed),
-                format_bytes(plan.needs.device + placement.device->memory),
-                format_bytes(*device_budget_));
+                "{}: {} of {} layers on the device, {} a pass copied to it{}, {} of {} used",
+                plan.stages.describe(control_.rank()), held, placement.split->on_cpu.size(),
+                format_bytes(device.streamed),
+                on_cpu > 0 ? fmt::format(", {} computed by the processor", on_cpu) : "",
+                format_bytes(plan.needs.device + device.memory), format_bytes(*device_budget_));
     if (residency.pinned.empty()) return;
   }
   const auto pinned = std::count(residency.pinned.begin(), residency.pinned.end(), true);
-  const std::string text =
-      fmt::format("{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",
-                  plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
-                  format_bytes(residency.streamed), plan.stages.windows.size(),
-                  format_bytes(plan.needs.total() + residency.memory), format_bytes(*budget_));
+  const std::string text = fmt::format(
+      "{}: {} of {} layers in memory, {} a pass from disk, {} windows, {} of {} used",
+      plan.stages.describe(control_.rank()), pinned, residency.pinned.size(),
+      format_bytes(residency.streamed), plan.stages.windows.size(),
+      format_bytes(plan.needs.total() + placement.host_memory()), format_bytes(*budget_));
   if (control_.rank() > 0 || residency.streamed == 0) {
     spdlog::debug("{}", text);
     return;
@@ -469,13 +636,23 @@ void Planner::log(const JobPlan& plan, const Placement& placement) const {
 
 }  // namespace
 
+std::vector<std::int64_t> JobPlan::cpu_layers() const {
+  std::vector<std::int64_t> layers;
+  for (const StagedLayer& layer : staging.layers)
+    if (layer.on_cpu) layers.push_back(layer.layer);
+  return layers;
+}
+
 JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control) {
   Planner planner(request, control);
   planner.hear_shape();
   Offer mine;
   std::exception_ptr failure;
   try {
+    planner.check_cpu_layers();
     planner.find_budget();
+    planner.know_costs();
+    planner.settle_device();
     mine = planner.offer();
   } catch (const Error&) {
     failure = std::current_exception();

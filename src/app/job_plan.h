@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "app/memory_budget.h"
 #include "app/settings.h"
@@ -26,6 +27,9 @@ struct PlanRequest {
   InputPacking packing = std::nullopt;
   int threads = 1;                  // of this rank, that compute
   const Backend* device = nullptr;  // of this rank, if it has memory of its own
+  // Beside one: what the processor packs, and whether it may compute everything instead.
+  InputPacking cpu_packing = std::nullopt;
+  bool device_optional = false;
 };
 
 struct JobPlan {
@@ -38,9 +42,14 @@ struct JobPlan {
   std::int64_t head_rows = 0;
   // Work goes in passes (plan/scheduler.h): some rank streams, or a checkpoint is kept.
   bool in_passes = false;
+  // The device is too small for the least of this rank's slice: the processor computes instead.
+  bool without_device = false;
+
+  std::vector<std::int64_t> cpu_layers() const;  // of this rank, beside its device
 };
 
-// Throws usage_error for windows that do not fit, resource_error where this rank's budget is too
+// Throws usage_error for windows that do not fit and layers for a processor that there are not,
+// resource_error where this rank's budget is too
 // small: what needs how much, and the smallest budget that would do. Every rank leaves the exchange
 // before any of them throws.
 JobPlan negotiate_plan(const PlanRequest& request, ControlChannel& control);

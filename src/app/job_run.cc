@@ -12,6 +12,7 @@
 #include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/device_scratch.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
 #include "base/file.h"
@@ -53,16 +54,47 @@ void JobRun::open() {
                                            : parse_layer_range(kind_.layers, layers);
   const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
   backend_ = open_device(settings_.device, threads);
+  if (!backend_->is_host()) {
+    processor_ = open_processor(threads);
+    check_heads();
+  }
   isa_ = backend_->isa();
-  const DType weights = store_->manifest().weights;
-  packing_ = input_packing(settings_.activations, weights,
-                           {.bf16 = backend_->multiplies(InputType::kBF16, weights),
-                            .f16 = backend_->multiplies(InputType::kF16, weights)});
+  packing_ = packing_of(*backend_);
   if (transport_.rank() != 0) return;
   if (!settings_.report.empty())
     check_writable(settings_.report);  // before hours of work, not after
   kind_.prepare(*store_);
   shape_ = kind_.shape(*store_);
+}
+
+InputPacking JobRun::packing_of(const Backend& backend) const {
+  const DType weights = store_->manifest().weights;
+  return input_packing(settings_.activations, weights,
+                       {.bf16 = backend.multiplies(InputType::kBF16, weights),
+                        .f16 = backend.multiplies(InputType::kF16, weights)});
+}
+
+bool JobRun::device_optional() const {
+  return parse_device(settings_.device).kind == DeviceChoice::Kind::kAuto &&
+         parse_cpu_layers(settings_.cpu_layers).value_or(0) == 0;
+}
+
+void JobRun::compute_without_device() {
+  backend_ = std::move(processor_);
+  isa_ = backend_->isa();
+  packing_ = packing_of(*backend_);
+}
+
+// Before a pass meets one that the device's attention cannot take.
+void JobRun::check_heads() {
+  if (spec().head_dim <= kLargestDeviceHead) return;
+  const Error refused = resource_error(
+      fmt::format("the model's heads have {} dimensions: attention on a GPU takes {} at most",
+                  spec().head_dim, kLargestDeviceHead),
+      "--device cpu");
+  if (!device_optional()) throw refused;
+  if (transport_.rank() == 0) spdlog::warn("computing on the CPU: {}", refused.what());
+  compute_without_device();
 }
 
 void JobRun::plan() {
@@ -73,8 +105,17 @@ void JobRun::plan() {
                           .shape = shape_,
                           .packing = packing_,
                           .threads = backend_->threads(),
-                          .device = backend_->is_host() ? nullptr : backend_.get()},
+                          .device = backend_->is_host() ? nullptr : backend_.get(),
+                          .cpu_packing = packing_of(processor_ ? *processor_ : *backend_),
+                          .device_optional = device_optional()},
                          control_);
+  if (plan_.without_device) compute_without_device();
+  const std::vector<std::int64_t> cpu_layers = plan_.cpu_layers();
+  if (cpu_layers.empty()) {
+    processor_.reset();
+  } else {
+    isa_ = fmt::format("{} and {}", backend_->isa(), processor_->isa());
+  }
   shape_ = plan_.shape;
   if (transport_.rank() == 0 && transport_.size() > 1) spdlog::info("{}", describe_plan());
   {
@@ -105,11 +146,20 @@ void JobRun::load() {
   if (!backend_->is_host())
     weights =
         &device_source_.emplace(*source_, *store_, plan_.staging, options, *backend_, timeline_);
+  std::optional<StageRunner::CpuLayers> cpu;
+  if (processor_) {
+    const std::vector<std::int64_t> layers = plan_.cpu_layers();
+    cpu.emplace(StageRunner::CpuLayers{.backend = *processor_,
+                                       .weights = *source_,
+                                       .packing = packing_of(*processor_),
+                                       .layers = {layers.begin(), layers.end()}});
+  }
   runner_.emplace(spec(), *backend_, *weights, timeline_,
                   StageRunner::Limits{.max_rows = plan_.batch_rows,
                                       .head_rows = plan_.head_rows,
                                       .packing = packing_,
-                                      .kv_type = settings_.kv_type()});
+                                      .kv_type = settings_.kv_type()},
+                  cpu);
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
 }
@@ -132,6 +182,8 @@ RankStatus JobRun::status() const {
   status.slab_checksums.push_back(checksum(manifest.head_slab));
   status.isa = isa_;
   status.device = backend_->name();
+  status.split = !plan_.cpu_layers().empty();
+  if (status.split) status.device += " and " + processor_->name();
   return status;
 }
 
@@ -181,12 +233,13 @@ RankUsage JobRun::usage() {
       {.layers = plan_.stages.describe(rank).substr(std::string_view("layers ").size()),
        .isa = isa_,
        .device = backend_->device_label(),
+       .cpu_layers = plan_.cpu_layers(),
        .inputs = input_name(packing_),
        .threads = backend_->threads(),
        .weights_bytes = source_->bytes(),
-       .kv_bytes = backend_->is_host() ? runner_->kv().bytes() : 0,
+       .kv_bytes = runner_->host_kv_bytes(),
        .device_weights_bytes = device_source_ ? device_source_->bytes() : 0,
-       .device_kv_bytes = backend_->is_host() ? 0 : runner_->kv().bytes(),
+       .device_kv_bytes = runner_->device_kv_bytes(),
        .peak_bytes = peak_resident_bytes()},
       store_->root());
 }
@@ -231,7 +284,8 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   const RankStatus own = status();
   const bool on_host = backend_->is_host();
   const CheckpointOrigin all = gather_origin(
-      control_, {.slab_checksums = own.slab_checksums, .isas = {on_host ? isa_ : "GPU " + isa_}});
+      control_, {.slab_checksums = own.slab_checksums,
+                 .isas = {on_host ? who_computes() : "GPU " + who_computes()}});
   std::string slabs, isas;
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
   for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
@@ -248,6 +302,12 @@ CheckpointIdentity JobRun::checkpoint_identity() {
           {"activation type", settings_.activations},
           {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)},
           {"instruction set", any_plan ? isa_ : isas}};
+}
+
+// With the layers that are the processor's.
+std::string JobRun::who_computes() const {
+  const std::vector<std::int64_t> layers = plan_.cpu_layers();
+  return layers.empty() ? isa_ : fmt::format("{} for {}", isa_, fmt::join(layers, " "));
 }
 
 // Why a score's hidden states depend on who computed them.

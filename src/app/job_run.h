@@ -50,6 +50,11 @@ class JobRun {
             pass_tokens(), resume_,      plan_.micro_batch};
   }
   std::int64_t pass_tokens() const;
+  InputPacking packing_of(const Backend& backend) const;
+  bool device_optional() const;  // the processor may compute everything instead
+  void check_heads();
+  void compute_without_device();
+  std::string who_computes() const;
 
   RankUsage usage();
   RunInfo run_info() const;
@@ -73,6 +78,7 @@ class JobRun {
   mutable std::mutex description_mutex_;
   std::vector<std::string> descriptions_;
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> processor_;  // beside a device, where it computes some layers
   std::string isa_;
   InputPacking packing_;
   Timeline timeline_;

@@ -44,7 +44,8 @@ std::int64_t tokens_of_bytes(std::int64_t bytes) {
 
 PlannedWork work_of(const LaunchJob& job, const RunTable& run, std::int64_t context) {
   PlannedWork work{.micro_batch = run.value("--micro-batch", std::int64_t{0}),
-                   .activations = run.value("--activations", std::string("auto"))};
+                   .activations = run.value("--activations", std::string("auto")),
+                   .cpu_layers = parse_cpu_layers(run.value("--cpu-layers", std::string("auto")))};
   RunSettings settings;
   settings.kv = run.value("--kv", std::string("f16"));
   work.kv_type = settings.kv_type();

@@ -113,10 +113,14 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
   needs.process = resident_bytes() + kReserve + request.threads * kThreadStack;
   needs.workspace = Workspace::bytes_needed(spec, batch, request.packing);
   const std::int64_t pages = (shape.positions + kKvPageTokens - 1) / kKvPageTokens;
-  const std::int64_t kv_layers = request.in_passes && shape.forget_kv ? 1 : request.layers;
-  const std::int64_t kv_pages = shape.sequences * pages * kv_layers;
+  // Pages of so many layers in one place.
+  const auto kv_pages_of = [&](std::int64_t layers) {
+    const std::int64_t held =
+        request.in_passes && shape.forget_kv ? std::min(layers, std::int64_t{1}) : layers;
+    return shape.sequences * pages * held;
+  };
   const std::int64_t kv_page = KvCache::page_bytes(spec, request.kv_type);
-  needs.kv = request.on_device ? KvCache::device_bytes(kv_pages, kv_page) : kv_pages * kv_page;
+  needs.kv = kv_pages_of(request.layers) * kv_page;
   // A micro-batch leaves as a copy of the workspace's rows and their encoding, and arrives
   // likewise.
   needs.messages = 4 * batch * row;
@@ -133,13 +137,16 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     const std::int64_t widest = std::max(
         {spec.hidden_size, spec.embedding_size, spec.query_size(), spec.intermediate_size});
     needs.logits /= 2;
+    const std::int64_t device_layers = request.layers - request.cpu_layers;
     needs.device =
-        needs.workspace + needs.kv + needs.logits +
-        device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
+        needs.workspace + KvCache::device_bytes(kv_pages_of(device_layers), kv_page) +
+        needs.logits + device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
         decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
                              spec.num_attention_heads, spec.head_dim) +
-        span_table_bytes(std::min(shape.sequences, batch), shape.positions, request.layers);
-    needs.workspace = needs.kv = 0;
+        span_table_bytes(std::min(shape.sequences, batch), shape.positions, device_layers);
+    needs.workspace =
+        request.cpu_layers > 0 ? Workspace::bytes_needed(spec, batch, request.cpu_packing) : 0;
+    needs.kv = kv_pages_of(request.cpu_layers) * kv_page;
   }
   return needs;
 }

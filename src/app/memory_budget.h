@@ -20,7 +20,8 @@ struct MemoryNeeds {
   std::int64_t kv = 0;
   std::int64_t messages = 0;  // hidden states on their way
   std::int64_t logits = 0;
-  std::int64_t device = 0;  // of a device's own memory; workspace, keys and values are then there
+  // Of a device's own memory. What of workspace, keys and values is there is not in the host's.
+  std::int64_t device = 0;
 
   std::int64_t total() const { return process + workspace + kv + messages + logits; }
   std::string describe() const;  // "61.2 MB process, 12.1 MB workspace, …"
@@ -39,7 +40,10 @@ struct NeedsRequest {
   int threads = 1;  // that compute
   int ranks = 1;
   bool on_device = false;  // computes on a device with memory of its own
-  bool frugal = false;     // as few logits at once as will do
+  // Beside it: layers that the processor computes, and what it packs rows to.
+  std::int64_t cpu_layers = 0;
+  InputPacking cpu_packing = std::nullopt;
+  bool frugal = false;  // as few logits at once as will do
 };
 // Rows of the largest micro-batch that such a job can have.
 std::int64_t largest_batch(const NeedsRequest& request);

@@ -69,7 +69,8 @@ class PlanRun {
             .sequences = flags.sequences,
             .micro_batch = flags.run.micro_batch,
             .kv_type = flags.run.kv_type(),
-            .activations = flags.run.activations};
+            .activations = flags.run.activations,
+            .cpu_layers = parse_cpu_layers(flags.run.cpu_layers)};
   }
   const Manifest& manifest() const { return inputs_.manifest(); }
   const ModelSpec& spec() const { return manifest().spec; }
@@ -157,13 +158,20 @@ Bound bound_of(const HostPlan& host) {
 std::string PlanRun::explanation(const PlanQuestion& question, const ClusterPlan& plan,
                                  const HostPlan& host) const {
   const HostSpec& spec = question.cluster.hosts[host.host];
+  const std::string on_cpu =
+      host.layers_on_cpu() > 0
+          ? fmt::format(", {} of which the processor computes", host.layers_on_cpu())
+          : "";
   const std::string limit =
       host.device && host.device->streamed > 0
           ? fmt::format(
-                "its GPU holds {} of them, {} are in the host's memory; the bus takes {:.3g} s a "
+                "its GPU holds {} of them, {} are in the host's memory{}; the bus takes {:.3g} s a "
                 "step for what passes through, the disk {:.3g} s",
-                host.layers_on_device(), host.layers_in_memory(), host.bus_seconds,
+                host.layers_on_device(), host.layers_in_memory(), on_cpu, host.bus_seconds,
                 host.disk_seconds)
+      : host.layers_on_cpu() > 0
+          ? fmt::format("its GPU holds {} of them, {} are in the host's memory{}",
+                        host.layers_on_device(), host.layers_in_memory(), on_cpu)
       : host.residency.streamed > 0
           ? fmt::format(
                 "its memory holds {} of them, and its disk takes {:.3g} s a step for the rest",
@@ -184,9 +192,11 @@ std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& pl
     hosts += (hosts.empty() ? "" : ",") + question.cluster.hosts[host.host].reached_as();
   return fmt::format(
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
-      "--windows {} --micro-batch {} --kv {} --activations {} --job {}",
+      "--windows {} --micro-batch {} --kv {} --activations {}{} --job {}",
       shell_word(hosts), shell_word(flags_.run.store), windows_flag(plan.stages),
-      question.micro_batch, flags_.run.kv, flags_.run.activations, shell_word(flags_.cluster));
+      question.micro_batch, flags_.run.kv, flags_.run.activations,
+      flags_.run.cpu_layers == "auto" ? "" : " --cpu-layers " + flags_.run.cpu_layers,
+      shell_word(flags_.cluster));
 }
 
 Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
@@ -204,6 +214,7 @@ Json PlanRun::as_json(const PlanQuestion& question, const ClusterPlan& plan,
                      {"streamed_bytes", host.residency.streamed},
                      {"disk_seconds", host.disk_seconds},
                      {"device", host.device ? Json{{"layers", host.layers_on_device()},
+                                                   {"cpu_layers", host.layers_on_cpu()},
                                                    {"memory", host.device_memory},
                                                    {"memory_budget", spec.device_memory},
                                                    {"copied_bytes", host.device->streamed},
@@ -256,6 +267,8 @@ std::string PlanRun::as_text(const PlanQuestion& question, const ClusterPlan& pl
                           fmt::format("{} of {}", format_bytes(host.device_memory),
                                       format_bytes(spec.device_memory)),
                           format_bytes(host.device->streamed), host.bus_seconds);
+    if (host.layers_on_cpu() > 0)
+      text += fmt::format("{:<16} {:>7} {:>10}\n", "  its processor", "", host.layers_on_cpu());
   }
   for (const LeftOut& out : plan.left_out)
     text += fmt::format("{} is left out: {}\n", question.cluster.hosts[out.host].name, out.reason);
@@ -323,6 +336,7 @@ Command plan_command(CLI::App& parent) {
       ->check(integer_in(1, 65536));
   add_micro_batch_flag(*app, flags->run);
   add_type_flags(*app, flags->run);
+  add_cpu_layers_flag(*app, flags->run);
   app->add_flag("--explain", flags->explain, "What keeps each host from more");
   app->add_flag("--simulate", flags->simulate,
                 "Run the job with the scheduler of a real one, event by event");

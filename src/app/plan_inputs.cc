@@ -5,6 +5,8 @@
 
 #include "app/input_packing.h"
 #include "app/slice_sizes.h"
+#include "backend/device_scratch.h"
+#include "base/error.h"
 #include "base/machine_limits.h"
 #include "engine/kv_cache.h"
 
@@ -31,6 +33,13 @@ PlanInputs::PlanInputs(Manifest manifest, PlannedWork work)
 }
 
 PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
+  for (const HostSpec& host : cluster.hosts)
+    if (host.on_device() && spec_.head_dim > kLargestDeviceHead)
+      throw resource_error(
+          fmt::format("{} has a GPU, whose attention takes heads of {} dimensions at most: the "
+                      "model's have {}",
+                      host.name, kLargestDeviceHead, spec_.head_dim),
+          fmt::format("leave device_memory out of nodes.{}", host.name));
   PlanQuestion question(spec_);
   question.layer_bytes = slice_sizes(spec_, manifest_.weights, {}).layer();
   question.head_bytes = slice_sizes(spec_, manifest_.weights, {.head = true}).head_matrix;
@@ -39,6 +48,7 @@ PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
   question.prompt_tokens = work_.tokens;
   question.new_tokens = work_.new_tokens;
   question.sequences = work_.sequences;
+  question.cpu_layers = work_.cpu_layers;
   const InputPacking packing = packing_of(question.cluster);
   question.micro_batch =
       work_.micro_batch > 0 ? work_.micro_batch : agreed_micro_batch(question.cluster, packing);
@@ -79,6 +89,8 @@ NeedsRequest PlanInputs::needs_request(const RankShape& rank, InputPacking packi
           .threads = kThreads,
           .ranks = rank.ranks,
           .on_device = rank.on_device,
+          .cpu_layers = rank.cpu_layers,
+          .cpu_packing = packing,
           .frugal = rank.frugal};
 }
 

@@ -19,6 +19,7 @@ struct PlannedWork {
   std::int64_t micro_batch = 0;                 // 0: as its ranks would agree
   KvType kv_type = KvType::kF16;
   std::string activations = "auto";
+  std::optional<std::int64_t> cpu_layers = std::nullopt;  // of each host with a GPU; null: auto
 };
 
 class PlanInputs {

@@ -48,6 +48,7 @@ class ScoreJob {
             .positions = rows,
             .forget_kv = true,
             .passes = 1,
+            .prompt_rows = rows,
             .work = work,
             .content = work};
   }

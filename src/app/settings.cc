@@ -155,6 +155,26 @@ std::optional<int> RunSettings::rounds_per_rank() const {
   return value;
 }
 
+std::optional<std::int64_t> parse_cpu_layers(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < 0)
+    throw usage_error(
+        fmt::format("'{}' is no number of layers: expected 0 or more, or auto", text));
+  return value;
+}
+
+void add_cpu_layers_flag(CLI::App& command, RunSettings& s) {
+  command
+      .add_option("--cpu-layers", s.cpu_layers,
+                  "Layers of each rank with a GPU that its processor computes, from the host's "
+                  "memory (auto: as many as make the job shorter)")
+      ->capture_default_str()
+      ->type_name("N|auto")
+      ->check(parses([](const std::string& text) { parse_cpu_layers(text); }));
+}
+
 void add_micro_batch_flag(CLI::App& command, RunSettings& s) {
   command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
       ->default_str(fmt::format("{}, {} where all ranks compute on GPUs", kUsualMicroBatch,
@@ -206,6 +226,7 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& s) {
                   "(default: what the GPU has free)")
       ->type_name("SIZE")
       ->check(parses([](const std::string& text) { parse_byte_size(text); }));
+  add_cpu_layers_flag(command, s);
   command
       .add_option("--disk-timeout", s.disk_timeout,
                   "Seconds after which a disk that gives nothing counts as broken")

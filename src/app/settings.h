@@ -31,6 +31,7 @@ struct RunSettings {
   CheckpointCare checkpoint_care;  // of a launch
   std::string job;                 // the job file, for what stands there besides flags
   std::string device = "auto";
+  std::string cpu_layers = "auto";  // of each rank that computes on a GPU
   std::string verify = "first";
   std::string wire = "f32";
   std::string kv = "f16";
@@ -48,13 +49,17 @@ struct RunSettings {
   std::optional<int> rounds_per_rank() const;  // nullopt: auto
 };
 
+// "auto" (nullopt) or a number. Throws usage_error.
+std::optional<std::int64_t> parse_cpu_layers(const std::string& text);
+
 // Adds the flags of RunSettings, --job included.
 void add_run_flags(CLI::App& command, RunSettings& settings);
 // All of them but those that `time` takes lists of: --store, --threads, --micro-batch, --windows.
 void add_fixed_run_flags(CLI::App& command, RunSettings& settings);
 
-// Those of them that `plan` has, too: --micro-batch; --kv and --activations.
+// Those of them that `plan` has, too: --micro-batch; --cpu-layers; --kv and --activations.
 void add_micro_batch_flag(CLI::App& command, RunSettings& settings);
+void add_cpu_layers_flag(CLI::App& command, RunSettings& settings);
 void add_type_flags(CLI::App& command, RunSettings& settings);
 
 // --checkpoint, of commands whose work can go on: score and generate.

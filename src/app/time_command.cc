@@ -113,6 +113,7 @@ class TimeJob {
     const bool decodes = phases_.back() == Phase::kDecode;
     const std::int64_t rows = combination_.tokens * combination_.batch;
     const std::int64_t studied = static_cast<std::int64_t>(phases_.size());
+    const std::int64_t each = flags_.warmup + flags_.repeat;
     return {.largest_pass = rows,
             .usual_pass = prefills ? rows : combination_.batch,
             .wanted_rows = combination_.batch,
@@ -120,7 +121,9 @@ class TimeJob {
             .positions = std::min(combination_.tokens + (decodes ? 1 : 0),
                                   store.manifest().spec.max_position_embeddings),
             .forget_kv = !decodes,
-            .passes = studied * (flags_.warmup + flags_.repeat) + (decodes ? 1 : 0)};
+            .passes = studied * each + (decodes ? 1 : 0),
+            .prompt_rows = ((prefills ? each : 0) + (decodes ? 1 : 0)) * rows,
+            .steps = decodes ? each : 0};
   }
 
   std::unique_ptr<BatchSource> make_source(const JobView& view) {

@@ -17,6 +17,8 @@ namespace stagecoach {
 inline constexpr std::int64_t kMostFewRows = 32;
 // Of unpacked weights: enough outputs to fill a large device, little beside a model.
 inline constexpr std::int64_t kUnpackedBytes = std::int64_t{64} << 20;
+// Of a head at most so many dimensions.
+inline constexpr std::int64_t kLargestDeviceHead = 256;
 // What cuBLAS wants for its best algorithms, on the newest architectures.
 inline constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;
 // Small tables: what they begin with. That of spans may grow.

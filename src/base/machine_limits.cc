@@ -290,10 +290,4 @@ std::optional<double> cached_network_latency(std::string_view host) {
   return limits ? limits->network_latency(host) : std::nullopt;
 }
 
-std::optional<double> cached_bus_rate(std::string_view device_label) {
-  const auto limits = cached_limits();
-  const DeviceLimit* const device = limits ? limits->device(device_label) : nullptr;
-  return device != nullptr ? std::optional(device->to_device) : std::nullopt;
-}
-
 }  // namespace stagecoach

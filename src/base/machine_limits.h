@@ -125,6 +125,5 @@ void save_limits(MachineLimits limits);
 // cached_limits() for one figure.
 std::optional<double> cached_disk_rate(const std::filesystem::path& path);  // bytes per second
 std::optional<double> cached_network_latency(std::string_view host);        // seconds
-std::optional<double> cached_bus_rate(std::string_view device_label);       // bytes per second
 
 }  // namespace stagecoach

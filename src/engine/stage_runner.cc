@@ -9,18 +9,45 @@
 #include "engine/kernel_kinds.h"
 
 namespace stagecoach {
+namespace {
+
+// Steps in which each sequence decodes a row. Of more rows the products take longer than starting
+// them does.
+bool recordable(const Backend& backend, std::span<const TokenRun> runs) {
+  const auto decodes = [](const TokenRun& run) { return run.count() == 1; };
+  return backend.records() && static_cast<std::int64_t>(runs.size()) <= kMostFewRows &&
+         std::ranges::all_of(runs, decodes);
+}
+
+}  // namespace
 
 StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights,
-                         Timeline& timeline, const Limits& limits)
+                         Timeline& timeline, const Limits& limits,
+                         const std::optional<CpuLayers>& cpu)
     : spec_(spec),
-      backend_(backend),
-      weights_(weights),
-      timeline_(timeline),
-      ops_(backend, timeline),
-      steps_(backend, ops_),
       limits_(limits),
-      workspace_(spec, backend, limits.max_rows, limits.packing),
-      kv_(spec, limits.kv_type, backend) {}
+      main_(spec, backend, weights, timeline, limits, limits.packing) {
+  if (!cpu) return;
+  cpu_.emplace(spec, cpu->backend, cpu->weights, timeline, limits, cpu->packing);
+  cpu_layers_ = cpu->layers;
+}
+
+void StageRunner::add_layers(std::int64_t begin, std::int64_t end) {
+  for (std::int64_t layer = begin; layer < end; ++layer) kv(layer).add_layers(layer, layer + 1);
+}
+
+void StageRunner::drop(SequenceId sequence) {
+  main_.kv.drop(sequence);
+  if (cpu_) cpu_->kv.drop(sequence);
+}
+
+std::int64_t StageRunner::host_kv_bytes() const {
+  return (backend_.is_host() ? main_.kv.bytes() : 0) + (cpu_ ? cpu_->kv.bytes() : 0);
+}
+
+std::int64_t StageRunner::device_kv_bytes() const {
+  return backend_.is_host() ? 0 : main_.kv.bytes();
+}
 
 void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label) {
   std::vector<TokenId> ids, positions;
@@ -41,6 +68,7 @@ void StageRunner::embed(std::span<const TokenRun> runs, const BatchLabel& label)
                       .micro_batch = label.micro_batch,
                       .pass = label.pass,
                       .tokens = rows});
+  hidden_at_ = &main_;
   float* const hidden = workspace_.hidden.f32();
   if (spec_.projected_embedding()) {
     timed.span().bytes += gather(TensorRole::kTokenEmbedding, ids, workspace_.embedded.f32(),
@@ -110,8 +138,10 @@ StageRunner::HostRows StageRunner::make_host_rows() {
 
 void StageRunner::set_hidden(std::span<const float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
-  backend_.upload(workspace_.hidden.data(), std::as_bytes(hidden));
-  hidden_copied_ = backend_.mark();
+  // Beside the host's own layers it may be that no op of the device comes next.
+  hidden_at_ = cpu_ ? &*cpu_ : &main_;
+  hidden_at_->backend.upload(hidden_at_->workspace.hidden.data(), std::as_bytes(hidden));
+  hidden_copied_ = hidden_at_->backend.mark();
 }
 
 void StageRunner::host_rows_are_free() {
@@ -120,8 +150,23 @@ void StageRunner::host_rows_are_free() {
 
 void StageRunner::get_hidden(std::span<float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
-  backend_.download(std::as_writable_bytes(hidden), workspace_.hidden.data());
-  ops_.resolve();
+  hidden_at_->backend.download(std::as_writable_bytes(hidden), hidden_at_->workspace.hidden.data());
+  hidden_at_->ops.resolve();
+}
+
+// The processor's memory is the host's: the device's backend copies from and to it.
+void StageRunner::move_hidden(Side& to, std::int64_t rows) {
+  if (hidden_at_ == &to) return;
+  const auto bytes = static_cast<std::size_t>(rows * spec_.hidden_size) * sizeof(float);
+  std::byte* const device = main_.workspace.hidden.data();
+  const std::span<std::byte> host(cpu_->workspace.hidden.data(), bytes);
+  if (&to == &main_) {
+    main_.backend.upload(device, host);
+  } else {
+    main_.backend.download(host, device);
+    main_.ops.resolve();
+  }
+  hidden_at_ = &to;
 }
 
 void StageRunner::finish() {
@@ -129,26 +174,37 @@ void StageRunner::finish() {
   ops_.resolve();
 }
 
-void StageRunner::prepare_rotary(std::span<const TokenRun> runs) {
+void StageRunner::prepare_rotary(Side& side, std::span<const TokenRun> runs) {
   std::vector<std::int64_t> positions;
   for (const TokenRun& run : runs)
     for (std::int64_t i = 0; i < run.count(); ++i) positions.push_back(run.position + i);
-  backend_.rotary_table(positions, spec_.rotary_inv_freq, workspace_.cos.f32(),
-                        workspace_.sin.f32());
+  side.backend.rotary_table(positions, spec_.rotary_inv_freq, side.workspace.cos.f32(),
+                            side.workspace.sin.f32());
 }
 
 void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
                              const BatchLabel& label, NextUse next) {
   STAGECOACH_CHECK(total_rows(runs) <= workspace_.max_rows);
-  kv_.reserve(begin, end, runs);
-  if (spec_.position == PositionKind::kRotary) prepare_rotary(runs);
-  const BlockContext context{spec_, backend_, weights_, kv_, workspace_, ops_};
+  for (std::int64_t first = begin; first < end;) {
+    std::int64_t last = first + 1;
+    while (last < end && on_cpu(last) == on_cpu(first)) ++last;
+    run_on(side_of(first), first, last, runs, label, next);
+    first = last;
+  }
+}
+
+void StageRunner::run_on(Side& side, std::int64_t begin, std::int64_t end,
+                         std::span<const TokenRun> runs, const BatchLabel& label, NextUse next) {
+  move_hidden(side, total_rows(runs));
+  side.kv.reserve(begin, end, runs);
+  if (spec_.position == PositionKind::kRotary) prepare_rotary(side, runs);
+  const BlockContext context{spec_, side.backend, side.weights, side.kv, side.workspace, side.ops};
   std::vector<KvSpan> spans;  // (layers, runs)
   for (std::int64_t layer = begin; layer < end; ++layer) {
-    const std::vector<KvSpan> view = kv_.view(layer, runs);
+    const std::vector<KvSpan> view = side.kv.view(layer, runs);
     spans.insert(spans.end(), view.begin(), view.end());
   }
-  backend_.send_spans(spans);
+  side.backend.send_spans(spans);
   const auto run = [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t layer = first; layer < last; ++layer)
       forward_block(context, layer, runs,
@@ -156,18 +212,18 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
                                              runs.size()),
                     label, next);
   };
-  if (!recordable(runs)) return run(begin, end);
+  if (!recordable(side.backend, runs)) return run(begin, end);
   // Layers that stay are recorded together, as far as others that pass through let them.
   const SpanShape shape = shape_of(std::span(spans).first(runs.size()));
   const std::int64_t flops = attention_flops(spec_, runs);
   for (std::int64_t first = begin, last = begin; first < end; first = last) {
-    const bool stays = weights_.stays(first);
-    while (last < end && weights_.stays(last) == stays) ++last;
+    const bool stays = side.weights.stays(first);
+    while (last < end && side.weights.stays(last) == stays) ++last;
     if (!stays) {
       run(first, last);
       continue;
     }
-    steps_.run(
+    side.steps.run(
         {.first_span = (first - begin) * shape.count, .begin = first, .end = last, .shape = shape},
         [&] { run(first, last); },
         [&](Span& span) {
@@ -177,14 +233,6 @@ void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<con
           if (span.kind == SpanKind::kAttention) span.flops = flops;
         });
   }
-}
-
-// Steps in which each sequence decodes a row. Of more rows the products take longer than starting
-// them does.
-bool StageRunner::recordable(std::span<const TokenRun> runs) const {
-  const auto decodes = [](const TokenRun& run) { return run.count() == 1; };
-  return backend_.records() && static_cast<std::int64_t>(runs.size()) <= kMostFewRows &&
-         std::ranges::all_of(runs, decodes);
 }
 
 // `rows` of workspace.hidden → their logits on the host. They are brought together first, so that
@@ -258,6 +306,7 @@ void StageRunner::run_head(std::span<const TokenRun> runs, const BatchLabel& lab
     }
   }
   if (wanted.empty()) return;
+  move_hidden(main_, total_rows(runs));
   const auto vocab = static_cast<std::size_t>(spec_.vocab_size);
   if (host_logits_.empty()) {
     logits_ = backend_.allocate(limits_.head_rows * spec_.vocab_size *

@@ -1,10 +1,15 @@
 // The one layer loop of a rank: embedding, its windows of layers, and the head, whichever of them
 // it has. Knows nothing of ranks; the pipeline tells it what to run.
+//
+// Some of the layers may be the host's processor's, beside a GPU that computes the others and both
+// ends. The hidden state is then where it was used last, and moves when the other side needs it.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -31,10 +36,28 @@ class StageRunner {
   // 250,000-token vocabulary stay at 16 MB, on the device and on the host.
   static constexpr std::int64_t kHeadRows = 16;
 
-  StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights, Timeline& timeline,
-              const Limits& limits);
+  // Layers that the processor computes beside a device with memory of its own.
+  struct CpuLayers {
+    Backend& backend;
+    LayerSource& weights;  // in the host's memory
+    InputPacking packing = std::nullopt;
+    std::set<std::int64_t> layers;
+  };
 
-  KvCache& kv() { return kv_; }
+  StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights, Timeline& timeline,
+              const Limits& limits, const std::optional<CpuLayers>& cpu = std::nullopt);
+  StageRunner(const StageRunner&) = delete;
+  StageRunner& operator=(const StageRunner&) = delete;
+
+  // Declares layers [begin, end) as this rank's, before any sequence comes.
+  void add_layers(std::int64_t begin, std::int64_t end);
+  // Keys and values of a layer, where it is computed.
+  KvCache& kv(std::int64_t layer) { return side_of(layer).kv; }
+  // Forgets a sequence in all layers.
+  void drop(SequenceId sequence);
+  // Allocated for keys and values in the host's memory, and in a device's own.
+  std::int64_t host_kv_bytes() const;
+  std::int64_t device_kv_bytes() const;
 
   // Token ids of `runs` → hidden state (rows, hidden_size), kept in the workspace.
   void embed(std::span<const TokenRun> runs, const BatchLabel& label);
@@ -55,12 +78,12 @@ class StageRunner {
   // does so too.
   void finish();
 
-  // Layers [begin, end) on the hidden state. Their KV must have been declared (kv().add_layers).
+  // Layers [begin, end) on the hidden state; add_layers has declared them.
   void run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
                   const BatchLabel& label, NextUse next = NextUse::kNextPass);
 
   // How often a recording stood for layers' ops.
-  std::int64_t replays() const { return steps_.replays(); }
+  std::int64_t replays() const { return main_.steps.replays(); }
 
   // Final norm and head for every row whose logits are wanted, limits.head_rows at a time:
   // use(run, row in run, logits (vocab)). The callee may scribble on the logits.
@@ -68,28 +91,52 @@ class StageRunner {
   void run_head(std::span<const TokenRun> runs, const BatchLabel& label, const UseLogits& use);
 
  private:
+  // What computes layers, with all that they need there.
+  struct Side {
+    Side(const ModelSpec& spec, Backend& backend_in, LayerSource& weights_in, Timeline& timeline,
+         const Limits& limits, InputPacking packing)
+        : backend(backend_in),
+          weights(weights_in),
+          ops(backend, timeline),
+          steps(backend, ops),
+          workspace(spec, backend, limits.max_rows, packing),
+          kv(spec, limits.kv_type, backend) {}
+
+    Backend& backend;
+    LayerSource& weights;
+    OpTimeline ops;
+    RecordedSteps steps;
+    Workspace workspace;
+    KvCache kv;
+  };
+
+  bool on_cpu(std::int64_t layer) const { return cpu_ && cpu_layers_.contains(layer); }
+  Side& side_of(std::int64_t layer) { return on_cpu(layer) ? *cpu_ : main_; }
+  void move_hidden(Side& to, std::int64_t rows);
+  void run_on(Side& side, std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,
+              const BatchLabel& label, NextUse next);
   // y (rows, weight.rows) = x (rows, weight.cols) · weightᵀ [+ bias].
   void linear(const float* x, const TensorView& weight, const float* bias, float* y,
               std::int64_t rows);
   void norm(const float* x, const TensorView& weight, const TensorView& bias, float* y,
             std::int64_t rows);
-  void prepare_rotary(std::span<const TokenRun> runs);
+  void prepare_rotary(Side& side, std::span<const TokenRun> runs);
   std::int64_t gather(TensorRole table, std::span<const TokenId> ids, float* out,
                       std::int64_t width, bool accumulate);
   void head_rows(std::span<const TokenId> rows, const BatchLabel& label);
 
-  bool recordable(std::span<const TokenRun> runs) const;
-
   const ModelSpec& spec_;
-  Backend& backend_;
-  LayerSource& weights_;
-  Timeline& timeline_;
-  OpTimeline ops_;
-  RecordedSteps steps_;
-  Limits limits_;
-  Workspace workspace_;
-  KvCache kv_;
-  EventPtr hidden_copied_;          // of the last set_hidden
+  const Limits limits_;
+  Side main_;
+  std::optional<Side> cpu_;
+  std::set<std::int64_t> cpu_layers_;
+  Side* hidden_at_ = &main_;  // where the hidden state is
+  EventPtr hidden_copied_;    // of the last set_hidden
+  // The ends of the model are main's.
+  Backend& backend_ = main_.backend;
+  LayerSource& weights_ = main_.weights;
+  OpTimeline& ops_ = main_.ops;
+  Workspace& workspace_ = main_.workspace;
   Buffer logits_;                   // (head_rows, vocab), allocated when the head first runs
   std::vector<float> host_logits_;  // the same on the host
   std::shared_ptr<void> logits_lock_;

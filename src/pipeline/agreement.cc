@@ -102,8 +102,13 @@ Verdict judge(const Transport& transport, const std::vector<RankStatus>& all) {
 // What may differ, at the price of bits: the first such rank.
 std::string difference_worth_knowing(const Transport& transport,
                                      const std::vector<RankStatus>& all) {
-  for (int r = 1; r < transport.size(); ++r) {
+  for (int r = 0; r < transport.size(); ++r) {
     const RankStatus& theirs = all[static_cast<std::size_t>(r)];
+    if (theirs.split)
+      return fmt::format(
+          "{} on {} ({}): results depend on how layers are split",
+          transport.size() == 1 ? "layers are computed" : who(transport, r) + "computes",
+          theirs.device, theirs.isa);
     if (theirs.isa == all[0].isa && theirs.device == all[0].device) continue;
     return fmt::format(
         "{}computes on {} ({}), rank 0 on {} ({}): results depend on how layers are split",

@@ -23,14 +23,15 @@ struct RankStatus {
   // held.
   std::vector<std::uint64_t> slab_checksums;
   std::string isa, device;
+  bool split = false;  // computes some layers on one device, and some on another
 
   int error_code = 0;  // of the error that this rank has met, or 0
   std::string error, hint;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(version, command, plan_hash, model_hash, slab_checksums, isa, device, error_code, error,
-            hint);
+    archive(version, command, plan_hash, model_hash, slab_checksums, isa, device, split, error_code,
+            error, hint);
   }
 };
 

@@ -35,7 +35,7 @@ class Worker {
       if (c_.plan.windows[w].rank == c_.transport.rank())
         last_window_ = static_cast<std::int32_t>(w);
     for (const auto& [begin, end] : c_.plan.layers_of(c_.transport.rank()))
-      c_.runner.kv().add_layers(begin, end);
+      c_.runner.add_layers(begin, end);
   }
 
   // A micro-batch that enters the ring here.
@@ -168,9 +168,9 @@ class Worker {
     if (batch.pass.rows == 0) return;
     if (keeps(batch) && !batch.pass.forget_kv)
       for (std::int64_t layer = begin; layer < end; ++layer)
-        c_.checkpoint->keep_kv(layer, batch, c_.runner.kv());
+        c_.checkpoint->keep_kv(layer, batch, c_.runner.kv(layer));
     if (batch.pass.last && batch.pass.forget_kv)
-      for (std::int64_t layer = begin; layer < end; ++layer) c_.runner.kv().drop_layer(layer);
+      for (std::int64_t layer = begin; layer < end; ++layer) c_.runner.kv(layer).drop_layer(layer);
   }
 
   bool keeps(const MicroBatch& batch) const { return c_.checkpoint != nullptr && batch.pass.keep; }
@@ -198,7 +198,7 @@ class Worker {
     const Window& window = window_of(batch);
     if (!batch.pass.forget_kv)
       for (std::int64_t layer = window.begin; layer < window.end; ++layer)
-        c_.checkpoint->restore_kv(layer, batch, c_.runner.kv());
+        c_.checkpoint->restore_kv(layer, batch, c_.runner.kv(layer));
     if (batch.window + 1 == windows()) restore(batch);
   }
 
@@ -225,7 +225,7 @@ class Worker {
     const bool samples = c_.transport.rank() == c_.plan.last_rank();
     for (const Control& control : controls) {
       if (control.kind == Control::Kind::kDrop) {
-        c_.runner.kv().drop(control.sequence);
+        c_.runner.drop(control.sequence);
         sampler_.drop(control.sequence);
       } else if (samples) {
         sampler_.admit(control.sequence, control.sampling, control.prompt_length);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string_view>
 
 #include "model/model_spec.h"
@@ -22,7 +23,8 @@ struct RankShape {
   bool in_passes = false;  // some rank streams
   bool frugal = false;     // as few logits at once as will do
   int ranks = 1;
-  bool on_device = false;  // computes on its GPU
+  bool on_device = false;       // computes on its GPU
+  std::int64_t cpu_layers = 0;  // beside it
 };
 
 enum class Arithmetic : std::uint8_t { kF32, kBF16, kInt8 };
@@ -42,6 +44,7 @@ struct PlanQuestion {
   std::int64_t new_tokens = 128;             // of each sequence
   std::int64_t sequences = 1;                // at once
   std::int64_t micro_batch = 256;            // rows
+  std::optional<std::int64_t> cpu_layers;        // of each host with a GPU; null: as many as help
   // Rows of a pass, at most.
   std::int64_t largest_pass() const {
     return std::max(sequences, affordable_pass(spec.hidden_size));
@@ -75,18 +78,23 @@ class CostModel {
  public:
   explicit CostModel(const PlanQuestion& question) : question_(question) {}
 
-  // `rows` rows of so many sequences through one layer, each with so many keys, or through the
-  // head; weights are in memory.
-  Work layer(std::size_t host, std::int64_t rows, std::int64_t sequences,
-             std::int64_t context) const;
+  // Rows of so many sequences through one layer, each with so many keys.
+  struct LayerRows {
+    std::int64_t rows = 1, sequences = 1, context = 1;
+  };
   // A step, whose rows are each another sequence's; and a micro-batch of a prompt.
-  Work step_layer(std::size_t host, std::int64_t rows) const {
-    return layer(host, rows, rows, question_.step_context());
+  LayerRows step_rows(std::int64_t rows) const { return {rows, rows, question_.step_context()}; }
+  LayerRows prompt_rows(std::int64_t rows) const {
+    return {rows, (rows + question_.prompt_tokens - 1) / question_.prompt_tokens,
+            question_.prompt_context()};
   }
-  Work prompt_layer(std::size_t host, std::int64_t rows) const {
-    return layer(host, rows, (rows + question_.prompt_tokens - 1) / question_.prompt_tokens,
-                 question_.prompt_context());
-  }
+  // One layer on what computes the host's layers, and on the host's processor beside its GPU, while
+  // copies to that take the bus's rate of the host's memory or while none does. Weights are in
+  // memory.
+  Work layer(std::size_t host, const LayerRows& batch) const;
+  Work cpu_layer(std::size_t host, const LayerRows& batch, bool beside_copies) const;
+  // Hidden states of `rows` rows from one to the other.
+  double crossing(std::size_t host, std::int64_t rows) const;
   Work head(std::size_t host, std::int64_t rows, bool in_passes) const;
   // One layer, or for the logits of so many rows the head, from the host's disk.
   double layer_read_seconds(std::size_t host) const;
@@ -98,7 +106,13 @@ class CostModel {
   double hop(std::int64_t rows) const { return question_.cluster.network.latency + transfer(rows); }
 
  private:
+  Work device_work(const DeviceRates& rates, std::int64_t bytes, std::int64_t flops,
+                   std::int64_t rows) const;
+  Work cpu_work(const HostRates& rates, std::int64_t bytes, std::int64_t flops,
+                std::int64_t rows) const;
   Work work(std::size_t host, std::int64_t bytes, std::int64_t flops, std::int64_t rows) const;
+  std::int64_t layer_bytes(const LayerRows& batch) const;
+  std::int64_t flops(const LayerRows& batch) const;
 
   const PlanQuestion& question_;
 };

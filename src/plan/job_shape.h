@@ -14,13 +14,15 @@ struct JobShape {
   std::int64_t positions = 1;     // of the longest of them
   bool forget_kv = false;         // no pass reads the keys of one before it
   std::int64_t passes = 0;        // in all; 0: not known
+  std::int64_t prompt_rows = 0;   // in all, as far as is known
+  std::int64_t steps = 0;         // that follow, of a row for each sequence, at most
   std::uint64_t work = 0;         // hash of what the job is to do: texts and settings
   std::uint64_t content = 0;      // hash of what its first pass computes
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(largest_pass, usual_pass, wanted_rows, sequences, positions, forget_kv, passes, work,
-            content);
+    archive(largest_pass, usual_pass, wanted_rows, sequences, positions, forget_kv, passes,
+            prompt_rows, steps, work, content);
   }
 };
 

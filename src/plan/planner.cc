@@ -81,7 +81,7 @@ class Choice {
 
   // What one layer costs on a host, with its weights in memory or on disk.
   double slowness(std::size_t host) const {
-    return costs_.step_layer(host, 1).seconds + costs_.layer_read_seconds(host);
+    return costs_.layer(host, costs_.step_rows(1)).seconds + costs_.layer_read_seconds(host);
   }
   Hosts slowest_first() const {
     Hosts hosts = hosts_;
@@ -145,7 +145,11 @@ std::int64_t HostPlan::layers_on_device() const {
 }
 
 std::int64_t HostPlan::layers_in_memory() const {
-  return std::count(residency.pinned.begin(), residency.pinned.end(), true);
+  return std::count(residency.pinned.begin(), residency.pinned.end(), true) + layers_on_cpu();
+}
+
+std::int64_t HostPlan::layers_on_cpu() const {
+  return std::count(on_cpu.begin(), on_cpu.end(), true);
 }
 
 double ClusterPlan::job_seconds(const PlanQuestion& question) const {

@@ -18,8 +18,11 @@ namespace stagecoach {
 struct HostPlan {
   std::size_t host = 0;  // in the cluster
   std::int64_t layers = 0;
-  Residency residency;                    // of them, in the host's memory and on its disk
-  std::optional<Residency> device;        // on its GPU; the rest is residency's
+  Residency residency;              // of them, in the host's memory and on its disk
+  std::optional<Residency> device;  // on its GPU; the rest is residency's
+  // Beside a GPU, by layer in ring order: the processor computes it from the host's memory, and it
+  // is in neither of them.
+  std::vector<bool> on_cpu;
   std::int64_t memory = 0;                // bytes that its rank will take
   std::int64_t device_memory = 0;         // of its GPU's
   double disk_seconds = 0;                // that a step waits for its disk at least
@@ -34,6 +37,7 @@ struct HostPlan {
   Bound wait_bound() const { return bus_seconds > disk_seconds ? Bound::kBus : Bound::kDisk; }
   std::int64_t layers_on_device() const;  // for the whole job
   std::int64_t layers_in_memory() const;  // of the host; layers on the device are not there
+  std::int64_t layers_on_cpu() const;     // of them, those that the processor computes
 };
 
 struct LeftOut {

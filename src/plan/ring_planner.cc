@@ -42,9 +42,19 @@ std::optional<ClusterPlan> RingPlanner::best() {
   if (ranks() > layers()) return best;
   consider(all_in_memory(true));
   consider(all_in_memory(false));
-  if (best) return best;
-  for (const int rounds : candidate_rounds(layers(), ranks()))
-    if (rounds * ranks() <= layers()) consider(streamed(rounds));
+  const auto on_cpu = [](const HostPlan& host) { return host.layers_on_cpu() > 0; };
+  // Layers are fastest where they are, unless that is with a slow processor beside a GPU.
+  const bool in_memory = best.has_value();
+  if (in_memory && std::none_of(best->hosts.begin(), best->hosts.end(), on_cpu)) return best;
+  const auto streams = [](const HostPlan& host) {
+    return host.residency.streamed > 0 || (host.device && host.device->streamed > 0);
+  };
+  for (const int rounds : candidate_rounds(layers(), ranks())) {
+    if (rounds * ranks() > layers()) continue;
+    auto plan = streamed(rounds);
+    if (plan && (!in_memory || std::any_of(plan->hosts.begin(), plan->hosts.end(), streams)))
+      consider(std::move(plan));
+  }
   return best;
 }
 
@@ -67,37 +77,114 @@ Batches RingPlanner::prompts(bool in_passes) const {
 }
 
 Work RingPlanner::step_work(int rank, std::int64_t rows) const {
-  return costs_.step_layer(hosts_[static_cast<std::size_t>(rank)], rows);
+  return costs_.layer(hosts_[static_cast<std::size_t>(rank)], costs_.step_rows(rows));
 }
-Work RingPlanner::prompt_work(int rank, std::int64_t rows) const {
-  return costs_.prompt_layer(hosts_[static_cast<std::size_t>(rank)], rows);
+
+RingPlanner::Portion RingPlanner::Fit::portion() const {
+  if (!split) return {.layers = static_cast<std::int64_t>(residency.pinned.size())};
+  return {.layers = static_cast<std::int64_t>(split->on_cpu.size()),
+          .cpu_layers = split->cpu_layers(),
+          .crossings = split->crossings,
+          .beside_copies = split->device.streamed > 0};
+}
+
+double RingPlanner::seconds_of(int rank, const Portion& portion, std::int64_t rows,
+                               bool prompts) const {
+  const std::size_t place = hosts_[static_cast<std::size_t>(rank)];
+  const CostModel::LayerRows batch = prompts ? costs_.prompt_rows(rows) : costs_.step_rows(rows);
+  const double seconds = static_cast<double>(portion.layers - portion.cpu_layers) *
+                         costs_.layer(place, batch).seconds;
+  if (portion.cpu_layers == 0) return seconds;
+  const double layer = costs_.cpu_layer(place, batch, portion.beside_copies).seconds;
+  return seconds + static_cast<double>(portion.cpu_layers) * layer +
+         static_cast<double>(portion.crossings) * costs_.crossing(place, rows);
+}
+
+PassCost RingPlanner::pass_cost(int rank, const Batches& batches, bool prompts) const {
+  const std::size_t place = hosts_[static_cast<std::size_t>(rank)];
+  const auto count = static_cast<double>(batches.count);
+  const CostModel::LayerRows rows =
+      prompts ? costs_.prompt_rows(batches.rows) : costs_.step_rows(batches.rows);
+  return {.passes = static_cast<double>(prompts ? batches.passes : question_.new_tokens),
+          .device_layer = count * costs_.layer(place, rows).seconds,
+          .cpu_layer = count * costs_.cpu_layer(place, rows, false).seconds,
+          .cpu_layer_beside_copies =
+              count * costs_.cpu_layer(place, rows, true).seconds,
+          .crossing = count * costs_.crossing(place, batches.rows),
+          .one_micro_batch = !prompts && batches.count == 1};
+}
+
+ResidencyRequest RingPlanner::slice(int rank, const RankShape& shape,
+                                    const std::vector<std::int64_t>& windows) const {
+  return {
+      .sizes = sizes(rank),
+      .windows = windows,
+      .ranks = ranks(),
+      .memory = 0,
+      .head_sweeps = question_.head_sweeps(step(shape.in_passes).rows, !shape.frugal) *
+                     step(shape.in_passes).count,
+      .one_micro_batch = question_.sequences <= std::min(kOneMicroBatch, question_.micro_batch)};
+}
+
+std::optional<DeviceSplit> RingPlanner::split_of(int rank, RankShape shape,
+                                                 const ResidencyRequest& slice,
+                                                 std::int64_t cpu_layers) const {
+  shape.cpu_layers = cpu_layers;
+  ResidencyRequest request = slice;
+  request.memory = host(rank).memory - question_.other_memory(shape);
+  return plan_split(request, host(rank).device_memory - question_.other_device_memory(shape),
+                    cpu_layers);
 }
 
 std::optional<RingPlanner::Fit> RingPlanner::fit(int rank, const RankShape& shape,
                                                  const std::vector<std::int64_t>& windows) const {
-  const HostSpec& spec = host(rank);
-  const std::int64_t other = question_.other_memory(shape);
-  const ResidencyRequest slice{
-      .sizes = sizes(rank),
-      .windows = windows,
-      .ranks = ranks(),
-      .memory = spec.memory - other,
-      .head_sweeps = question_.head_sweeps(step(shape.in_passes).rows, !shape.frugal) *
-                     step(shape.in_passes).count,
-      .one_micro_batch = question_.sequences <= std::min(kOneMicroBatch, question_.micro_batch)};
+  ResidencyRequest request = slice(rank, shape, windows);
   Fit fit;
-  if (spec.on_device()) {
-    const std::int64_t other_device = question_.other_device_memory(shape);
-    fit.device = plan_device(slice, spec.device_memory - other_device);
-    if (!fit.device) return std::nullopt;
-    fit.device_memory = other_device + fit.device->memory;
+  if (host(rank).on_device()) {
+    const auto with = [&](std::int64_t cpu_layers) {
+      return split_of(rank, shape, request, cpu_layers);
+    };
+    fit.split =
+        question_.cpu_layers
+            ? with(told_cpu_layers(shape.layers))
+            : best_split(with,
+                         {pass_cost(rank, prompts(true), true), pass_cost(rank, step(true), false)},
+                         split_rates(rank));
+    if (!fit.split) return std::nullopt;
+    take_memory(fit, shape);
+    return fit;
   }
-  const auto residency =
-      fit.device ? plan_host(beside_device(slice, *fit.device)) : plan_residency(slice);
+  const std::int64_t other = question_.other_memory(shape);
+  request.memory = host(rank).memory - other;
+  const auto residency = plan_residency(request);
   if (!residency) return std::nullopt;
   fit.residency = *residency;
   fit.memory = other + residency->memory;
   return fit;
+}
+
+void RingPlanner::take_memory(Fit& fit, RankShape shape) const {
+  shape.cpu_layers = fit.cpu_layers();
+  fit.residency = fit.split->host;
+  fit.memory = question_.other_memory(shape) + fit.split->host_memory;
+  fit.device_memory = question_.other_device_memory(shape) + fit.split->device.memory;
+}
+
+// The fewest layers on the processor with which nothing passes over the bus or comes from disk.
+std::optional<DeviceSplit> RingPlanner::split_in_memory(int rank, const RankShape& shape) const {
+  const ResidencyRequest request = slice(rank, shape, {shape.layers});
+  const auto with = [&](std::int64_t cpu_layers) {
+    auto split = split_of(rank, shape, request, cpu_layers);
+    return split && split->device.streamed == 0 && split->host.streamed == 0 ? split : std::nullopt;
+  };
+  if (question_.cpu_layers) return with(told_cpu_layers(shape.layers));
+  const std::int64_t layer = sizes(rank).layer();
+  const std::int64_t least = std::max<std::int64_t>(
+      0, shape.layers - std::max<std::int64_t>(0, host(rank).device_memory) / layer);
+  const std::int64_t most = std::min(shape.layers, host(rank).memory / layer);
+  for (std::int64_t cpu_layers = least; cpu_layers <= most; ++cpu_layers)
+    if (auto split = with(cpu_layers)) return split;
+  return std::nullopt;
 }
 
 const std::optional<RingPlanner::Fit>& RingPlanner::in_memory(int rank, std::int64_t count) {
@@ -111,22 +198,19 @@ const std::optional<RingPlanner::Fit>& RingPlanner::in_memory(int rank, std::int
                         .frugal = false,
                         .ranks = ranks(),
                         .on_device = spec.on_device()};
-  const WeightSizes& size = sizes(rank);
   Fit fit;
-  fit.memory = question_.other_memory(shape);
   if (spec.on_device()) {
-    const WeightSizes there = sizes_on_device(size);
-    fit.device_memory = question_.other_device_memory(shape) + count * there.layer() +
-                        there.embedding_in_memory + there.head_in_memory;
-    fit.memory += size.embedding_in_memory + size.head_on_disk;
-    fit.device.emplace().pinned.assign(static_cast<std::size_t>(count), true);
-  } else {
-    fit.memory +=
-        count * size.layer() + size.embedding_in_memory + size.head_in_memory - size.shared;
-    fit.residency.pinned.assign(static_cast<std::size_t>(count), true);
-  }
-  if (fit.memory <= spec.memory && fit.device_memory <= spec.device_memory)
+    fit.split = split_in_memory(rank, shape);
+    if (!fit.split) return known->second;
+    take_memory(fit, shape);
     known->second = std::move(fit);
+    return known->second;
+  }
+  const WeightSizes& size = sizes(rank);
+  fit.memory = question_.other_memory(shape) + count * size.layer() + size.embedding_in_memory +
+               size.head_in_memory - size.shared;
+  fit.residency.pinned.assign(static_cast<std::size_t>(count), true);
+  if (fit.memory <= spec.memory) known->second = std::move(fit);
   return known->second;
 }
 
@@ -171,16 +255,25 @@ std::optional<std::vector<std::int64_t>> RingPlanner::hand_out(std::int64_t leas
   return counts;
 }
 
+bool RingPlanner::has_told_cpu_layers(const std::vector<std::int64_t>& counts) const {
+  for (int rank = 0; rank < ranks(); ++rank)
+    if (host(rank).on_device() &&
+        counts[static_cast<std::size_t>(rank)] < question_.cpu_layers.value_or(0))
+      return false;
+  return true;
+}
+
 // Balanced: every host is done at the same time, which keeps all of them busy. Else the fastest
 // hosts take what they can hold, which is best for one sequence.
 std::optional<ClusterPlan> RingPlanner::all_in_memory(bool balanced) {
   const std::int64_t rows = step(false).rows;
   const auto counts = hand_out(1, [&](int rank, std::int64_t count) {
-    if (!in_memory(rank, count)) return kNever;
-    const double layer = step_work(rank, rows).seconds;
-    return balanced ? static_cast<double>(count) * layer : layer;
+    const auto& fit = in_memory(rank, count);
+    if (!fit) return kNever;
+    const double seconds = seconds_of(rank, fit->portion(), rows, false);
+    return balanced ? seconds : seconds / static_cast<double>(count);
   });
-  if (!counts) return std::nullopt;
+  if (!counts || !has_told_cpu_layers(*counts)) return std::nullopt;
   return assemble(*counts, 0);
 }
 
@@ -192,10 +285,10 @@ std::optional<ClusterPlan> RingPlanner::streamed(int rounds) {
     // Among hosts that wait alike, the one that computes faster.
     const double disk = static_cast<double>(fit->residency.waited) / host(rank).rates.disk;
     const double bus =
-        fit->device ? static_cast<double>(fit->device->waited) / host(rank).device.bus : 0;
-    return std::max(disk, bus) + static_cast<double>(count) * step_work(rank, rows).seconds;
+        fit->split ? static_cast<double>(fit->split->device.waited) / host(rank).device.bus : 0;
+    return std::max(disk, bus) + seconds_of(rank, fit->portion(), rows, false);
   });
-  if (!counts) return std::nullopt;
+  if (!counts || !has_told_cpu_layers(*counts)) return std::nullopt;
   return assemble(*counts, rounds);
 }
 
@@ -217,9 +310,9 @@ ClusterPlan RingPlanner::assemble(const std::vector<std::int64_t>& counts, int r
     const std::int64_t count = counts[static_cast<std::size_t>(rank)];
     const auto& fit = plan.in_passes ? in_ring(rank, count, rounds) : in_memory(rank, count);
     plan.hosts.push_back(host_plan(rank, count, *fit, plan.in_passes));
-    plan.hosts.back().full =
-        plan.in_passes ? fit->residency.streamed > 0 || (fit->device && fit->device->streamed > 0)
-                       : !in_memory(rank, count + 1);
+    plan.hosts.back().full = plan.in_passes ? fit->residency.streamed > 0 ||
+                                                  (fit->split && fit->split->device.streamed > 0)
+                                            : !in_memory(rank, count + 1);
   }
   predict(plan);
   return plan;
@@ -234,26 +327,29 @@ HostPlan RingPlanner::host_plan(int rank, std::int64_t count, const Fit& fit,
   plan.host = hosts_[static_cast<std::size_t>(rank)];
   plan.layers = count;
   plan.residency = residency;
-  plan.device = fit.device;
+  if (fit.split) {
+    plan.device = fit.split->device;
+    plan.on_cpu = fit.split->on_cpu;
+  }
   plan.memory = fit.memory;
   plan.device_memory = fit.device_memory;
   plan.disk_seconds = static_cast<double>(residency.waited) / host(rank).rates.disk;
-  if (fit.device)
-    plan.bus_seconds = static_cast<double>(fit.device->waited) / host(rank).device.bus;
-  plan.step_seconds = static_cast<double>(count * steps.count) * work.seconds +
-                      (has_head(rank) ? head_seconds(steps.rows, in_passes) : 0);
+  if (fit.split)
+    plan.bus_seconds = static_cast<double>(fit.split->device.waited) / host(rank).device.bus;
+  plan.step_seconds =
+      static_cast<double>(steps.count) * seconds_of(rank, fit.portion(), steps.rows, false) +
+      (has_head(rank) ? head_seconds(steps.rows, in_passes) : 0);
   plan.step_bound = work.bound;
-  plan.prefill_seconds = static_cast<double>(count * of_prompts.count * of_prompts.passes) *
-                         prompt_work(rank, of_prompts.rows).seconds;
+  plan.prefill_seconds = static_cast<double>(of_prompts.count * of_prompts.passes) *
+                         seconds_of(rank, fit.portion(), of_prompts.rows, true);
   plan.prefill_wait_seconds =
       static_cast<double>(residency.streamed * of_prompts.passes) / host(rank).rates.disk;
   // With a single slot a layer is not read while another is in use.
   if (residency.attention_slots == 1) plan.prefill_wait_seconds += plan.prefill_seconds;
-  if (fit.device) {
-    double bus =
-        static_cast<double>(fit.device->streamed * of_prompts.passes) / host(rank).device.bus;
-    if (fit.device->attention_slots == 1) bus += plan.prefill_seconds;
-    plan.prefill_wait_seconds = std::max(plan.prefill_wait_seconds, bus);
+  if (fit.split) {
+    const PassCost cost = pass_cost(rank, of_prompts, true);
+    plan.prefill_wait_seconds = std::max(
+        plan.prefill_wait_seconds, cost.passes * pass_seconds(*fit.split, cost, split_rates(rank)));
   }
   return plan;
 }
@@ -266,12 +362,20 @@ double RingPlanner::way_through(const ClusterPlan& plan, const Batches& batches,
   double first = 0, last = 0;               // when these micro-batches come to the next window
   const double hop = ranks() == 1 ? 0 : costs_.hop(batches.rows);
   const auto followers = static_cast<double>(batches.count - 1);
+  std::vector<std::size_t> gone(hosts_.size());  // layers of the rank's windows so far
   for (const Window& window : plan.stages.windows) {
-    const std::int64_t count = window.end - window.begin;
-    const Work layer =
-        prompts ? prompt_work(window.rank, batches.rows) : step_work(window.rank, batches.rows);
-    const double seconds = static_cast<double>(count) * layer.seconds;
-    const bool gathers = plan.in_passes && count > 1;
+    const auto rank = static_cast<std::size_t>(window.rank);
+    const std::vector<bool>& on_cpu = plan.hosts[rank].on_cpu;
+    const auto& device = plan.hosts[rank].device;
+    Portion portion{.layers = window.end - window.begin,
+                    .beside_copies = device && device->streamed > 0};
+    for (std::int64_t i = 0; i < portion.layers && !on_cpu.empty(); ++i, ++gone[rank]) {
+      if (!on_cpu[gone[rank]]) continue;
+      ++portion.cpu_layers;
+      if (i == 0 || !on_cpu[gone[rank] - 1]) portion.crossings += 2;
+    }
+    const double seconds = seconds_of(window.rank, portion, batches.rows, prompts);
+    const bool gathers = plan.in_passes && portion.layers > 1;
     double& done = free[static_cast<std::size_t>(window.rank)];
     const double begin = std::max(gathers ? last : first, done);
     done = std::max(last, begin + followers * seconds) + seconds;

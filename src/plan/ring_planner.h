@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "plan/cpu_layers.h"
 #include "plan/planner.h"
 
 namespace stagecoach {
@@ -24,14 +25,38 @@ class RingPlanner {
   std::optional<ClusterPlan> best();
 
  private:
+  // Of a rank's layers: how many there are, how many of them are the processor's beside a GPU, and
+  // how often the hidden state crosses between the two.
+  struct Portion {
+    std::int64_t layers = 0, cpu_layers = 0, crossings = 0;
+    bool beside_copies = false;  // of others to the GPU
+  };
   struct Fit {
-    Residency residency;              // of the host's memory and disk
-    std::optional<Residency> device;  // of a device, whose disk is the host's memory
+    Residency residency;               // of the host's memory and disk
+    std::optional<DeviceSplit> split;  // with a device, whose disk is the host's memory
     std::int64_t memory = 0, device_memory = 0;
+
+    std::int64_t cpu_layers() const { return split ? split->cpu_layers() : 0; }
+    Portion portion() const;
   };
   // Of a slice, within the host's memory and its device's; null: does not fit.
   std::optional<Fit> fit(int rank, const RankShape& shape,
                          const std::vector<std::int64_t>& windows) const;
+  ResidencyRequest slice(int rank, const RankShape& shape,
+                         const std::vector<std::int64_t>& windows) const;
+  // With so many layers on the processor.
+  std::optional<DeviceSplit> split_of(int rank, RankShape shape, const ResidencyRequest& slice,
+                                      std::int64_t cpu_layers) const;
+  std::optional<DeviceSplit> split_in_memory(int rank, const RankShape& shape) const;
+  // What the user says, of a host with so many layers: fewer than that many while they are handed
+  // out.
+  std::int64_t told_cpu_layers(std::int64_t layers) const {
+    return std::min(layers, *question_.cpu_layers);
+  }
+  bool has_told_cpu_layers(const std::vector<std::int64_t>& counts) const;
+  void take_memory(Fit& fit, RankShape shape) const;  // of fit.split
+  PassCost pass_cost(int rank, const Batches& batches, bool prompts) const;
+  SplitRates split_rates(int rank) const { return {host(rank).device.bus, host(rank).rates.disk}; }
 
   int ranks() const { return static_cast<int>(hosts_.size()); }
   std::int64_t layers() const { return question_.spec.num_hidden_layers; }
@@ -45,7 +70,8 @@ class RingPlanner {
   Batches step(bool in_passes) const;
   Batches prompts(bool in_passes) const;
   Work step_work(int rank, std::int64_t rows) const;
-  Work prompt_work(int rank, std::int64_t rows) const;
+  // Computing of one micro-batch through them.
+  double seconds_of(int rank, const Portion& portion, std::int64_t rows, bool prompts) const;
   double head_seconds(std::int64_t rows, bool in_passes) const {
     return costs_.head(hosts_.back(), rows, in_passes).seconds;
   }

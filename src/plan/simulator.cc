@@ -44,10 +44,11 @@ class Ring {
 
 struct Rank {
   Ring ring;
-  double free = 0;        // when it has done what came so far
-  double link_free = 0;   // when its hidden states are on their way
-  double computing = 0;   // seconds
-  std::size_t layer = 0;  // of its own, in ring order: the next one of the pass
+  double free = 0;       // when it has done what came so far
+  double link_free = 0;  // when its hidden states are on their way
+  double computing = 0;  // seconds
+  // Of its own, in ring order: the next layer of the pass, of all and of those not on_cpu.
+  std::size_t layer = 0, planned = 0;
 };
 
 // A micro-batch on its way: when it is where it goes next.
@@ -56,6 +57,7 @@ struct Travelling {
   std::int64_t rows = 0, wanted = 0;  // those whose logits are wanted
   double time = 0;
   std::size_t window = 0;  // where it goes; one beyond the last: back to rank 0
+  bool on_cpu = false;     // its hidden state is a processor's, beside a GPU
 };
 
 class Simulator {
@@ -115,14 +117,15 @@ class Simulator {
     if (!host.device) return disk;
     const double bus = costs_.layer_copy_seconds(host.host);
     const auto passing = static_cast<double>(host.residency.pinned.size());
-    const double from_disk = passing - static_cast<double>(host.layers_in_memory());
+    const double from_disk =
+        passing - static_cast<double>(host.layers_in_memory() - host.layers_on_cpu());
     return passing == 0 ? bus : std::max(bus, disk * from_disk / passing);
   }
 
   void run_pass() {
     std::vector<Travelling> pass = enter();
     STAGECOACH_CHECK(!pass.empty());
-    for (Rank& rank : ranks_) rank.layer = 0;
+    for (Rank& rank : ranks_) rank.layer = rank.planned = 0;
     for (const Window& window : plan_.stages.windows) {
       Rank& rank = rank_of(window);
       const bool gathers = pass.size() > 1 && window.end - window.begin > 1;
@@ -130,9 +133,11 @@ class Simulator {
         for (Travelling& one : pass) one.time = pass.back().time;
       for (std::int64_t layer = window.begin; layer < window.end; ++layer) {
         const HostPlan& host = host_of(window);
-        const bool streams = !(host.device ? *host.device : host.residency).pinned[rank.layer++];
+        const bool on_cpu = !host.on_cpu.empty() && host.on_cpu[rank.layer++];
+        const bool streams =
+            !on_cpu && !(host.device ? *host.device : host.residency).pinned[rank.planned++];
         const double ready = streams ? rank.ring.ready() : 0;
-        for (Travelling& one : pass) run_layer(window, one, ready);
+        for (Travelling& one : pass) run_layer(window, one, ready, on_cpu);
         if (streams) rank.ring.release(rank.free);
       }
       if (gathers)
@@ -163,8 +168,10 @@ class Simulator {
         continue;
       }
       const Window& window = plan_.stages.windows[one.window];
+      const std::vector<bool>& on_cpu = host_of(window).on_cpu;
       for (std::int64_t layer = window.begin; layer < window.end; ++layer)
-        run_layer(window, one, 0);
+        run_layer(window, one, 0,
+                  !on_cpu.empty() && on_cpu[static_cast<std::size_t>(layer - window.begin)]);
       leave(one);
       push(std::move(one));
     }
@@ -175,11 +182,16 @@ class Simulator {
     return plan_.hosts[static_cast<std::size_t>(window.rank)];
   }
 
-  void run_layer(const Window& window, Travelling& one, double ready) {
+  // Hidden states cross where the rank's other side had the layer before.
+  void run_layer(const Window& window, Travelling& one, double ready, bool on_cpu) {
     const std::size_t host = host_of(window).host;
+    const CostModel::LayerRows rows =
+        one.batch.decode ? costs_.step_rows(one.rows) : costs_.prompt_rows(one.rows);
     const Work work =
-        one.batch.decode ? costs_.step_layer(host, one.rows) : costs_.prompt_layer(host, one.rows);
-    compute(window, one, ready, work.seconds);
+        on_cpu ? costs_.cpu_layer(host, rows, host_of(window).device->streamed > 0)
+               : costs_.layer(host, rows);
+    const bool crosses = std::exchange(one.on_cpu, on_cpu) != on_cpu;
+    compute(window, one, ready, work.seconds + (crosses ? costs_.crossing(host, one.rows) : 0));
   }
   void compute(const Window& window, Travelling& one, double ready, double seconds) {
     Rank& rank = rank_of(window);
@@ -189,6 +201,7 @@ class Simulator {
 
   void leave(Travelling& one) {
     const Window& window = plan_.stages.windows[one.window++];
+    one.on_cpu = false;  // it leaves from the host's memory, and is there already
     const bool last = one.window == plan_.stages.windows.size();
     if (last && one.wanted > 0) {
       const HostPlan& host = host_of(window);

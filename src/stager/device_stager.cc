@@ -172,7 +172,7 @@ void DeviceStager::begin_stream() {
   bool reached = options_.first_layer < 0;
   for (const StagedLayer& layer : plan_.layers) {
     reached = reached || layer.layer >= options_.first_layer;
-    if (layer.on_device) continue;
+    if (layer.on_device || layer.on_cpu) continue;
     for (const PartKind kind : kLayerParts) {
       const PartEntry* const entry = store_.layer_slab(layer.layer).part(kind);
       STAGECOACH_CHECK(entry != nullptr);

@@ -77,7 +77,8 @@ void LayerStager::load_pinned(Timeline& timeline) {
           .extent = reader_.read_part(slab, part, options_.verify != VerifyMode::kOff),
           .lock = nullptr,
           .tensors = {}};
-      if (options_.pin) loaded.lock = options_.pin(loaded.extent.span());
+      // What the processor reads is copied nowhere.
+      if (options_.pin && !layer.on_cpu) loaded.lock = options_.pin(loaded.extent.span());
       loaded.tensors = part_tensors(part, loaded.extent.data());
       pinned_.emplace(key, std::move(loaded));
       pinned_bytes_ += part.bytes;

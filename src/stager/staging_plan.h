@@ -13,11 +13,13 @@ struct StagedLayer {
   std::int64_t layer = 0;
   bool pinned = true;      // held for the whole job; else streamed
   bool on_device = false;  // held in the device's memory for the whole job, and not in the host's
+  // Beside a device: the processor computes it, from the host's memory. pinned, too.
+  bool on_cpu = false;
 };
 
 // Of a device with memory of its own.
 struct DevicePlan {
-  int attention_slots = 0, mlp_slots = 0;  // of its ring; 0 where all layers are on_device
+  int attention_slots = 0, mlp_slots = 0;  // of its ring; 0 where no layer passes through it
   bool head = true;                        // holds the head's matrix; else that passes in tiles
 
   bool streams() const { return attention_slots > 0; }

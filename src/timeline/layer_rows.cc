@@ -188,7 +188,11 @@ std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
       row.phase = key.second;
       row.rank = rank.rank;
       row.host = rank.host;
-      row.share_of_limit = share_of_limit(row, rank.usage);
+      const std::vector<std::int64_t>& on_cpu = rank.usage.cpu_layers;
+      const bool by_cpu = std::find(on_cpu.begin(), on_cpu.end(), row.layer) != on_cpu.end();
+      row.device = by_cpu || rank.usage.device.empty() ? "cpu" : "cuda";
+      // The limits are those of the device that computes the other layers.
+      if (!by_cpu) row.share_of_limit = share_of_limit(row, rank.usage);
     }
   }
   std::sort(rows.begin(), rows.end(), [](const LayerRow& a, const LayerRow& b) {

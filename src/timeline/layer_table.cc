@@ -30,15 +30,23 @@ std::string header(const char* first) {
       "GFLOP/s", "limit");
 }
 
-std::string line(const std::string& first, const LayerRow& row) {
+std::string line(const std::string& first, const LayerRow& row, const std::string& device = {}) {
   const std::string limit =
       row.share_of_limit ? fmt::format("{:.0f} %", *row.share_of_limit * 100) : "-";
   return fmt::format(
       "{:>6} {:>4}  {:<12} {:<7} {:>9.3f} {:>9.3f} {:>9.3f} {:>8.3f} {:>8.3f} {:>7} {:>7.2f} "
-      "{:>8.2f} {:>6}\n",
+      "{:>8.2f} {:>6}{}\n",
       first, row.rank, short_host(row.host), phase_name(row.phase), row.ms, row.attention_ms,
       row.mlp_ms, row.wait_ms, row.read_ms, format_bytes(row.bytes), row.gb_per_s(),
-      row.gflop_per_s(), limit);
+      row.gflop_per_s(), limit, device);
+}
+
+// Who computed what is worth its place where a rank has two devices.
+bool has_two_devices(const std::vector<LayerRow>& rows) {
+  std::map<int, std::string> devices;
+  return std::any_of(rows.begin(), rows.end(), [&](const LayerRow& row) {
+    return devices.try_emplace(row.rank, row.device).first->second != row.device;
+  });
 }
 
 // The layers of one rank and phase added up; a sum of medians, which is what the rows show.
@@ -115,9 +123,10 @@ std::string format_layer_table(const std::vector<LayerRow>& rows) {
   // Two headers, a note about rows left out and one about ranks left out.
   const std::size_t row_lines = std::min(rows.size(), kMaxLines - total_lines - 4);
 
+  const bool two = has_two_devices(rows);
   std::string table = header("layer");
   for (const std::size_t i : choose_rows(rows, row_lines))
-    table += line(std::to_string(rows[i].layer), rows[i]);
+    table += line(std::to_string(rows[i].layer), rows[i], two ? "  " + rows[i].device : "");
   if (row_lines < rows.size())
     table +=
         fmt::format("({} of {} rows; --report DIR writes all of them)\n", row_lines, rows.size());

@@ -30,6 +30,7 @@ void for_each_column(const LayerRow& row, Visitor&& visit) {
   visit("gb_per_s", row.gb_per_s());
   visit("gflop_per_s", row.gflop_per_s());
   visit("share_of_limit", row.share_of_limit);
+  visit("device", row.device);
 }
 
 using OrderedJson = nlohmann::ordered_json;

@@ -17,6 +17,7 @@ struct RankUsage {
   std::string layers;  // "0:5", "0:2,8:10"
   std::string isa;
   std::string device;  // the GPU that computes (Backend::device_label); empty: the processor does
+  std::vector<std::int64_t> cpu_layers = {};  // beside a GPU: those that the processor computes
   std::string inputs;  // what products multiply weights with: "f32", "f16", "bf16", "int8"
   std::int64_t threads = 0;
   std::int64_t weights_bytes = 0;  // held for the run, in the host's memory
@@ -31,8 +32,9 @@ struct RankUsage {
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(layers, isa, device, inputs, threads, weights_bytes, kv_bytes, device_weights_bytes,
-            device_kv_bytes, peak_bytes, memory_bytes_per_s, flops_per_s, disk_bytes_per_s);
+    archive(layers, isa, device, cpu_layers, inputs, threads, weights_bytes, kv_bytes,
+            device_weights_bytes, device_kv_bytes, peak_bytes, memory_bytes_per_s, flops_per_s,
+            disk_bytes_per_s);
   }
 };
 

@@ -93,6 +93,9 @@ class Record {
                      fmt::format("expected {} fields, found {}", names.size(), fields_.size()));
   }
 
+  bool has(std::string_view name) const {
+    return std::find(names_.begin(), names_.end(), name) != names_.end();
+  }
   const std::string& text(std::string_view name) const {
     const auto at = std::find(names_.begin(), names_.end(), name);
     STAGECOACH_CHECK(at != names_.end());
@@ -149,6 +152,7 @@ LayerRow row_of(const Record& record) {
   record.amount("gb_per_s");
   record.amount("gflop_per_s");
   if (!record.text("share_of_limit").empty()) row.share_of_limit = record.amount("share_of_limit");
+  if (record.has("device")) row.device = record.text("device");
   return row;
 }
 
@@ -156,7 +160,9 @@ LayerRow row_of(const Record& record) {
 
 std::vector<LayerRow> parse_layers_csv(std::string_view text, const std::string& source) {
   const std::string header = layers_csv({});
-  if (text.substr(0, header.size()) != header)
+  // Earlier versions did not name the device.
+  const std::string earlier = header.substr(0, header.rfind(',')) + "\n";
+  if (!text.starts_with(header) && !text.starts_with(earlier))
     throw bad_line(source, 1,
                    fmt::format("expected the columns {}, found {}: another version wrote it",
                                header.substr(0, header.size() - 1),

@@ -301,6 +301,158 @@ class CudaReports(DeepStore):
 
 
 @SIMULATED
+class CudaCpuLayers(DeepStore):
+    """Some layers on the processor beside the GPU."""
+
+    def on_processor(self, process):
+        found = re.search(r"(\d+) computed by the processor", process.stderr)
+        return int(found[1]) if found else 0
+
+    def test_the_text_of_the_cpu_whatever_the_number(self):
+        for count in (0, 1, 3, 7):
+            process = self.generates("--cpu-layers", count)
+            self.assertEqual(self.on_processor(process), count)
+            self.assertEqual(on_device(process), (7 - count, 7, False))
+            split = [w for w in warnings(process) if "layers are computed on cuda and cpu (sm_86x8 and " in w]
+            self.assertEqual(len(split), 1 if count else 0, process.stderr)
+
+    def test_several_prompts_in_turn(self):
+        # More prompts than places: sequences end on both sides, and their pages are used again.
+        prompts = self.folder / "prompts"
+        prompts.write_text("And\nThe\nIn the\nGod\n")
+        flags = ("--prompts", prompts, "--greedy", "--max-new-tokens", 3, "--max-sequences", 2, *REFERENCE, "--json")
+        alone = [r["ids"] for r in json_lines(self.on_cpu("generate", *flags))]
+        process = self.succeeds(self.run_simulated("generate", *flags, "--cpu-layers", 3))
+        self.assertEqual([r["ids"] for r in json_lines(process)], alone)
+
+    def test_a_prompt_of_many_rows(self):
+        text = "In the beginning God created the heaven and the earth and the earth was without form"
+        flags = ("--prompt", text, "--greedy", "--max-new-tokens", 1, "--json", "--micro-batch", 24, *REFERENCE)
+        (expected,) = json_lines(self.on_cpu("generate", *flags))
+        (found,) = json_lines(self.succeeds(self.run_simulated("generate", *flags, "--cpu-layers", 4)))
+        self.assertEqual(found["ids"], expected["ids"])
+
+    def test_from_disk_on_the_device_and_on_the_processor(self):
+        """Layers that stream from disk, that stay on the device, and that the processor computes, in one job."""
+        layer = 4 * 12 * 128 * 128
+        device = self.least("--device-memory", self.generate_deep("--cpu-layers", 4, "--device-memory", "1MB")) + 6 * layer
+        flags = ("--cpu-layers", 4, "--device-memory", device)
+        host = self.least("--memory", self.generate_deep(*flags, "--memory", "1MB"))
+        report = self.folder / "report"
+        for seed in (1, 2):
+            process = self.succeeds(self.generate_deep(*flags, "--memory", host, "--report", report, seed=seed))
+            self.assertEqual(json_lines(process)[0]["ids"], self.expected)
+        self.assertEqual(self.on_processor(process), 4)
+        held, layers, streams = on_device(process)
+        self.assertIn(held, range(1, 12))
+        self.assertEqual((layers, streams), (LAYERS, True))
+        self.assertRegex(process.stderr, r"layers in memory, [1-9].* a pass from disk")
+        with open(report / "layers.csv", newline="") as file:
+            devices = {int(row["layer"]): row["device"] for row in csv.DictReader(file)}
+        by_cpu = sorted(layer for layer, device in devices.items() if device == "cpu")
+        # Spread over those that pass through the device, so that copies go on meanwhile.
+        self.assertEqual(by_cpu, [5, 11, 17, 23])
+        self.assertEqual(set(devices.values()), {"cpu", "cuda"})
+        copied = {event["name"] for event in json.loads((report / "trace.json").read_text())["traceEvents"]
+                  if event["ph"] == "X" and event["name"].startswith("copy ")}
+        self.assertFalse(copied & {f"copy {layer}" for layer in by_cpu})
+        self.assertIn("sm_86x8 and ", json.loads((report / "run.json").read_text())["ranks"][0]["isa"])
+
+    def test_timings_name_the_device(self):
+        process = self.succeeds(self.run_simulated("time", "--tokens", 4, "--repeat", 1, "--warmup", 0, "--json", "--cpu-layers", 2))
+        rows = [row for row in json_lines(process) if "layer" in row]
+        self.assertEqual({(row["layer"], row["device"]) for row in rows},
+                         {(layer, "cpu" if layer >= 5 else "cuda") for layer in range(7)})
+
+    def test_a_score_goes_on_with_the_same_split_only(self):
+        ids = ("--ids", self.shared / "ids", "--json", *REFERENCE)
+        (expected,) = json_lines(self.on_cpu("score", *ids))
+        checkpoint = self.folder / "checkpoint"
+        flags = (*ids, "--cpu-layers", 3, "--rounds", 7, "--checkpoint", checkpoint)
+        (first,) = json_lines(self.succeeds(self.run_simulated("score", *flags)))
+        for here, there in zip(first["logprobs"][1:], expected["logprobs"][1:], strict=True):
+            self.assertAlmostEqual(here, there, delta=1e-4)
+        # As if it had ended before the last layers.
+        kept = sorted(checkpoint.rglob("*.hidden"))
+        self.assertGreater(len(kept), 4)
+        for file in kept[4:]:
+            file.unlink()
+        again = self.succeeds(self.run_simulated("score", *flags))
+        self.assertRegex(again.stderr, r"going on after [1-6] of 7 layers")
+        self.assertEqual(json_lines(again)[0]["logprobs"], first["logprobs"])
+        self.fails(self.run_simulated("score", *ids, "--cpu-layers", 2, "--rounds", 7, "--checkpoint", checkpoint), 3,
+                   "instruction set", str(checkpoint))
+
+    def test_a_generation_goes_on_from_its_passes(self):
+        checkpoint = self.folder / "checkpoint"
+        flags = ("--cpu-layers", 3, "--rounds", 7, "--checkpoint", checkpoint)
+        self.generates(*flags)
+        kept = sorted(checkpoint.rglob("*.kv"))
+        self.assertEqual(len(kept), 7)
+        kept[-1].unlink()
+        self.generates(*flags)
+
+    def test_what_cannot_be(self):
+        self.fails(self.run_simulated("generate", *self.words(), "--cpu-layers", 8), 2, "--cpu-layers 8: expected at most 7, for layers 0:7")
+        self.fails(self.run_simulated("generate", *self.words(), "--cpu-layers", 1, "--device", "cpu"), 2,
+                   "--cpu-layers 1 needs a GPU", "try: --device cuda")
+        for count in ("-1", "x", "1.5", ""):
+            self.fails(self.run_simulated("generate", *self.words(), "--cpu-layers", count), 2, "--cpu-layers",
+                       f"'{count}' is no number of layers: expected 0 or more, or auto")
+        self.succeeds(self.run_simulated("generate", *self.words(1), "--cpu-layers", 0, "--device", "cpu"))
+
+    def test_budgets_are_as_large_as_is_said(self):
+        refused = self.run_simulated("generate", *self.words(), "--cpu-layers", 7, "--device-memory", "1MB")
+        device = self.least("--device-memory", refused)
+        self.assertLess(device, self.least_device_memory())
+        self.generates("--cpu-layers", 7, "--device-memory", device, memory=device)
+        flags = ("--cpu-layers", 5, "--device-memory", self.least_device_memory())
+        host = self.least("--memory", self.run_simulated("generate", *self.words(), *flags, "--memory", "1MB"))
+        self.generates(*flags, "--memory", host)
+        self.fails(self.run_simulated("generate", *self.words(), *flags, "--memory", host - 16 * MB), 4, "cannot hold layers 0:7")
+
+    def test_as_many_as_make_the_job_shorter(self):
+        cache = self.folder / "cache"
+        environment = {"STAGECOACH_CACHE": str(cache)}
+        tight = ("--device-memory", self.least_device_memory() + MB)
+        self.assertEqual(self.on_processor(self.generates(*tight, environment=environment)), 0, "nothing is known of this machine")
+        self.succeeds(run("probe", "--quick", environment=environment))
+        limits = json.loads((cache / "limits.json").read_text())
+
+        def chosen(gigabytes, *flags):
+            limits["memory_bytes_per_second"] = {"one_thread": gigabytes * 1e9, "all_threads": gigabytes * 1e9}
+            for name in ("f32", "bf16", "int8"):
+                limits[f"{name}_operations_per_second"] |= {"one_thread": 1e13, "all_threads": 1e13}
+            (cache / "limits.json").write_text(json.dumps(limits))
+            return self.on_processor(self.generates(*flags, environment=environment))
+
+        self.assertEqual(chosen(0.1, *tight), 0)
+        passing = 7 - on_device(self.generates(*tight))[0]
+        self.assertEqual(chosen(1000, *tight), passing)
+        self.assertEqual(chosen(1000), 0, "all layers are on the device")
+        self.assertEqual(chosen(1000, *tight, "--cpu-layers", 1), 1)
+        # A checkpoint of passes fits one split only, and memory may be another when it is read.
+        self.assertEqual(chosen(1000, *tight, "--checkpoint", self.folder / "kept"), 0)
+
+    def test_heads_that_attention_on_a_gpu_does_not_take(self):
+        (self.folder / "config.json").write_text(json.dumps(DEEP | {"n_embd": 512, "n_head": 1, "n_layer": 2}))
+        store = self.folder / "wide"
+        self.succeeds(run("create", self.folder / "config.json", store, "--weights", "f32", "--seed", 3, "--quiet"))
+        words = "the model's heads have 512 dimensions: attention on a GPU takes 256 at most"
+        self.fails(self.run_simulated("generate", *self.tokens(), store=store), 4, words, "try: --device cpu")
+        process = self.succeeds(self.run_simulated("generate", *self.tokens(), "--device", "auto", store=store,
+                                                   environment=CudaAuto.DRIVER))
+        (warning,) = warnings(process)
+        self.assertIn(f"computing on the CPU: {words}", warning)
+        cluster = self.folder / "cluster.toml"
+        cluster.write_text('[nodes.pc]\nmemory = "2GB"\ndevice_memory = "2GB"\ndevice_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\n'
+                           "bus_gb_per_s = 12.0\nmemory_gb_per_s = 30\nf32_gflop_per_s = 200\nbf16_gflop_per_s = 200\n"
+                           "int8_gop_per_s = 400\ndisk_gb_per_s = 1\n")
+        self.fails(run("plan", "--store", store, "--cluster", cluster, "--tokens", 8, "--new-tokens", 8), 4,
+                   "heads of 256 dimensions at most: the model's have 512", "leave device_memory out of nodes.pc")
+
+
+@SIMULATED
 @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
 class CudaRanks(Cuda):
     def contexts(self, *flags_of_ranks, **settings):
@@ -331,6 +483,21 @@ class CudaRanks(Cuda):
         least = self.least("--device-memory", refused)
         for flags in ((), ("--rounds", 2)):
             self.assertTrue(on_device(self.generates("--device-memory", least, *flags, ranks=2, devices=2))[2])
+
+    def test_layers_of_the_processor_on_several_ranks(self):
+        for flags in ((), ("--rounds", 2), ("--windows", "0:1,1:7")):
+            count = 1 if "0:1,1:7" in flags else 2
+            process = self.generates("--cpu-layers", count, *flags, ranks=2, devices=2)
+            (warning,) = warnings(process)
+            self.assertRegex(warning, r"rank 0 on \S+: computes on cuda and cpu \(sm_86x8 and .*results depend on how layers are split")
+        self.fails(self.run_simulated("generate", *self.words(), "--cpu-layers", 2, "--windows", "0:1,1:7", ranks=2, devices=2), 2,
+                   "--cpu-layers 2: expected at most 1, for layers 0:1")
+
+    def test_layers_of_the_processor_that_stream_beside_others(self):
+        refused = self.run_simulated("generate", *self.words(), "--cpu-layers", 1, "--device-memory", "1MB", ranks=2, devices=2)
+        least = self.least("--device-memory", refused)
+        for flags in ((), ("--rounds", 2)):
+            self.assertTrue(on_device(self.generates("--cpu-layers", 1, "--device-memory", least, *flags, ranks=2, devices=2))[2])
 
     def test_more_ranks_than_devices(self):
         self.generates(ranks=2, devices=1)
@@ -519,6 +686,19 @@ class CudaAuto(Cuda):
     def test_no_device_or_one_that_is_too_old_is_one_warning(self):
         self.falls_back("this PC has an NVIDIA driver, and no GPU that CUDA can use", devices=0)
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
+
+    def test_a_device_that_is_too_small_is_one_warning(self):
+        process = self.chooses("--device", "auto", "--device-memory", "1MB", environment=self.DRIVER)
+        self.assertNotIn("on the device", process.stderr)
+        (warning,) = warnings(process)
+        self.assertIn("computing on the CPU: 1.00 MB of device memory cannot hold layers 0:7", warning)
+        # Who wants layers beside a GPU wants the GPU.
+        self.fails(self.run_simulated("generate", *self.words(), "--device", "auto", "--device-memory", "1MB", "--cpu-layers", 1,
+                                      environment=self.DRIVER), 4, "1.00 MB of device memory cannot hold")
+
+    @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
+    def test_ranks_of_one_host_warn_once(self):
+        self.falls_back(TOO_OLD, driver=11080, ranks=3)
 
     def test_the_cpu_in_silence(self):
         silent = [("--device", "cpu", SIMULATED_DRIVER), ("--device", "auto", SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]

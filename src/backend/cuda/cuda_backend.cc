@@ -256,6 +256,7 @@ void CudaBackend::gather_rows(const TensorView& table, std::span<const std::int3
 }
 
 void CudaBackend::attention(const AttentionArgs& args) {
+  static_assert(kLargestDeviceHead == kLargestHeadDim);
   STAGECOACH_CHECK(args.head_dim <= kLargestHeadDim);
   run("attention", [&] {
     const DeviceSpans sent = spans_.part(args.spans, args.num_spans);

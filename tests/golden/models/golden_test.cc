@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "checkpoint/import.h"
 #include "checkpoint/safetensors/safetensors.h"
@@ -50,6 +51,9 @@ class Golden : public testing::TestWithParam<std::string> {
     return all;
   }
 
+  void expect_logits(const PipelineShape& shape) const;
+  void expect_greedy_ids(const PipelineShape& shape) const;
+
   TemporaryFolder folder_;
   std::optional<LayerStore> store_;
   Json expected_;
@@ -57,8 +61,8 @@ class Golden : public testing::TestWithParam<std::string> {
   std::vector<std::vector<std::int32_t>> prompts_;
 };
 
-TEST_P(Golden, LogitsAreWithinToleranceOfTransformers) {
-  const auto outputs = run_pipeline(*store_, {}, requests(1, true));
+void Golden::expect_logits(const PipelineShape& shape) const {
+  const auto outputs = run_pipeline(*store_, shape, requests(1, true));
   const std::size_t n = prompts_.size();
   const auto vocab = static_cast<std::size_t>(store_->manifest().spec.vocab_size);
   for (std::size_t i = 0; i < n; ++i) {
@@ -75,12 +79,46 @@ TEST_P(Golden, LogitsAreWithinToleranceOfTransformers) {
   }
 }
 
-TEST_P(Golden, GreedyIdsAreTransformers) {
+void Golden::expect_greedy_ids(const PipelineShape& shape) const {
   const auto outputs = run_pipeline(
-      *store_, {}, requests(static_cast<std::int64_t>(expected_["greedy"][0].size()), false));
+      *store_, shape, requests(static_cast<std::int64_t>(expected_["greedy"][0].size()), false));
   for (std::size_t i = 0; i < prompts_.size(); ++i)
     EXPECT_EQ(outputs[i].drawn, expected_["greedy"][i].get<std::vector<std::int32_t>>())
         << "prompt " << i;
+}
+
+TEST_P(Golden, LogitsAreWithinToleranceOfTransformers) {
+  expect_logits({});
+}
+
+TEST_P(Golden, GreedyIdsAreTransformers) {
+  expect_greedy_ids({});
+}
+
+// Layers of a processor beside those of a device, in every order; with all on the device, or
+// passing through it from memory and disk; in rounds and passes.
+TEST_P(Golden, LayersOfTheProcessorBesideADeviceAreTransformers) {
+  if (test_device() == "cpu") GTEST_SKIP() << "needs a device beside the processor";
+  const std::int64_t last = store_->manifest().spec.num_hidden_layers - 1;
+  const std::set<std::int64_t> ends{0, last}, inner{1, 2}, odd{1, 3};
+  for (const PipelineShape& shape :
+       std::vector<PipelineShape>{{.micro_batch = 40, .cpu_layers = ends},
+                                  {.ranks = 2, .rounds = 2, .micro_batch = 40, .cpu_layers = inner},
+                                  {.micro_batch = 40, .streamed_layers = 99, .cpu_layers = odd},
+                                  {.ranks = 2,
+                                  .micro_batch = 30,
+                                  .streamed_layers = 99,
+                                  .pass_tokens = 50,
+                                  .cpu_layers = ends},
+                                  {.ranks = 2,
+                                  .rounds = 2,
+                                  .micro_batch = 40,
+                                  .streamed_layers = 1,
+                                  .cpu_layers = {1, last}}}) {
+    SCOPED_TRACE(shape.name());
+    expect_logits(shape);
+    expect_greedy_ids(shape);
+  }
 }
 
 TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
@@ -95,7 +133,7 @@ TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
       *backend, timeline);
   StageRunner runner(spec, *backend, weights.source(), timeline,
                      {.max_rows = 64, .kv_type = KvType::kF32});
-  runner.kv().add_layers(0, spec.num_hidden_layers);
+  runner.add_layers(0, spec.num_hidden_layers);
   const std::vector<TokenRun> runs{
       {.sequence = 0, .position = 0, .ids = prompt, .targets = {}, .sample = false}};
   const std::size_t size = prompt.size() * static_cast<std::size_t>(spec.hidden_size);

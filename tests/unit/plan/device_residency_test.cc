@@ -77,5 +77,76 @@ TEST(DeviceResidency, AHeadOnTheDeviceIsNotTheHostsToo) {
   EXPECT_FALSE(plan_host(beside_device(request, *device)));
 }
 
+// The last layers of windows, as evenly as can be, and in the host's memory beside what is there.
+TEST(DeviceSplit, LayersOfTheProcessor) {
+  ResidencyRequest request = slice(8);
+  request.windows = {3, 1, 4};
+  request.memory = 60 + 70 + 4 * kLayer;
+  const auto split = plan_split(request, 4 * kLayer + 60 + 40 + 510, 4);
+  ASSERT_TRUE(split);
+  EXPECT_EQ(split->on_cpu, (std::vector<bool>{false, false, true, true, false, false, true, true}));
+  EXPECT_EQ(split->cpu_layers(), 4);
+  EXPECT_EQ(split->crossings, 6);
+  EXPECT_EQ(split->device.pinned, std::vector<bool>(4, true));
+  EXPECT_EQ(split->device.streamed, 0);
+  EXPECT_TRUE(split->host.pinned.empty());
+  EXPECT_EQ(split->host_memory, request.memory);
+  request.memory -= 1;
+  EXPECT_FALSE(plan_split(request, 4 * kLayer + 60 + 40 + 510, 4));
+}
+
+// Copies go on while the processor computes.
+TEST(DeviceSplit, BetweenLayersThatPassThroughTheDevice) {
+  ResidencyRequest request = slice(8);
+  request.windows = {6, 2};
+  request.memory = 570 + 580 + 8 * kLayer;
+  const auto split = plan_split(request, smallest_device_memory(request), 4);
+  ASSERT_TRUE(split);
+  EXPECT_GT(split->device.streamed, 0);
+  EXPECT_EQ(split->on_cpu, (std::vector<bool>{false, true, false, true, false, true, false, true}));
+  EXPECT_EQ(split->crossings, 8);
+}
+
+TEST(DeviceSplit, AllLayersOrNone) {
+  ResidencyRequest request = slice(8);
+  request.memory = 570 + 580 + 8 * kLayer;
+  const auto all = plan_split(request, 60 + 40 + 510, 8);
+  ASSERT_TRUE(all);
+  EXPECT_EQ(all->cpu_layers(), 8);
+  EXPECT_TRUE(all->device.pinned.empty());
+  EXPECT_EQ(all->device.attention_slots, 0);
+  EXPECT_TRUE(all->device.head_in_memory);
+  const std::int64_t least = smallest_device_memory(beside_processor(request, 8));
+  EXPECT_EQ(least, 60 + 40 + 70);
+  EXPECT_TRUE(plan_split(request, least, 8));
+  EXPECT_FALSE(plan_split(request, least - 1, 8));
+  const auto none = plan_split(request, 3000, 0);
+  ASSERT_TRUE(none);
+  EXPECT_EQ(none->cpu_layers(), 0);
+  EXPECT_EQ(none->device.pinned, plan_device(request, 3000)->pinned);
+}
+
+// Whatever there is of both memories: every layer is in one place, and nobody has more than there
+// is.
+TEST(DeviceSplit, EveryLayerIsSomewhere) {
+  for (std::int64_t device_memory = 100; device_memory < 3000; device_memory += 170)
+    for (std::int64_t memory = 100; memory < 3600; memory += 170)
+      for (std::int64_t cpu_layers = 0; cpu_layers <= 8; ++cpu_layers) {
+        ResidencyRequest request = slice(8);
+        request.windows = {3, 5};
+        request.memory = memory;
+        const auto split = plan_split(request, device_memory, cpu_layers);
+        if (!split) continue;
+        EXPECT_EQ(split->on_cpu.size(), 8u);
+        EXPECT_EQ(split->cpu_layers(), cpu_layers);
+        EXPECT_EQ(static_cast<std::int64_t>(split->device.pinned.size()), 8 - cpu_layers);
+        EXPECT_EQ(split->host.pinned.size(),
+                  split->device.pinned.size() - static_cast<std::size_t>(held(split->device)));
+        EXPECT_LE(split->device.memory, device_memory);
+        EXPECT_LE(split->host_memory, memory);
+        EXPECT_GE(split->host_memory, cpu_layers * kLayer);
+      }
+}
+
 }  // namespace
 }  // namespace stagecoach

@@ -249,6 +249,7 @@ TEST(Planner, GpusTakeTheLayersThatTheyHold) {
   gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
   PlanQuestion question = question_of(spec, cluster);
   question.other_device_memory = [](const RankShape&) { return kOther; };
+  question.cpu_layers = 0;
   const ClusterPlan plan = plan_cluster(question);
   expect_sound(question, plan);
   ASSERT_EQ(plan.hosts.size(), 2u);
@@ -256,6 +257,7 @@ TEST(Planner, GpusTakeTheLayersThatTheyHold) {
   EXPECT_FALSE(plan.hosts[0].device.has_value());
   ASSERT_TRUE(plan.hosts[1].device.has_value());
   EXPECT_EQ(plan.hosts[1].layers_on_device(), 10);
+  EXPECT_EQ(plan.hosts[1].layers_on_cpu(), 0);
   EXPECT_LE(plan.hosts[1].device_memory, gpu.device_memory);
   EXPECT_EQ(plan.hosts[1].bus_seconds, 0);
   // Ten times the bandwidth: its layers cost a step little.
@@ -270,12 +272,50 @@ TEST(Planner, AGpuThatHoldsLittleIsBoundByItsBus) {
   gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
   PlanQuestion question = question_of(spec, cluster);
   question.other_device_memory = [](const RankShape&) { return kOther; };
+  question.cpu_layers = 0;
   const ClusterPlan plan = plan_cluster(question);
   EXPECT_TRUE(plan.in_passes);
   EXPECT_EQ(plan.bound, Bound::kBus);
   EXPECT_GT(plan.hosts[0].device->streamed, 0);
   EXPECT_EQ(plan.hosts[0].residency.streamed, 0);  // all of it is in the host's memory
   EXPECT_NEAR(plan.step_seconds, plan.hosts[0].bus_seconds, 0.05 * plan.step_seconds);
+}
+
+// What does not fit on a GPU is read from the host's memory faster than it is copied: in decode.
+TEST(Planner, TheProcessorComputesWhatItsGpuDoesNotHold) {
+  const ModelSpec spec = spec_of(24);
+  ClusterSpec cluster = cluster_of(1, 100 * kLayer);
+  HostSpec& gpu = cluster.hosts[0];
+  gpu.device_memory = kOther + 2 * kEnd + 4 * kLayer;
+  gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
+  gpu.rates.memory = 50e9;
+  PlanQuestion question = question_of(spec, cluster);
+  question.other_device_memory = [](const RankShape&) { return kOther; };
+  question.prompt_tokens = 8;
+  const ClusterPlan split = plan_cluster(question);
+  expect_sound(question, split);
+  EXPECT_GT(split.hosts[0].layers_on_cpu(), 15);
+  EXPECT_EQ(split.hosts[0].layers_on_cpu() + split.hosts[0].layers_on_device() +
+                std::count(split.hosts[0].residency.pinned.begin(),
+                           split.hosts[0].residency.pinned.end(), true),
+            24);
+  question.cpu_layers = 0;
+  const ClusterPlan alone = plan_cluster(question);
+  EXPECT_LT(split.step_seconds, 0.4 * alone.step_seconds);
+  // A prompt of many rows is the GPU's, and the job has little else.
+  question.cpu_layers.reset();
+  question.prompt_tokens = 2000;
+  question.new_tokens = 1;
+  const ClusterPlan prefill = plan_cluster(question);
+  EXPECT_EQ(prefill.hosts[0].layers_on_cpu(), 0);
+  EXPECT_TRUE(prefill.in_passes);
+  // As many as the user says, in memory or in passes.
+  for (const std::int64_t layers : {3, 20, 24}) {
+    question.cpu_layers = layers;
+    const ClusterPlan told = plan_cluster(question);
+    EXPECT_EQ(told.hosts[0].layers_on_cpu(), layers);
+    EXPECT_EQ(told.in_passes, layers < 20);
+  }
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ class SimulatorTest : public ::testing::Test {
     return question;
   }
 
-  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, 1, 1, 1).seconds; }
+  double layer_seconds() const { return CostModel(ask(1, kLayer)).layer(0, {}).seconds; }
 
   ModelSpec spec_;
 };
@@ -132,6 +132,27 @@ TEST_F(SimulatorTest, StopsWhenInterrupted) {
   const PlanQuestion question = ask(1, 40 * kLayer);
   const ClusterPlan plan = plan_cluster(question);
   EXPECT_THROW(simulate(question, plan, [] { return true; }), Error);
+}
+
+// GPUs that hold some layers, and processors that compute none, some or all of the others.
+TEST_F(SimulatorTest, AgreesWithThePlannerWhereProcessorsHelpGpus) {
+  for (const int hosts : {1, 2, 3})
+    for (const std::int64_t device : {3, 6, 12})
+      for (const std::int64_t cpu_layers : {-1, 0, 2, 5}) {
+        SCOPED_TRACE(std::to_string(hosts) + " hosts, " + std::to_string(device) +
+                     " layers of a GPU, " + std::to_string(cpu_layers) + " on the processor");
+        PlanQuestion question = ask(hosts, 40 * kLayer);
+        for (HostSpec& host : question.cluster.hosts) {
+          host.device_memory = device * kLayer;
+          host.device = {.memory = 500e9, .halves = 50e12, .bus = 12e9};
+        }
+        question.other_device_memory = [](const RankShape&) { return 0; };
+        if (cpu_layers >= 0) question.cpu_layers = cpu_layers;
+        const ClusterPlan plan = plan_cluster(question);
+        const Simulation simulation = simulate(question, plan);
+        EXPECT_NEAR(plan.step_seconds / simulation.step_seconds, 1, 0.25);
+        EXPECT_LE(plan.time_to_first_token, 1.1 * simulation.time_to_first_token);
+      }
 }
 
 }  // namespace

@@ -47,8 +47,9 @@ TEST(LayersCsv, ReadsBackWhatItWrote) {
 
 TEST(LayersCsv, IsRefusedByLine) {
   const std::string header = layers_csv({});
-  const std::string good = "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,\n";
+  const std::string good = "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,,cpu\n";
   EXPECT_EQ(parse_layers_csv(header + good, "f").size(), 1u);
+  EXPECT_EQ(parse_layers_csv(header + good, "f")[0].device, "cpu");
   const auto refuses = [&](const std::string& text, const std::string& where, const char* word) {
     try {
       parse_layers_csv(text, "f");
@@ -63,14 +64,25 @@ TEST(LayersCsv, IsRefusedByLine) {
   refuses("layer,rank\n", "f:1: ", "another version");
   refuses(header.substr(0, header.size() - 1) + ",more\n" + good, "f:1: ", "more");
   refuses(header + good + good.substr(0, 20), "f:3: ", "cut off");
-  refuses(header + good.substr(0, 20) + "\n", "f:2: ", "13 fields");
+  refuses(header + good.substr(0, 20) + "\n", "f:2: ", "14 fields");
   for (const char* bad : {"x", "-1", "nan", "inf", "1 ", "", "1e999"})
-    refuses(header + "0,0,pc,decode," + bad + ",0,0,1,10,20,0.1,0.2,\n", "f:2: ", "ms: expected");
+    refuses(header + "0,0,pc,decode," + bad + ",0,0,1,10,20,0.1,0.2,,cpu\n",
+            "f:2: ", "ms: expected");
   refuses(header + "0.5" + good.substr(1), "f:2: ", "layer");
   refuses(header + "0,0,pc,dream" + good.substr(13), "f:2: ", "prefill or decode");
-  refuses(header + "0,0,\"a\nb\",decode,1,0,0,1,10,20,0.1,0.2,\n" + "oops\n", "f:4: ", "fields");
+  refuses(header + "0,0,\"a\nb\",decode,1,0,0,1,10,20,0.1,0.2,,cpu\n" + "oops\n",
+          "f:4: ", "fields");
   refuses(header + "0,0,\"a", "f:2: ", "no end");
-  refuses(header + "0,0,\"a\"b,decode,1,0,0,1,10,20,0.1,0.2,\n", "f:2: ", "comma");
+  refuses(header + "0,0,\"a\"b,decode,1,0,0,1,10,20,0.1,0.2,,cpu\n", "f:2: ", "comma");
+}
+
+TEST(LayersCsv, OfEarlierVersionsHasNoDevice) {
+  const std::string header = layers_csv({});
+  const std::string earlier = header.substr(0, header.rfind(',')) + "\n";
+  const auto rows = parse_layers_csv(earlier + "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,0.5\n", "f");
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].share_of_limit, 0.5);
+  EXPECT_EQ(rows[0].device, "");
 }
 
 TEST(Comparison, SaysWhereTheDifferenceIs) {

@@ -288,5 +288,22 @@ TEST(MedianPass, SumsRanksAndMicroBatchesThenTakesTheMedian) {
   EXPECT_EQ(median_pass_ms({a.get()}, kEmbedding, Phase::kDecode), 0);
 }
 
+TEST(LayerRows, NameTheDeviceThatComputed) {
+  RankTimeline timeline;
+  for (const std::int32_t layer : {3, 4})
+    timeline.spans.push_back({.kind = SpanKind::kMlp,
+                              .phase = Phase::kDecode,
+                              .layer = layer,
+                              .tokens = 1,
+                              .begin_ns = 10 * layer,
+                              .end_ns = 10 * layer + 5});
+  timeline.usage.device = "cuda";
+  timeline.usage.cpu_layers = {4};
+  const std::vector<LayerRow> rows = layer_rows({timeline});
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].device, "cuda");
+  EXPECT_EQ(rows[1].device, "cpu");
+}
+
 }  // namespace
 }  // namespace stagecoach

@@ -63,6 +63,18 @@ TEST(LayerTable, ShowsAllLayersOfAShortModel) {
   EXPECT_NE(lines[11].find("pc-1"), std::string::npos);
 }
 
+// Ranks with devices of one kind each say so elsewhere.
+TEST(LayerTable, NamesTheDeviceWhereARankHasTwo) {
+  std::vector<LayerRow> rows{make_row(0, 0, 1), make_row(1, 0, 1), make_row(2, 1, 1)};
+  rows[0].device = rows[1].device = "cuda";
+  rows[2].device = "cpu";
+  EXPECT_EQ(format_layer_table(rows).find("cuda"), std::string::npos);
+  rows[1].device = "cpu";
+  const std::vector<std::string> lines = lines_of(format_layer_table(rows));
+  EXPECT_TRUE(lines[1].ends_with("  cuda"));
+  EXPECT_TRUE(lines[2].ends_with("  cpu"));
+}
+
 TEST(LayerTable, TotalsWeighTheSharesByComputeTime) {
   std::vector<LayerRow> rows{make_row(0, 0, 1), make_row(1, 0, 1)};
   rows[0].compute_ms = 1;
@@ -97,16 +109,17 @@ TEST(LayerTable, NothingToShow) {
 TEST(LayersCsv, HasTheDocumentedColumns) {
   EXPECT_EQ(layers_csv({}),
             "layer,rank,host,phase,ms,read_ms,wait_ms,compute_ms,bytes,flops,gb_per_s,gflop_per_s,"
-            "share_of_limit\n");
+            "share_of_limit,device\n");
 }
 
 TEST(LayersCsv, FloatsReadBackExactly) {
   LayerRow row = make_row(7, 2, 0.1 + 0.2);
   row.share_of_limit = 1.0 / 3;
+  row.device = "cuda";
   std::vector<std::string> fields;
   std::istringstream line(lines_of(layers_csv({row})).at(1));
   for (std::string field; std::getline(line, field, ',');) fields.push_back(field);
-  ASSERT_EQ(fields.size(), 13u);
+  ASSERT_EQ(fields.size(), 14u);
   EXPECT_EQ(fields[0], "7");
   EXPECT_EQ(fields[1], "2");
   EXPECT_EQ(fields[2], "pc-2");
@@ -117,6 +130,7 @@ TEST(LayersCsv, FloatsReadBackExactly) {
   EXPECT_EQ(std::stod(fields[10]), row.gb_per_s());
   EXPECT_EQ(std::stod(fields[11]), row.gflop_per_s());
   EXPECT_EQ(std::stod(fields[12]), *row.share_of_limit);
+  EXPECT_EQ(fields[13], "cuda");
 }
 
 TEST(LayersCsv, QuotesHostsAndLeavesAnUnknownShareEmpty) {
