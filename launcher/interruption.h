@@ -14,10 +14,8 @@ using Interrupted = std::function<bool()>;
 // kInterrupted.
 void throw_if_interrupted(const Interrupted& interrupted);
 
-// Promised from Ctrl-C to the end of a launch, whatever hosts do not answer. Each step of cleaning
-// up has its share, counted from when the interrupt was first seen.
-inline constexpr Seconds kEndedAfter{5};
-
+// Five seconds are promised from Ctrl-C to the end of a launch, whatever hosts do not answer: each
+// step of cleaning up has its share, counted from when the interrupt was first seen.
 class Grace {
  public:
   explicit Grace(Interrupted interrupted);

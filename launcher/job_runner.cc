@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};
-// After Ctrl-C, of kEndedAfter: until hosts are no longer told to end the job, and to forget its
+// After Ctrl-C, of five seconds: until hosts are no longer told to end the job, and to forget its
 // files. What comes behind is the end of ssh.
 constexpr Seconds kToldToEnd{3}, kToldToForget{3.6};
 constexpr const char* kTokens = "tokens/tokens.json";
@@ -307,6 +307,8 @@ JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) {
 }
 
 void JobRunner::end_everywhere(Child& mpirun) {
+  const Interrupted enough = grace_.after(kToldToEnd);
+  enough();  // its time begins here, with mpirun's
   if (!mpirun.poll()) {
     mpirun.signal(SIGTERM);
     mpirun.wait(kEndPatience);
@@ -315,7 +317,7 @@ void JobRunner::end_everywhere(Child& mpirun) {
   const auto end = [&](const Host& host, const std::string& tag) {
     threads.emplace_back([&, tag] {
       try {
-        AgentClient(host.agent, hosts_.key(), host.name(), grace_.after(kToldToEnd)).end(tag);
+        AgentClient(host.agent, hosts_.key(), host.name(), enough).end(tag);
       } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher
       }
     });

@@ -127,7 +127,7 @@ struct SecureChannel::Connection {
   template <typename Start>
   ErrorCode run(Seconds patience, const Start& start) {
     constexpr Clock::duration kLook = std::chrono::milliseconds(100);
-    throw_if_interrupted(interrupted);
+    if (interrupted && interrupted()) stop();
     std::optional<ErrorCode> result;
     start([&result](const ErrorCode& error, const auto&...) { result = error; });
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
@@ -138,13 +138,23 @@ struct SecureChannel::Connection {
       asked_to_stop = !result && interrupted && interrupted();
     }
     if (result) return *result;
+    if (asked_to_stop) stop();
+    close();
+    return asio::error::timed_out;
+  }
+
+  // Whoever is at the other end notices.
+  [[noreturn]] void stop() {
+    close();
+    broken = true;
+    throw Error(ErrorKind::kInterrupted, "interrupted");
+  }
+
+  void close() {
     ErrorCode ignored;
     stream.lowest_layer().close(ignored);
     io.restart();
     io.run();
-    if (!asked_to_stop) return asio::error::timed_out;
-    broken = true;
-    throw Error(ErrorKind::kInterrupted, "interrupted");
   }
 
   bool broken = false;

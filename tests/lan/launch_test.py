@@ -268,6 +268,19 @@ class Launches(LanTest):
             self.assertEqual(code, 130, text)
             self.assertIn("interrupted", text)
 
+    def test_interrupted_with_a_silent_agent(self):
+        self.start_agents()
+        agent = self.agents[3].pid
+        with self.launched(self.job(self.ENDLESS, launch='command = "time"')) as (process, _, errors):
+            os.kill(agent, signal.SIGSTOP)
+            begin = time.monotonic()
+            os.killpg(process.pid, signal.SIGINT)
+            code, text = self.ends(process, errors)
+            took = time.monotonic() - begin
+            os.kill(agent, signal.SIGCONT)
+            self.assertEqual(code, 130, text)
+            self.assertLess(took, 15)  # it would wait for 30 s that the agent's files are gone
+
     def ends_when_interrupted(self, command, words, meanwhile=lambda: None):
         """Ctrl-C when stderr has said `words`. What is waited for here would take minutes; five seconds are promised."""
         errors = self.folder / "stderr"

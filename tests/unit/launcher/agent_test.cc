@@ -91,14 +91,25 @@ TEST_F(Agents, LeaveAClientThatIsInterrupted) {
   RunningAgent slow(key_, {folder_ / "b"}, folder_ / "state-slow", 0,
                     [&](const fs::path&, const Interrupted& nobody_waits) {
                       began = true;
-                      while (!nobody_waits()) std::this_thread::sleep_for(kMoment);
-                      abandoned = true;
+                      for (int i = 0; i < 3000 && !nobody_waits(); ++i)
+                        std::this_thread::sleep_for(kMoment);
+                      abandoned = nobody_waits();
                     });
   AgentClient client(slow.endpoint(), key_, "pc-slow", [&] { return began.load(); });
   EXPECT_EQ(error_of([&] { client.probe(store_b()); }).kind(), ErrorKind::kInterrupted);
   EXPECT_EQ(error_of([&] { client.ping(); }).kind(), ErrorKind::kInterrupted) << "it stays so";
   for (int i = 0; i < 3000 && !abandoned; ++i) std::this_thread::sleep_for(kMoment);
   EXPECT_TRUE(abandoned) << "what runs there is nobody's any more";
+  // Also between two waits, while the client is still there.
+  std::atomic<bool> interrupted{false};
+  AgentClient other(a_.endpoint(), key_, "pc-a", [&] { return interrupted.load(); });
+  other.hold("job@0", "job@0");
+  Child sleeper({"sleep", "1000"}, {fmt::format("{}=job@0", kJobVariable)},
+                Child::Streams::kCapture);
+  interrupted = true;
+  EXPECT_EQ(error_of([&] { other.ping(); }).kind(), ErrorKind::kInterrupted);
+  for (int i = 0; i < 3000 && !sleeper.poll(); ++i) std::this_thread::sleep_for(kMoment);
+  EXPECT_EQ(sleeper.poll(), 128 + SIGKILL) << "its job ends";
 }
 
 TEST_F(Agents, DoNotInterruptTheirClients) {
