@@ -603,7 +603,7 @@ class CudaFailures(Cuda):
 
     def test_a_device_that_fails_or_is_lost(self):
         for faults in ("launch:5:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
-                       "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecord:60:cudaErrorDevicesUnavailable",
+                       "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecordWithFlags:60:cudaErrorDevicesUnavailable",
                        "cudaStreamSynchronize:40:cudaErrorDevicesUnavailable"):
             with self.subTest(faults):
                 self.fails_midway("failed on the GPU", faults.split(":")[2], "try: nvidia-smi and dmesg", "--device cpu", faults=faults)
