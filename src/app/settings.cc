@@ -176,9 +176,11 @@ void add_cpu_layers_flag(CLI::App& command, RunSettings& s) {
 }
 
 void add_micro_batch_flag(CLI::App& command, RunSettings& s) {
-  command.add_option("--micro-batch", s.micro_batch, "Rows of a micro-batch, at most")
-      ->default_str(fmt::format("{}, {} where all ranks compute on GPUs", kUsualMicroBatch,
-                                kDeviceMicroBatch))
+  command
+      .add_option("--micro-batch", s.micro_batch,
+                  fmt::format("Rows of a micro-batch, at most (default: {}; up to {} where all "
+                              "ranks compute on GPUs)",
+                              kUsualMicroBatch, kDeviceMicroBatch))
       ->check(integer_in(1, 65536));
 }
 
