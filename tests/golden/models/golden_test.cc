@@ -100,11 +100,8 @@ TEST_P(Golden, LayersOfTheProcessorBesideADeviceAreTransformers) {
   if (test_device() == "cpu") GTEST_SKIP() << "needs a device beside the processor";
   const std::int64_t last = store_->manifest().spec.num_hidden_layers - 1;
   expect_logits({.micro_batch = 40, .cpu_layers = {0, 1, last}});
-  expect_greedy_ids({.ranks = 2,
-                     .rounds = 2,
-                     .micro_batch = 40,
-                     .streamed_layers = 99,
-                     .cpu_layers = {1, last}});
+  expect_greedy_ids(
+      {.ranks = 2, .rounds = 2, .micro_batch = 40, .streamed_layers = 99, .cpu_layers = {1, last}});
 }
 
 TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
