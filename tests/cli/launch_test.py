@@ -151,6 +151,9 @@ class Launch(StoreTest):
         self.assertEqual(plan["ranks"][0]["device_memory"], 600_000_000)
         self.assertIn("--device=cuda", plan["command"])
         self.assertIn("--device-memory=600000000", plan["command"])
+        # And the layers that its processor shall compute.
+        dry = self.succeeds(self.run_here("launch", self.job(run_table + "cpu_layers = 2\n", node + rates), "--dry-run", "--json"))
+        self.assertIn("--cpu-layers=2", json.loads(dry.stdout)["command"])
         # Who names a device gets it.
         dry = self.succeeds(self.run_here("launch", self.job(run_table + 'device = "cpu"\n', node + rates), "--dry-run", "--json"))
         self.assertNotIn("--device=cuda", json.loads(dry.stdout)["command"])

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <set>
 
 #include "checkpoint/import.h"
 #include "checkpoint/safetensors/safetensors.h"
@@ -95,30 +94,14 @@ TEST_P(Golden, GreedyIdsAreTransformers) {
   expect_greedy_ids({});
 }
 
-// Layers of a processor beside those of a device, in every order; with all on the device, or
-// passing through it from memory and disk; in rounds and passes.
+// Layers of a processor beside those of a device, first, last and between them: with all others in
+// the device's memory; and in rounds and passes, some passing through it from memory and disk.
 TEST_P(Golden, LayersOfTheProcessorBesideADeviceAreTransformers) {
   if (test_device() == "cpu") GTEST_SKIP() << "needs a device beside the processor";
   const std::int64_t last = store_->manifest().spec.num_hidden_layers - 1;
-  const std::set<std::int64_t> ends{0, last}, inner{1, 2}, odd{1, 3};
-  for (const PipelineShape& shape :
-       std::vector<PipelineShape>{{.micro_batch = 40, .cpu_layers = ends},
-                                  {.ranks = 2, .rounds = 2, .micro_batch = 40, .cpu_layers = inner},
-                                  {.micro_batch = 40, .streamed_layers = 99, .cpu_layers = odd},
-                                  {.ranks = 2,
-                                  .micro_batch = 30,
-                                  .streamed_layers = 99,
-                                  .pass_tokens = 50,
-                                  .cpu_layers = ends},
-                                  {.ranks = 2,
-                                  .rounds = 2,
-                                  .micro_batch = 40,
-                                  .streamed_layers = 1,
-                                  .cpu_layers = {1, last}}}) {
-    SCOPED_TRACE(shape.name());
-    expect_logits(shape);
-    expect_greedy_ids(shape);
-  }
+  expect_logits({.micro_batch = 40, .cpu_layers = {0, 1, last}});
+  expect_greedy_ids(
+      {.ranks = 2, .rounds = 2, .micro_batch = 40, .streamed_layers = 99, .cpu_layers = {1, last}});
 }
 
 TEST_P(Golden, HiddenStatesOfEachLayerAreTransformers) {
