@@ -202,7 +202,8 @@ class Planner {
     plan.stages = stages(choice.rounds);
     plan.shape = shape_;
     plan.in_passes = choice.in_passes;
-    if (choice.micro_batch > 0 && choice.micro_batch != micro_batch_) {  // 0: some rank ends the job
+    if (choice.micro_batch > 0 &&
+        choice.micro_batch != micro_batch_) {  // 0: some rank ends the job
       micro_batch_ = choice.micro_batch;
       know_costs();
     }
@@ -445,13 +446,13 @@ void Planner::know_costs() {
     const std::int64_t passes = (shape_.prompt_rows + largest - 1) / largest;
     costs_.push_back(cost_of(static_cast<double>(passes),
                              (shape_.prompt_rows + passes - 1) / passes, shape_.positions / 2 + 1,
-                              false));
+                             false));
   }
   if (shape_.steps > 0)
     costs_.push_back(
         cost_of(static_cast<double>(shape_.steps), shape_.sequences, shape_.positions, true));
-  step_cost_ = cost_of(1, shape_.usual_pass, shape_.positions,
-                       shape_.usual_pass <= shape_.sequences);
+  step_cost_ =
+      cost_of(1, shape_.usual_pass, shape_.positions, shape_.usual_pass <= shape_.sequences);
 }
 
 std::optional<DeviceSplit> Planner::split_of(const StagePlan& plan, const PlacementRequest& wanted,

@@ -283,9 +283,9 @@ std::int64_t JobRun::pass_tokens() const {
 CheckpointIdentity JobRun::checkpoint_identity() {
   const RankStatus own = status();
   const bool on_host = backend_->is_host();
-  const CheckpointOrigin all = gather_origin(
-      control_, {.slab_checksums = own.slab_checksums,
-                 .isas = {on_host ? who_computes() : "GPU " + who_computes()}});
+  const CheckpointOrigin all =
+      gather_origin(control_, {.slab_checksums = own.slab_checksums,
+                               .isas = {on_host ? who_computes() : "GPU " + who_computes()}});
   std::string slabs, isas;
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
   for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;

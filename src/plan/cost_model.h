@@ -44,7 +44,7 @@ struct PlanQuestion {
   std::int64_t new_tokens = 128;             // of each sequence
   std::int64_t sequences = 1;                // at once
   std::int64_t micro_batch = 256;            // rows
-  std::optional<std::int64_t> cpu_layers;        // of each host with a GPU; null: as many as help
+  std::optional<std::int64_t> cpu_layers;    // of each host with a GPU; null: as many as help
   // Rows of a pass, at most.
   std::int64_t largest_pass() const {
     return std::max(sequences, affordable_pass(spec.hidden_size));

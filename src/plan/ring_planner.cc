@@ -92,8 +92,8 @@ double RingPlanner::seconds_of(int rank, const Portion& portion, std::int64_t ro
                                bool prompts) const {
   const std::size_t place = hosts_[static_cast<std::size_t>(rank)];
   const CostModel::LayerRows batch = prompts ? costs_.prompt_rows(rows) : costs_.step_rows(rows);
-  const double seconds = static_cast<double>(portion.layers - portion.cpu_layers) *
-                         costs_.layer(place, batch).seconds;
+  const double seconds =
+      static_cast<double>(portion.layers - portion.cpu_layers) * costs_.layer(place, batch).seconds;
   if (portion.cpu_layers == 0) return seconds;
   const double layer = costs_.cpu_layer(place, batch, portion.beside_copies).seconds;
   return seconds + static_cast<double>(portion.cpu_layers) * layer +
@@ -108,8 +108,7 @@ PassCost RingPlanner::pass_cost(int rank, const Batches& batches, bool prompts) 
   return {.passes = static_cast<double>(prompts ? batches.passes : question_.new_tokens),
           .device_layer = count * costs_.layer(place, rows).seconds,
           .cpu_layer = count * costs_.cpu_layer(place, rows, false).seconds,
-          .cpu_layer_beside_copies =
-              count * costs_.cpu_layer(place, rows, true).seconds,
+          .cpu_layer_beside_copies = count * costs_.cpu_layer(place, rows, true).seconds,
           .crossing = count * costs_.crossing(place, batches.rows),
           .one_micro_batch = !prompts && batches.count == 1};
 }

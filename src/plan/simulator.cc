@@ -187,9 +187,8 @@ class Simulator {
     const std::size_t host = host_of(window).host;
     const CostModel::LayerRows rows =
         one.batch.decode ? costs_.step_rows(one.rows) : costs_.prompt_rows(one.rows);
-    const Work work =
-        on_cpu ? costs_.cpu_layer(host, rows, host_of(window).device->streamed > 0)
-               : costs_.layer(host, rows);
+    const Work work = on_cpu ? costs_.cpu_layer(host, rows, host_of(window).device->streamed > 0)
+                             : costs_.layer(host, rows);
     const bool crosses = std::exchange(one.on_cpu, on_cpu) != on_cpu;
     compute(window, one, ready, work.seconds + (crosses ? costs_.crossing(host, one.rows) : 0));
   }

@@ -128,7 +128,7 @@ class Rank : RandomData {
     runner_ = std::make_unique<StageRunner>(
         spec_, *backend_, *layers_, timeline_,
         StageRunner::Limits{.max_rows = 64, .packing = InputType::kInt8, .kv_type = KvType::kF16});
-    runner_->kv().add_layers(0, spec_.num_hidden_layers);
+    runner_->add_layers(0, spec_.num_hidden_layers);
   }
 
   StageRunner& runner() { return *runner_; }
@@ -185,16 +185,16 @@ std::vector<Floats> everyday(Rank& rank) {
     if (i >= 2) rows.push_back({1, 58 + i});
     if (i == 5 || i == 6) rows.push_back({2, i});
     all.push_back(rank.decode(rows));
-    if (i == 6) rank.runner().kv().drop(2);
+    if (i == 6) rank.runner().drop(2);
     if (i == 7)  // takes the pages of the one that left
       all.push_back(rank.run({Rank::run_of(3, 0, 40)}));
   }
   for (std::int64_t i = 0; i < 5; ++i) all.push_back(rank.decode({{0, 509 + i}, {3, 40 + i}}));
-  rank.runner().kv().truncate(0, 100);
+  rank.runner().kv(0).truncate(0, 100);
   for (std::int64_t i = 0; i < 3; ++i) all.push_back(rank.decode({{0, 100 + i}}));
   // Another shape, for which there is memory already.
   for (std::int64_t i = 0; i < 3; ++i) all.push_back(rank.decode({{0, 300 + i}}));
-  rank.runner().kv().truncate(0, 103);
+  rank.runner().kv(0).truncate(0, 103);
   // Two steps of one shape whose results are awaited together.
   for (std::int64_t i = 0; i < 2; ++i) {
     rank.queue(Rank::runs_of({{0, 103 + 2 * i}}));

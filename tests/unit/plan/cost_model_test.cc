@@ -47,7 +47,8 @@ class CostModelTest : public ::testing::Test {
 TEST_F(CostModelTest, AStepReadsTheKeysAndValuesOfEachSequence) {
   const CostModel costs(question_);
   const auto kv = static_cast<double>(question_.step_context() * question_.kv_bytes);
-  const double one = costs.layer(0, costs.step_rows(1)).seconds, eight = costs.layer(0, costs.step_rows(8)).seconds;
+  const double one = costs.layer(0, costs.step_rows(1)).seconds,
+               eight = costs.layer(0, costs.step_rows(8)).seconds;
   EXPECT_NEAR(eight - one, 7 * kv / (0.9 * kMemory), 1e-9);
   question_.kv_bytes = 0;
   EXPECT_NEAR(one - costs.layer(0, costs.step_rows(1)).seconds, kv / (0.9 * kMemory), 1e-9);
@@ -55,9 +56,11 @@ TEST_F(CostModelTest, AStepReadsTheKeysAndValuesOfEachSequence) {
 
 TEST_F(CostModelTest, RowsOfOnePromptReadThemOnce) {
   const CostModel costs(question_);
-  EXPECT_EQ(costs.layer(0, costs.prompt_rows(200)).seconds, costs.layer(0, costs.prompt_rows(1000)).seconds);
+  EXPECT_EQ(costs.layer(0, costs.prompt_rows(200)).seconds,
+            costs.layer(0, costs.prompt_rows(1000)).seconds);
   const auto kv = static_cast<double>(question_.prompt_context() * question_.kv_bytes);
-  EXPECT_NEAR(costs.layer(0, costs.prompt_rows(2000)).seconds - costs.layer(0, costs.prompt_rows(1000)).seconds,
+  EXPECT_NEAR(costs.layer(0, costs.prompt_rows(2000)).seconds -
+                  costs.layer(0, costs.prompt_rows(1000)).seconds,
               kv / (0.9 * kMemory), 1e-9);
 }
 
@@ -67,8 +70,9 @@ TEST_F(CostModelTest, AGpuReadsThemFromItsOwnMemory) {
   host.device = {.memory = 100e9, .halves = 1e15, .bus = 10e9};
   const CostModel costs(question_);
   const auto kv = static_cast<double>(question_.step_context() * question_.kv_bytes);
-  EXPECT_NEAR(costs.layer(0, costs.step_rows(8)).seconds - costs.layer(0, costs.step_rows(1)).seconds,
-              7 * kv / (0.85 * 100e9), 1e-9);
+  EXPECT_NEAR(
+      costs.layer(0, costs.step_rows(8)).seconds - costs.layer(0, costs.step_rows(1)).seconds,
+      7 * kv / (0.85 * 100e9), 1e-9);
 }
 
 TEST_F(CostModelTest, TheHeadIsReadForSoManyRowsAtATime) {
