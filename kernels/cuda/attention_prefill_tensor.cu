@@ -10,7 +10,8 @@
 // keys while values are added.
 //
 // Steps begin at multiples of their keys from position 0 on, and one that a row sees nothing of
-// leaves its sums as they are: a row's bits do not depend on how the prompt was cut into batches.
+// leaves its sums as they are: a row's bits do not depend on how the prompt was cut into batches,
+// but for a piece of one row, which is attended to as decode does it.
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/kv_reader.h"
 #include "kernels/cuda/launch.h"

@@ -152,7 +152,7 @@ class Planner {
 
   void hear_shape() { shape_ = broadcast(control_, kShapeMagic, shape_, "the job's size"); }
 
-  Offer offer() const {
+  Offer offer() {
     Offer offer;
     const int rounds = request_.settings.rounds_per_rank().value_or(1);
     offer.fits = fits_in_memory(stages(rounds), false);
@@ -161,8 +161,7 @@ class Planner {
     offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
     for (const int k : candidates()) {
       const StagePlan plan = stages(k);
-      auto placement = placement_of(plan, {.in_passes = true});
-      if (!placement) placement = placement_of(plan, {.in_passes = true, .frugal = true});
+      const auto placement = in_passes(plan);
       offer.waits.push_back(placement && holds_layers(plan) ? wait_seconds(*placement, disk) : -1);
     }
     offer.micro_batch = wanted_micro_batch();
@@ -202,19 +201,18 @@ class Planner {
     plan.stages = stages(choice.rounds);
     plan.shape = shape_;
     plan.in_passes = choice.in_passes;
-    if (choice.micro_batch > 0 &&
-        choice.micro_batch != micro_batch_) {  // 0: some rank ends the job
-      micro_batch_ = choice.micro_batch;
-      know_costs();
-    }
+    if (choice.micro_batch > 0) set_micro_batch(choice.micro_batch);  // 0: some rank ends the job
     plan.micro_batch = micro_batch_;
     plan.without_device = without_device_;
     const int rank = control_.rank();
-    auto placement = placement_of(plan.stages, {.in_passes = choice.in_passes});
+    const bool in_memory = !choice.in_passes && request_.device != nullptr;
+    auto placement =
+        placement_of(plan.stages, {.in_passes = choice.in_passes, .in_memory = in_memory});
     NeedsRequest sizes = needs_request(plan.stages, choice.in_passes, cpu_layers_of(placement));
     if (!placement) {
       sizes.frugal = true;
-      placement = placement_of(plan.stages, {.in_passes = choice.in_passes, .frugal = true});
+      placement = placement_of(
+          plan.stages, {.in_passes = choice.in_passes, .frugal = true, .in_memory = in_memory});
       sizes.cpu_layers = cpu_layers_of(placement);
     }
     plan.needs = memory_needs(sizes);
@@ -250,28 +248,6 @@ class Planner {
     if (!auto_rounds()) return {request_.settings.rounds_per_rank().value_or(1)};
     return candidate_rounds(request_.layer_end - request_.layer_begin, control_.size());
   }
-  // A device likes large micro-batches, as long as no more of its weights have to stream for them.
-  std::int64_t wanted_micro_batch() const {
-    if (request_.settings.micro_batch > 0 || request_.device == nullptr) return micro_batch_;
-    const auto streams_no_more = [&](std::int64_t rows) {
-      bool fits = false;
-      for (const int rounds : candidates()) {
-        const StagePlan plan = stages(rounds);
-        const auto usual = placement_of(plan, {.in_passes = true});
-        if (!usual) continue;
-        fits = true;
-        const auto found = placement_of(plan, {.in_passes = true, .micro_batch = rows});
-        if (!found || found->split->device.streamed > usual->split->device.streamed ||
-            found->split->cpu_layers() > usual->split->cpu_layers() ||
-            found->host.streamed > usual->host.streamed)
-          return false;
-      }
-      return fits;
-    };
-    for (std::int64_t rows = kDeviceMicroBatch; rows > micro_batch_; rows /= 2)
-      if (streams_no_more(rows)) return rows;
-    return micro_batch_;
-  }
   // A pass of one micro-batch: disks work beside each other, hops follow one another.
   double step_seconds(const std::vector<Offer>& offers, std::size_t candidate, int rounds) const {
     double wait = 0, hops = 0;
@@ -300,11 +276,6 @@ class Planner {
     std::int64_t layers = 0;
     for (const auto& [begin, end] : plan.layers_of(control_.rank())) layers += end - begin;
     return layers;
-  }
-  // How often a usual pass goes through a head on disk.
-  std::int64_t head_sweeps(const StagePlan& plan) const {
-    const std::int64_t at_once = head_rows(needs_request(plan, true, 0));
-    return std::max<std::int64_t>(1, (shape_.wanted_rows + at_once - 1) / at_once);
   }
   NeedsRequest needs_request(const StagePlan& plan, bool in_passes, std::int64_t cpu_layers) const {
     return {.spec = spec_,
@@ -336,13 +307,12 @@ class Planner {
   };
   struct PlacementRequest {
     bool in_passes = false, frugal = false;
-    std::int64_t micro_batch = 0;  // 0: micro_batch_
+    bool in_memory = false;  // nothing streams
   };
   NeedsRequest needs_request(const StagePlan& plan, const PlacementRequest& wanted,
                              std::int64_t cpu_layers) const {
     NeedsRequest sizes = needs_request(plan, wanted.in_passes, cpu_layers);
     sizes.frugal = wanted.frugal;
-    if (wanted.micro_batch > 0) sizes.micro_batch = wanted.micro_batch;
     return sizes;
   }
   // With such a placement, or where there is none.
@@ -365,7 +335,8 @@ class Planner {
   // As `probe` has found them, or assumed.
   DeviceRates device_rates() const;
   WeightSizes weight_sizes(const StagePlan& plan) const;
-  ResidencyRequest residency_request(const StagePlan& plan, std::int64_t memory) const;
+  ResidencyRequest residency_request(const StagePlan& plan, const PlacementRequest& wanted,
+                                     std::int64_t memory) const;
   std::optional<Placement> placement_of(const StagePlan& plan,
                                         const PlacementRequest& wanted) const {
     if (request_.device != nullptr) {
@@ -374,10 +345,30 @@ class Planner {
       return Placement{.host = split->host, .split = std::move(split)};
     }
     const MemoryNeeds needs = memory_needs(needs_request(plan, wanted, 0));
-    const auto host = plan_residency(residency_request(plan, *budget_ - needs.total()));
+    const auto host = plan_residency(residency_request(plan, wanted, *budget_ - needs.total()));
     if (!host) return std::nullopt;
     return Placement{.host = *host, .split = std::nullopt};
   }
+  // With micro-batches of micro_batch_ rows: whether nothing streams, and for each choice of rounds
+  // what does in passes, if they fit.
+  struct Streaming {
+    bool in_memory = false;
+    std::vector<std::optional<Placement>> in_passes;
+  };
+  Streaming streaming() const {
+    const int rounds = request_.settings.rounds_per_rank().value_or(1);
+    Streaming found{.in_memory = fits_in_memory(stages(rounds), false), .in_passes = {}};
+    for (const int k : candidates()) found.in_passes.push_back(in_passes(stages(k)));
+    return found;
+  }
+  std::optional<Placement> in_passes(const StagePlan& plan) const {
+    auto placement = placement_of(plan, {.in_passes = true});
+    return placement ? placement : placement_of(plan, {.in_passes = true, .frugal = true});
+  }
+  void set_micro_batch(std::int64_t rows) {
+    if (std::exchange(micro_batch_, rows) != rows) know_costs();
+  }
+  std::int64_t wanted_micro_batch();
   bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
   StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
@@ -458,26 +449,66 @@ void Planner::know_costs() {
 std::optional<DeviceSplit> Planner::split_of(const StagePlan& plan, const PlacementRequest& wanted,
                                              std::int64_t cpu_layers) const {
   const MemoryNeeds needs = memory_needs(needs_request(plan, wanted, cpu_layers));
-  return plan_split(residency_request(plan, *budget_ - needs.total()),
+  return plan_split(residency_request(plan, wanted, *budget_ - needs.total()),
                     *device_budget_ - needs.device, cpu_layers);
 }
 
 std::optional<DeviceSplit> Planner::chosen_split(const StagePlan& plan,
                                                  const PlacementRequest& wanted) const {
-  if (const auto layers = wanted_cpu_layers()) return split_of(plan, wanted, *layers);
+  const auto with = [&](std::int64_t layers) {
+    auto split = split_of(plan, wanted, layers);
+    const bool streams = split && (split->device.streamed > 0 || split->host.streamed > 0);
+    return wanted.in_memory && streams ? std::nullopt : split;
+  };
+  if (const auto layers = wanted_cpu_layers()) return with(*layers);
   // What a checkpoint keeps fits one split only, and what is free may have changed when it is read.
-  if (costs_.empty() || request_.settings.keeps_passes()) return split_of(plan, wanted, 0);
+  if (request_.settings.keeps_passes()) return with(0);
   const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
-  return best_split([&](std::int64_t layers) { return split_of(plan, wanted, layers); }, costs_,
+  return best_split(with, costs_.empty() ? 0 : layers_here(plan), costs_,
                     {.bus = device_rates().bus, .disk = disk});
 }
 
+// A device likes large micro-batches, as long as no more of its weights have to stream for them.
+// What a checkpoint keeps fits one size only, and what is free may have changed when it is read.
+std::int64_t Planner::wanted_micro_batch() {
+  const std::int64_t usual = micro_batch_;
+  if (request_.settings.micro_batch > 0 || request_.device == nullptr ||
+      request_.settings.keeps_passes())
+    return usual;
+  const Streaming least = streaming();
+  const auto streams_more = [](const Placement& one, const Placement& other) {
+    return one.split->device.streamed > other.split->device.streamed ||
+           one.split->cpu_layers() > other.split->cpu_layers() ||
+           one.host.streamed > other.host.streamed;
+  };
+  const auto good = [&](const Streaming& now) {
+    if (least.in_memory && !now.in_memory) return false;
+    bool any = least.in_memory;
+    for (std::size_t i = 0; i < now.in_passes.size(); ++i) {
+      const std::optional<Placement>& before = least.in_passes[i];
+      if (!before) continue;
+      any = true;
+      if (!now.in_passes[i] || streams_more(*now.in_passes[i], *before)) return false;
+    }
+    return any;
+  };
+  std::int64_t wanted = usual;
+  for (std::int64_t rows = kDeviceMicroBatch; rows > usual && wanted == usual; rows /= 2) {
+    set_micro_batch(rows);
+    if (good(streaming())) wanted = rows;
+  }
+  set_micro_batch(usual);
+  return wanted;
+}
+
+// The host's memory may be too small all the same, which is another error.
 bool Planner::device_serves() const {
+  const PlacementRequest least{.in_passes = true, .frugal = true};
   for (const int k : candidates()) {
     const StagePlan plan = stages(k);
-    NeedsRequest sizes = needs_request(plan, true, 0);
-    sizes.frugal = true;
-    if (plan_device(residency_request(plan, 0), *device_budget_ - memory_needs(sizes).device))
+    const MemoryNeeds needs = memory_needs(needs_request(plan, least, 0));
+    if (plan_device(residency_request(plan, least, 0), *device_budget_ - needs.device) ||
+        placement_of(plan, least))
       return true;
   }
   return fits_in_memory(stages(request_.settings.rounds_per_rank().value_or(1)), false);
@@ -512,12 +543,17 @@ WeightSizes Planner::weight_sizes(const StagePlan& plan) const {
   return slice_sizes(spec_, weights_, {.embedding = has_embedding(plan), .head = has_head(plan)});
 }
 
-ResidencyRequest Planner::residency_request(const StagePlan& plan, std::int64_t memory) const {
+ResidencyRequest Planner::residency_request(const StagePlan& plan, const PlacementRequest& wanted,
+                                            std::int64_t memory) const {
+  // How often a usual pass goes through a head that does not stay.
+  const std::int64_t at_once = head_rows(needs_request(plan, wanted, 0));
+  const std::int64_t sweeps =
+      std::max<std::int64_t>(1, (shape_.wanted_rows + at_once - 1) / at_once);
   ResidencyRequest request{.sizes = weight_sizes(plan),
                            .windows = {},
                            .ranks = control_.size(),
                            .memory = memory,
-                           .head_sweeps = head_sweeps(plan),
+                           .head_sweeps = sweeps,
                            .one_micro_batch = one_micro_batch()};
   for (const auto& [begin, end] : plan.layers_of(control_.rank()))
     request.windows.push_back(end - begin);
@@ -567,8 +603,9 @@ StagingPlan Planner::staging_of(const StagePlan& plan, const Placement& placemen
 }
 
 Error Planner::device_too_small(const JobPlan& plan) const {
-  const std::int64_t least = smallest_device_memory(
-      beside_processor(residency_request(plan.stages, 0), wanted_cpu_layers().value_or(0)));
+  const std::int64_t least = smallest_device_memory(beside_processor(
+      residency_request(plan.stages, {.in_passes = plan.in_passes, .frugal = true}, 0),
+      wanted_cpu_layers().value_or(0)));
   return resource_error(
       fmt::format("{} of device memory cannot hold {}: {} are for activations, keys and values and "
                   "logits, and {} for the least of weights, one layer and the ends of the model",
@@ -579,7 +616,8 @@ Error Planner::device_too_small(const JobPlan& plan) const {
 }
 
 Error Planner::too_small(const JobPlan& plan) const {
-  ResidencyRequest request = residency_request(plan.stages, 0);
+  ResidencyRequest request =
+      residency_request(plan.stages, {.in_passes = plan.in_passes, .frugal = true}, 0);
   std::int64_t on_cpu = 0;  // bytes
   if (request_.device != nullptr) {
     const std::int64_t layers = wanted_cpu_layers().value_or(0);

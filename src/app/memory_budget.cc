@@ -22,7 +22,7 @@ constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 // timeline (21 MB).
 constexpr std::int64_t kReserve = 32 * kMiB;
 // What a chunk of a matrix product keeps on the stack of its thread (kernels/cpu/multiply.h).
-constexpr std::int64_t kThreadStack = 384 << 10;
+constexpr std::int64_t kThreadStack = 512 << 10;
 constexpr std::int64_t kLogitBytes = 64 * kMiB;
 
 // The first number in `file`; nullopt when there is none.
@@ -144,6 +144,9 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
         decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
                              spec.num_attention_heads, spec.head_dim) +
         span_table_bytes(std::min(shape.sequences, batch), shape.positions, device_layers);
+    // Spans pass through a ring of four such tables on the host.
+    needs.messages +=
+        4 * span_table_bytes(std::min(shape.sequences, batch), shape.positions, device_layers);
     needs.workspace =
         request.cpu_layers > 0 ? Workspace::bytes_needed(spec, batch, request.cpu_packing) : 0;
     needs.kv = kv_pages_of(request.cpu_layers) * kv_page;

@@ -1,6 +1,8 @@
 #include "plan/cpu_layers.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 namespace stagecoach {
 namespace {
@@ -45,15 +47,19 @@ double job_seconds(const DeviceSplit& split, const std::vector<PassCost>& costs,
   return seconds;
 }
 
-std::optional<DeviceSplit> best_split(const SplitOf& split_of, const std::vector<PassCost>& costs,
-                                      const SplitRates& rates) {
-  auto alone = split_of(0);
-  if (!alone || alone->device.streamed == 0) return alone;
-  const auto passing = std::count(alone->device.pinned.begin(), alone->device.pinned.end(), false);
-  const double by_itself = job_seconds(*alone, costs, rates);
-  double least = by_itself, least_in_memory = by_itself;
-  std::optional<DeviceSplit> best = std::move(alone), in_memory;
-  for (const std::int64_t count : counts_up_to(passing)) {
+std::optional<DeviceSplit> best_split(const SplitOf& split_of, std::int64_t layers,
+                                      const std::vector<PassCost>& costs, const SplitRates& rates) {
+  auto best = split_of(0);
+  if (best && best->device.streamed == 0) return best;
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  double least = kNever;
+  if (best) {
+    layers = std::count(best->device.pinned.begin(), best->device.pinned.end(), false);
+    least = job_seconds(*best, costs, rates);
+  }
+  double least_in_memory = least;
+  std::optional<DeviceSplit> in_memory;
+  for (const std::int64_t count : counts_up_to(layers)) {
     auto split = split_of(count);
     if (!split) continue;
     const double seconds = job_seconds(*split, costs, rates);

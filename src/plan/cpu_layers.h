@@ -32,10 +32,10 @@ double job_seconds(const DeviceSplit& split, const std::vector<PassCost>& costs,
                    const SplitRates& rates);
 
 // The split with which all passes take least, or little more where nothing streams then; no layers
-// on the processor where all stay on the GPU. split_of(n): with n layers there, nullopt: does not
-// fit. Null where not even the GPU alone does.
+// on the processor where all of the slice's `layers` stay on the GPU. split_of(n): with n layers
+// there, nullopt: does not fit. Null where no number of them does.
 using SplitOf = std::function<std::optional<DeviceSplit>(std::int64_t cpu_layers)>;
-std::optional<DeviceSplit> best_split(const SplitOf& split_of, const std::vector<PassCost>& costs,
-                                      const SplitRates& rates);
+std::optional<DeviceSplit> best_split(const SplitOf& split_of, std::int64_t layers,
+                                      const std::vector<PassCost>& costs, const SplitRates& rates);
 
 }  // namespace stagecoach

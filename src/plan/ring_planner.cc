@@ -146,7 +146,7 @@ std::optional<RingPlanner::Fit> RingPlanner::fit(int rank, const RankShape& shap
     fit.split =
         question_.cpu_layers
             ? with(told_cpu_layers(shape.layers))
-            : best_split(with,
+            : best_split(with, shape.layers,
                          {pass_cost(rank, prompts(true), true), pass_cost(rank, step(true), false)},
                          split_rates(rank));
     if (!fit.split) return std::nullopt;
@@ -337,7 +337,7 @@ HostPlan RingPlanner::host_plan(int rank, std::int64_t count, const Fit& fit,
     plan.bus_seconds = static_cast<double>(fit.split->device.waited) / host(rank).device.bus;
   plan.step_seconds =
       static_cast<double>(steps.count) * seconds_of(rank, fit.portion(), steps.rows, false) +
-      (has_head(rank) ? head_seconds(steps.rows, in_passes) : 0);
+      (has_head(rank) ? static_cast<double>(steps.count) * head_seconds(steps.rows, in_passes) : 0);
   plan.step_bound = work.bound;
   plan.prefill_seconds = static_cast<double>(of_prompts.count * of_prompts.passes) *
                          seconds_of(rank, fit.portion(), of_prompts.rows, true);

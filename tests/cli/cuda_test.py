@@ -441,7 +441,7 @@ class CudaCpuLayers(DeepStore):
         words = "the model's heads have 512 dimensions: attention on a GPU takes 256 at most"
         self.fails(self.run_simulated("generate", *self.tokens(), store=store), 4, words, "try: --device cpu")
         process = self.succeeds(self.run_simulated("generate", *self.tokens(), "--device", "auto", store=store,
-                                                   environment=CudaAuto.DRIVER))
+                                                   environment=SIMULATED_DRIVER))
         (warning,) = warnings(process)
         self.assertIn(f"computing on the CPU: {words}", warning)
         cluster = self.folder / "cluster.toml"
@@ -688,13 +688,13 @@ class CudaAuto(Cuda):
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
 
     def test_a_device_that_is_too_small_is_one_warning(self):
-        process = self.chooses("--device", "auto", "--device-memory", "1MB", environment=self.DRIVER)
+        process = self.chooses("--device", "auto", "--device-memory", "1MB", environment=SIMULATED_DRIVER)
         self.assertNotIn("on the device", process.stderr)
         (warning,) = warnings(process)
         self.assertIn("computing on the CPU: 1.00 MB of device memory cannot hold layers 0:7", warning)
         # Who wants layers beside a GPU wants the GPU.
         self.fails(self.run_simulated("generate", *self.words(), "--device", "auto", "--device-memory", "1MB", "--cpu-layers", 1,
-                                      environment=self.DRIVER), 4, "1.00 MB of device memory cannot hold")
+                                      environment=SIMULATED_DRIVER), 4, "1.00 MB of device memory cannot hold")
 
     @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
     def test_ranks_of_one_host_warn_once(self):

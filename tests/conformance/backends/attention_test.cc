@@ -174,6 +174,7 @@ class Attention : public BackendTest {
     args.num_spans = 1;
     for (const std::int64_t run : runs) {
       span.rows = run;
+      backend().send_spans({&span, 1});
       backend().append_kv({.k = device_k.f32() + span.position * kv_width,
                            .v = device_v.f32() + span.position * kv_width,
                            .stride = kv_width,

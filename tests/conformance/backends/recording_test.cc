@@ -179,10 +179,11 @@ TEST_P(Recordings, DoNotMindCopiesOfAnotherThread) {
   const Buffer weight = on_device(random(kCols)), x = on_device(random(kCols)),
                y = backend().allocate(kCols * 4), slot = backend().allocate(kCols * 4);
   const Floats values = random(kCols);
+  const EventPtr cleared = backend().mark();
   std::atomic<bool> stop{false};
   std::thread copying([&] {
-    while (!stop)
-      backend().copy_ahead(slot.data(), std::as_bytes(std::span(values)), nullptr)->synchronize();
+    do backend().copy_ahead(slot.data(), std::as_bytes(std::span(values)), cleared)->synchronize();
+    while (!stop);
   });
   for (int round = 0; round < 20; ++round) {
     const auto recording = backend().record([&] {

@@ -44,7 +44,7 @@ class CpuLayers : public ::testing::Test {
 };
 
 TEST_F(CpuLayers, DecodeReadsThemWhereTheyAre) {
-  const auto split = best_split(splits(8, 30), {decode(100)}, kRates);
+  const auto split = best_split(splits(8, 30), kLayers, {decode(100)}, kRates);
   ASSERT_TRUE(split);
   EXPECT_EQ(split->cpu_layers(), 16);
   EXPECT_EQ(split->device.streamed, 0);
@@ -53,7 +53,7 @@ TEST_F(CpuLayers, DecodeReadsThemWhereTheyAre) {
 }
 
 TEST_F(CpuLayers, PrefillIsTheDevices) {
-  const auto split = best_split(splits(8, 30), {prefill(3)}, kRates);
+  const auto split = best_split(splits(8, 30), kLayers, {prefill(3)}, kRates);
   ASSERT_TRUE(split);
   EXPECT_EQ(split->cpu_layers(), 0);
 }
@@ -61,21 +61,21 @@ TEST_F(CpuLayers, PrefillIsTheDevices) {
 // What the steps gain has to be more than what the prompt loses.
 TEST_F(CpuLayers, PromptsAndStepsAreAddedUp) {
   const SplitOf split_of = splits(8, 30);
-  EXPECT_EQ(best_split(split_of, {prefill(1), decode(2)}, kRates)->cpu_layers(), 0);
-  EXPECT_EQ(best_split(split_of, {prefill(1), decode(1000)}, kRates)->cpu_layers(), 16);
+  EXPECT_EQ(best_split(split_of, kLayers, {prefill(1), decode(2)}, kRates)->cpu_layers(), 0);
+  EXPECT_EQ(best_split(split_of, kLayers, {prefill(1), decode(1000)}, kRates)->cpu_layers(), 16);
 }
 
 TEST_F(CpuLayers, ADeviceThatHoldsAllComputesAll) {
   PassCost cost = decode(1);
   cost.cpu_layer = cost.cpu_layer_beside_copies = 1e-9;
-  EXPECT_EQ(best_split(splits(kLayers, 30), {cost}, kRates)->cpu_layers(), 0);
+  EXPECT_EQ(best_split(splits(kLayers, 30), kLayers, {cost}, kRates)->cpu_layers(), 0);
 }
 
 // The processor beside a bus of the same rate: while it computes, the device's slots fill.
 TEST_F(CpuLayers, SomeOnEachSideWhereBothAreAlike) {
   PassCost cost = decode(10);
   cost.cpu_layer = cost.cpu_layer_beside_copies = kLayer / 13e9;
-  const auto split = best_split(splits(8, 30, {12, 12}), {cost}, kRates);
+  const auto split = best_split(splits(8, 30, {12, 12}), kLayers, {cost}, kRates);
   ASSERT_TRUE(split);
   EXPECT_GT(split->cpu_layers(), 2);
   EXPECT_LT(split->cpu_layers(), 24);
@@ -84,10 +84,20 @@ TEST_F(CpuLayers, SomeOnEachSideWhereBothAreAlike) {
 // The disk bounds a pass, whoever computes.
 TEST_F(CpuLayers, LayersFromDiskStayWithTheDevice) {
   const SplitOf split_of = splits(2, 6);
-  const auto alone = split_of(0), split = best_split(split_of, {decode(10)}, kRates);
+  const auto alone = split_of(0), split = best_split(split_of, kLayers, {decode(10)}, kRates);
   ASSERT_TRUE(alone && split);
   EXPECT_GT(split->host.streamed, 0);
   EXPECT_EQ(split->cpu_layers(), 0);
+}
+
+// As where keys and values of all layers are too many for its memory.
+TEST_F(CpuLayers, AsFewAsTheDeviceLeaves) {
+  const SplitOf all = splits(8, 30);
+  const SplitOf split_of = [&](std::int64_t layers) {
+    return layers < 5 ? std::nullopt : all(layers);
+  };
+  EXPECT_EQ(best_split(split_of, kLayers, {prefill(3)}, kRates)->cpu_layers(), 6);
+  EXPECT_FALSE(best_split([](std::int64_t) { return std::nullopt; }, kLayers, {}, kRates));
 }
 
 TEST_F(CpuLayers, NeverSlowerThanTheDeviceAlone) {
@@ -100,7 +110,7 @@ TEST_F(CpuLayers, NeverSlowerThanTheDeviceAlone) {
           step.cpu_layer_beside_copies = 2 * step.cpu_layer;
           const std::vector<PassCost> costs{prefill(1), step};
           const SplitOf split_of = splits(device, host, {9, 9, 6});
-          const auto alone = split_of(0), best = best_split(split_of, costs, kRates);
+          const auto alone = split_of(0), best = best_split(split_of, kLayers, costs, kRates);
           ASSERT_EQ(alone.has_value(), best.has_value());
           if (alone) {
             EXPECT_LE(job_seconds(*best, costs, kRates), job_seconds(*alone, costs, kRates));
