@@ -464,8 +464,10 @@ std::optional<DeviceSplit> Planner::chosen_split(const StagePlan& plan,
   // What a checkpoint keeps fits one split only, and what is free may have changed when it is read.
   if (request_.settings.keeps_passes()) return with(0);
   const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
-  return best_split(with, costs_.empty() ? 0 : layers_here(plan), costs_,
-                    {.bus = device_rates().bus, .disk = disk});
+  std::int64_t most = costs_.empty() ? 0 : layers_here(plan);
+  if (const auto alone = split_of(plan, wanted, 0))
+    most = std::min<std::int64_t>(most, std::ranges::count(alone->device.pinned, false));
+  return best_split(with, most, costs_, {.bus = device_rates().bus, .disk = disk});
 }
 
 // A device likes large micro-batches, as long as no more of its weights have to stream for them.

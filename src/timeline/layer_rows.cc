@@ -175,6 +175,9 @@ double LayerRow::gflop_per_s() const {
 }
 
 std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
+  const bool has_gpu = std::any_of(ranks.begin(), ranks.end(), [](const RankTimeline& rank) {
+    return !rank.usage.device.empty();
+  });
   std::vector<LayerRow> rows;
   for (const RankTimeline& rank : ranks) {
     const LayerPhases phases = collect(rank.spans);
@@ -190,7 +193,7 @@ std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
       row.host = rank.host;
       const std::vector<std::int64_t>& on_cpu = rank.usage.cpu_layers;
       const bool by_cpu = std::find(on_cpu.begin(), on_cpu.end(), row.layer) != on_cpu.end();
-      row.device = by_cpu || rank.usage.device.empty() ? "cpu" : "cuda";
+      if (has_gpu) row.device = by_cpu || rank.usage.device.empty() ? "cpu" : "cuda";
       // The limits are those of the device that computes the other layers.
       if (!by_cpu) row.share_of_limit = share_of_limit(row, rank.usage);
     }

@@ -1,6 +1,7 @@
 // layers.csv, one JSON row, and the report folder.
 #include "timeline/report.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
@@ -14,9 +15,10 @@
 namespace stagecoach {
 namespace {
 
-// The one list of columns: CSV header, CSV values and JSON keys come from here.
+// The one list of columns: CSV header, CSV values and JSON keys come from here. The device is one
+// where a job has a GPU.
 template <typename Visitor>
-void for_each_column(const LayerRow& row, Visitor&& visit) {
+void for_each_column(const LayerRow& row, bool with_device, Visitor&& visit) {
   visit("layer", row.layer);
   visit("rank", row.rank);
   visit("host", row.host);
@@ -30,7 +32,7 @@ void for_each_column(const LayerRow& row, Visitor&& visit) {
   visit("gb_per_s", row.gb_per_s());
   visit("gflop_per_s", row.gflop_per_s());
   visit("share_of_limit", row.share_of_limit);
-  visit("device", row.device);
+  if (with_device) visit("device", row.device);
 }
 
 using OrderedJson = nlohmann::ordered_json;
@@ -51,11 +53,15 @@ std::string layers_csv(const std::vector<LayerRow>& rows) {
     first = false;
     csv += field;
   };
-  for_each_column({}, [line = append](const char* name, const auto&) mutable { line(name); });
+  const bool with_device =
+      std::ranges::any_of(rows, [](const LayerRow& row) { return !row.device.empty(); });
+  for_each_column({}, with_device,
+                  [line = append](const char* name, const auto&) mutable { line(name); });
   csv += '\n';
   for (const LayerRow& row : rows) {
-    for_each_column(
-        row, [line = append](const char*, const auto& value) mutable { line(csv_field(value)); });
+    for_each_column(row, with_device, [line = append](const char*, const auto& value) mutable {
+      line(csv_field(value));
+    });
     csv += '\n';
   }
   return csv;
@@ -63,7 +69,7 @@ std::string layers_csv(const std::vector<LayerRow>& rows) {
 
 std::string layer_row_json(const LayerRow& row) {
   OrderedJson object;
-  for_each_column(row,
+  for_each_column(row, !row.device.empty(),
                   [&](const char* name, const auto& value) { object[name] = json_value(value); });
   return object.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }

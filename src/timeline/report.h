@@ -38,7 +38,7 @@ struct LayerRow {
   std::int64_t passes = 0;  // how many the medians are of
   // Of the nearer of the rank's two limits, 1 being all of it; until probe has run: none.
   std::optional<double> share_of_limit;
-  std::string device;  // that computed it: "cpu", "cuda"
+  std::string device;  // that computed it: "cpu", "cuda"; empty: the job has no GPU
 
   double gb_per_s() const;  // 10⁹ bytes / compute time; 0 when nothing was timed
   double gflop_per_s() const;

@@ -160,9 +160,11 @@ LayerRow row_of(const Record& record) {
 
 std::vector<LayerRow> parse_layers_csv(std::string_view text, const std::string& source) {
   const std::string header = layers_csv({});
-  // Earlier versions did not name the device.
-  const std::string earlier = header.substr(0, header.rfind(',')) + "\n";
-  if (!text.starts_with(header) && !text.starts_with(earlier))
+  LayerRow with_gpu;
+  with_gpu.device = "cuda";
+  const std::string long_csv = layers_csv({with_gpu});
+  const std::string long_header = long_csv.substr(0, long_csv.find('\n') + 1);
+  if (!text.starts_with(header) && !text.starts_with(long_header))
     throw bad_line(source, 1,
                    fmt::format("expected the columns {}, found {}: another version wrote it",
                                header.substr(0, header.size() - 1),

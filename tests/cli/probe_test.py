@@ -66,7 +66,7 @@ class Probe(StoreTest):
         self.assertRegex(table, r"\d %\n")
         self.assertNotIn("not probed", (report / "report.html").read_text())
         for line in (report / "layers.csv").read_text().splitlines()[1:]:
-            self.assertGreater(float(line.split(",")[-2]), 0)
+            self.assertGreater(float(line.split(",")[-1]), 0)
 
     def test_a_cache_that_is_damaged_foreign_or_unwritable(self):
         self.succeeds(self.probe())

@@ -47,9 +47,9 @@ TEST(LayersCsv, ReadsBackWhatItWrote) {
 
 TEST(LayersCsv, IsRefusedByLine) {
   const std::string header = layers_csv({});
-  const std::string good = "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,,cpu\n";
+  const std::string good = "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,\n";
   EXPECT_EQ(parse_layers_csv(header + good, "f").size(), 1u);
-  EXPECT_EQ(parse_layers_csv(header + good, "f")[0].device, "cpu");
+  EXPECT_EQ(parse_layers_csv(header + good, "f")[0].device, "");
   const auto refuses = [&](const std::string& text, const std::string& where, const char* word) {
     try {
       parse_layers_csv(text, "f");
@@ -64,25 +64,26 @@ TEST(LayersCsv, IsRefusedByLine) {
   refuses("layer,rank\n", "f:1: ", "another version");
   refuses(header.substr(0, header.size() - 1) + ",more\n" + good, "f:1: ", "more");
   refuses(header + good + good.substr(0, 20), "f:3: ", "cut off");
-  refuses(header + good.substr(0, 20) + "\n", "f:2: ", "14 fields");
+  refuses(header + good.substr(0, 20) + "\n", "f:2: ", "13 fields");
   for (const char* bad : {"x", "-1", "nan", "inf", "1 ", "", "1e999"})
-    refuses(header + "0,0,pc,decode," + bad + ",0,0,1,10,20,0.1,0.2,,cpu\n",
-            "f:2: ", "ms: expected");
+    refuses(header + "0,0,pc,decode," + bad + ",0,0,1,10,20,0.1,0.2,\n", "f:2: ", "ms: expected");
   refuses(header + "0.5" + good.substr(1), "f:2: ", "layer");
   refuses(header + "0,0,pc,dream" + good.substr(13), "f:2: ", "prefill or decode");
-  refuses(header + "0,0,\"a\nb\",decode,1,0,0,1,10,20,0.1,0.2,,cpu\n" + "oops\n",
-          "f:4: ", "fields");
+  refuses(header + "0,0,\"a\nb\",decode,1,0,0,1,10,20,0.1,0.2,\n" + "oops\n", "f:4: ", "fields");
   refuses(header + "0,0,\"a", "f:2: ", "no end");
-  refuses(header + "0,0,\"a\"b,decode,1,0,0,1,10,20,0.1,0.2,,cpu\n", "f:2: ", "comma");
+  refuses(header + "0,0,\"a\"b,decode,1,0,0,1,10,20,0.1,0.2,\n", "f:2: ", "comma");
 }
 
-TEST(LayersCsv, OfEarlierVersionsHasNoDevice) {
-  const std::string header = layers_csv({});
-  const std::string earlier = header.substr(0, header.rfind(',')) + "\n";
-  const auto rows = parse_layers_csv(earlier + "0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,0.5\n", "f");
-  ASSERT_EQ(rows.size(), 1u);
-  EXPECT_EQ(rows[0].share_of_limit, 0.5);
-  EXPECT_EQ(rows[0].device, "");
+TEST(LayersCsv, NamesTheDeviceWhereAJobHasAGpu) {
+  std::vector<LayerRow> rows = report_of("a", 10, 2).rows;
+  rows[0].device = "cuda";
+  rows[1].device = "cpu";
+  const std::string csv = layers_csv(rows), header = layers_csv({});
+  EXPECT_EQ(csv.rfind(header.substr(0, header.size() - 1) + ",device\n", 0), 0u) << csv;
+  const auto read = parse_layers_csv(csv, "f");
+  ASSERT_EQ(read.size(), 2u);
+  EXPECT_EQ(read[0].device, "cuda");
+  EXPECT_EQ(read[1].device, "cpu");
 }
 
 TEST(Comparison, SaysWhereTheDifferenceIs) {

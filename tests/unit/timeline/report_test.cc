@@ -109,7 +109,7 @@ TEST(LayerTable, NothingToShow) {
 TEST(LayersCsv, HasTheDocumentedColumns) {
   EXPECT_EQ(layers_csv({}),
             "layer,rank,host,phase,ms,read_ms,wait_ms,compute_ms,bytes,flops,gb_per_s,gflop_per_s,"
-            "share_of_limit,device\n");
+            "share_of_limit\n");
 }
 
 TEST(LayersCsv, FloatsReadBackExactly) {
