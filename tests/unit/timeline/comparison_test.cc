@@ -76,6 +76,7 @@ TEST(LayersCsv, IsRefusedByLine) {
 
 TEST(LayersCsv, NamesTheDeviceWhereAJobHasAGpu) {
   std::vector<LayerRow> rows = report_of("a", 10, 2).rows;
+  rows.resize(2);
   rows[0].device = "cuda";
   rows[1].device = "cpu";
   const std::string csv = layers_csv(rows), header = layers_csv({});
