@@ -126,7 +126,7 @@ MpiJob JobRunner::mpi_job() const {
     mpi.ranks.push_back({.address = host.spec.reached_as(),
                          .binary = planned_.binaries[place],
                          .store = host.store,
-                         .home = host.facts.home,
+                         .facts = host.reached() ? &host.facts : nullptr,
                          .memory = host.spec.memory,
                          .device_memory = host.spec.device_memory,
                          .extra = {}});
@@ -143,7 +143,7 @@ MpiJob JobRunner::placed_job() {
   for (const std::size_t host : planned_.ranks) {
     const auto [path, free_bytes] = hosts_.at(host).client->job_folder(files_tag(host));
     folders.push_back(path);
-    if (keeps_pass()) room_for_pass_ = has_room_for_pass(hosts_.at(host), free_bytes);
+    if (keeps_pass()) look_for_room(host, free_bytes);
   }
   for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) {
     const std::string& files = folders[rank];
@@ -169,12 +169,12 @@ bool JobRunner::keeps_pass() const {
   const bool one_isa =
       std::all_of(planned_.ranks.begin(), planned_.ranks.end(),
                   [&](std::size_t host) { return hosts_.at(host).facts.isa == isa; });
-  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && room_for_pass_ && one_isa &&
-         job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
+  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && room_.everywhere() &&
+         one_isa && job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
 }
 
 // For as many tokens as the text can have.
-bool JobRunner::has_room_for_pass(const Host& host, std::int64_t free_bytes) const {
+void JobRunner::look_for_room(std::size_t host, std::optional<std::int64_t> free_bytes) {
   constexpr std::int64_t kFiles = 3;     // two that are kept, one that is written
   constexpr std::int64_t kSpecial = 16;  // tokens that a tokenizer adds
   constexpr std::int64_t kSpare = std::int64_t{64} << 20;
@@ -182,12 +182,11 @@ bool JobRunner::has_room_for_pass(const Host& host, std::int64_t free_bytes) con
   const std::int64_t rows = std::min(spec.max_position_embeddings, options_.text_bytes + kSpecial);
   const std::int64_t most =
       kFiles * rows * spec.hidden_size * static_cast<std::int64_t>(sizeof(float)) + kSpare;
-  if (free_bytes >= most) return true;
-  options_.warn(
-      fmt::format("{}: hidden states of this score, up to {}, have no room where its agent keeps "
-                  "files, {} are free: after a loss it starts from its first layer",
-                  host.name(), format_bytes(most), format_bytes(free_bytes)));
-  return false;
+  if (room_.look(host, free_bytes, most)) return;
+  options_.warn(fmt::format(
+      "{}: hidden states of this score, up to {}, have no room where its agent keeps "
+      "files, {} are free: after a loss it starts from its first layer",
+      hosts_.at(host).name(), format_bytes(most), format_bytes(free_bytes.value_or(0))));
 }
 
 // The host that had rank 0 has them, and newer ones.
