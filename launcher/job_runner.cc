@@ -47,6 +47,16 @@ class Input {
   int descriptor_ = -1;
 };
 
+// In a thread of its own, or in this one where there can be no more.
+template <typename Work>
+void start(std::vector<std::jthread>& threads, const Work& work) {
+  try {
+    threads.emplace_back(work);
+  } catch (const std::exception&) {
+    work();
+  }
+}
+
 }  // namespace
 
 JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& hosts, Model& model,
@@ -59,7 +69,7 @@ JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& 
       planned_(std::move(planned)),
       in_rounds_(planned_.stages.windows.size() > planned_.ranks.size()),
       output_(job.run_value("json") == "true", options.out,
-              [this](std::string_view text) { messages_.take(text); }),
+              [this](std::string_view line) { messages_.take_line(line); }),
       messages_(options.terminal, options.messages) {}
 
 JobRunner::~JobRunner() {
@@ -69,7 +79,7 @@ JobRunner::~JobRunner() {
   std::vector<std::jthread> threads;  // joined when it goes
   for (std::size_t i = 0; i < hosts_.count(); ++i)
     if (const Host& host = hosts_.at(i); host.client != nullptr && !host.lost)
-      threads.emplace_back([this, &host, i] {
+      start(threads, [this, &host, i] {
         try {
           AgentClient(host.agent, hosts_.key(), host.name(), grace_.after(kToldToForget))
               .forget_job(files_tag(i));
@@ -261,7 +271,7 @@ JobRunner::Outcome JobRunner::run_ranks() {
   try {
     outcome = follow(mpirun, watch);
     settle(outcome, mpirun, watch);
-  } catch (const Error&) {  // Ctrl-C, or nobody takes the output any more
+  } catch (...) {  // Ctrl-C, or nobody takes the output any more
     messages_.end(true);
     end_everywhere(mpirun);
     throw;
@@ -314,7 +324,7 @@ void JobRunner::end_everywhere(Child& mpirun) {
   }
   std::vector<std::jthread> threads;
   const auto end = [&](const Host& host, const std::string& tag) {
-    threads.emplace_back([&, tag] {
+    start(threads, [&, tag] {
       try {
         AgentClient(host.agent, hosts_.key(), host.name(), enough).end(tag);
       } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher

@@ -32,38 +32,59 @@ bool is_of_open_mpi(std::string_view line) {
                      [&](std::string_view name) { return line.starts_with(name); });
 }
 
+// Open MPI 5 ends its messages with a zero byte, which then stands before what comes next: on
+// either side of one are lines of their own.
+template <typename Take>
+void for_each_between_zeros(const std::string& text, const Take& take) {
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\0', begin), text.size());
+    if (end > begin) take(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+}
+
 }  // namespace
 
 void OutputRelay::restart() {
   to_skip_ = passed_;
-  taken_ = 0;
+  taken_ = of_open_mpi_ = 0;
   line_.clear();
 }
 
 void OutputRelay::take(std::string_view data) {
-  if (!lines_) {
-    taken_ += static_cast<std::int64_t>(data.size());
-    const std::size_t known = std::min(to_skip_, data.size());
-    to_skip_ -= known;
-    data.remove_prefix(known);
-    passed_ += data.size();
-    if (!data.empty()) write_(data);
-    return;
-  }
+  if (!lines_) take_text(data);
   for (const char c : data) {
     line_ += c;
     if (c != '\n') continue;
-    const bool is_result = line_.front() == '{';
-    if (is_result) taken_ += static_cast<std::int64_t>(line_.size());
-    if (!is_result) {
-      other_(line_);
-    } else if (to_skip_ > 0) {
-      --to_skip_;
+    if (lines_) {
+      for_each_between_zeros(line_, [this](std::string part) { take_line(std::move(part)); });
     } else {
-      ++passed_;
-      write_(line_);
+      for_each_between_zeros(line_, [this](const std::string& part) {
+        if (is_of_open_mpi(part)) of_open_mpi_ += static_cast<std::int64_t>(part.size());
+      });
     }
     line_.clear();
+  }
+}
+
+void OutputRelay::take_text(std::string_view data) {
+  taken_ += static_cast<std::int64_t>(data.size());
+  const std::size_t known = std::min(to_skip_, data.size());
+  to_skip_ -= known;
+  data.remove_prefix(known);
+  passed_ += data.size();
+  if (!data.empty()) write_(data);
+}
+
+void OutputRelay::take_line(std::string line) {
+  if (!line.ends_with('\n')) line += '\n';
+  if (!line.starts_with('{')) return other_(line);
+  taken_ += static_cast<std::int64_t>(line.size());
+  if (to_skip_ > 0) {
+    --to_skip_;
+  } else {
+    ++passed_;
+    write_(line);
   }
 }
 
@@ -76,6 +97,11 @@ void MessageRelay::take(std::string_view data) {
     line(line_);
     line_.clear();
   }
+}
+
+void MessageRelay::take_line(std::string_view text) {
+  if (text.ends_with('\n')) text.remove_suffix(1);
+  line(std::string(text));
 }
 
 void MessageRelay::begin() {
@@ -92,18 +118,9 @@ void MessageRelay::end(bool explained) {
   in_frame_ = progress_shown_ = false;
 }
 
-// Open MPI 5 ends its messages with a zero byte, which then stands before what comes next: on
-// either side of one are lines of their own.
-void MessageRelay::line_with_zeros(const std::string& text) {
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find('\0', begin), text.size());
-    if (end > begin) line(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-}
-
 void MessageRelay::line(const std::string& text) {
-  if (text.find('\0') != std::string::npos) return line_with_zeros(text);
+  if (text.find('\0') != std::string::npos)
+    return for_each_between_zeros(text, [this](const std::string& part) { line(part); });
   saw_error_ = saw_error_ || text.starts_with("stagecoach: ");
   if (is_frame(text)) {
     in_frame_ = !in_frame_;
