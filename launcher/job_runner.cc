@@ -162,9 +162,9 @@ MpiJob JobRunner::placed_job() {
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
     if (keeps_pass())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/pass", "--checkpoint-newest"});
-    // What the lost host's plan has kept may fit this one, and is no reason to end.
-    if (runs_ > 1 && job_.replicas > 1 && job_.command == "score")
-      extra.emplace_back("--checkpoint-anew");
+    // What the lost host's plan has kept may not fit the next one, and is no reason to end.
+    if (job_.replicas > 1 && job_.command == "score")
+      extra.push_back("--checkpoint-launch=" + planned_.name);
     if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
