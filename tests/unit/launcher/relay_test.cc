@@ -68,7 +68,7 @@ TEST(OutputRelay, AResultBehindAZeroByteIsOne) {
 // Its messages do not make up for text that has not come.
 TEST(OutputRelay, WhatOpenMpiSaysIsNoneOfTheText) {
   using namespace std::string_literals;
-  const std::string message = "\0[pc-a:00000] *** An error\n";
+  const std::string message = "\0[pc-a:00000] *** An error\n"s;
   const auto has_all = [](const std::string& text, std::int64_t bytes) {
     OutputRelay relay(
         false, [](std::string_view) {}, nullptr);
