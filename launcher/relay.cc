@@ -49,25 +49,48 @@ void OutputRelay::restart() {
   to_skip_ = passed_;
   taken_ = of_open_mpi_ = 0;
   line_.clear();
+  held_.clear();
 }
 
 void OutputRelay::take(std::string_view data) {
-  if (!lines_) take_text(data);
+  if (!lines_) return take_amid_messages(data);
   for (const char c : data) {
     line_ += c;
     if (c != '\n') continue;
-    if (lines_) {
-      for_each_between_zeros(line_, [this](std::string part) { take_line(std::move(part)); });
-    } else {
-      for_each_between_zeros(line_, [this](const std::string& part) {
-        if (is_of_open_mpi(part)) of_open_mpi_ += static_cast<std::int64_t>(part.size());
-      });
-    }
+    for_each_between_zeros(line_, [this](std::string part) { take_line(std::move(part)); });
     line_.clear();
   }
 }
 
+// A message of Open MPI 5 has a zero byte before it or none: only with one it is surely no text.
+void OutputRelay::take_amid_messages(std::string_view data) {
+  std::string text;
+  for (const char c : data) {
+    if (held_.empty() && c != '\0') {
+      text += c;
+      continue;
+    }
+    held_ += c;
+    const std::size_t begin = held_.find_first_not_of('\0');
+    if (begin == std::string::npos || (held_[begin] == '[' && c != '\n')) continue;
+    const std::string message = held_.substr(begin);
+    if (is_of_open_mpi(message)) {
+      other_(message);
+    } else {
+      text += held_;
+    }
+    held_.clear();
+  }
+  if (!text.empty()) take_text(text);
+}
+
 void OutputRelay::take_text(std::string_view data) {
+  for (const char c : data) {
+    line_ += c;
+    if (c != '\n') continue;
+    if (is_of_open_mpi(line_)) of_open_mpi_ += static_cast<std::int64_t>(line_.size());
+    line_.clear();
+  }
   taken_ += static_cast<std::int64_t>(data.size());
   const std::size_t known = std::min(to_skip_, data.size());
   to_skip_ -= known;

@@ -13,8 +13,8 @@ namespace stagecoach {
 class OutputRelay {
  public:
   using Write = std::function<void(std::string_view)>;
-  // `other` takes whole lines that are no objects, where results are: Open MPI 5 may say there what
-  // is meant for people.
+  // `other` takes whole lines that are no results, but come where those are: Open MPI 5 may say
+  // there what is meant for people.
   OutputRelay(bool lines, Write write, Write other)
       : lines_(lines), write_(std::move(write)), other_(std::move(other)) {}
 
@@ -29,6 +29,7 @@ class OutputRelay {
   }
 
  private:
+  void take_amid_messages(std::string_view data);
   void take_text(std::string_view data);
   void take_line(std::string line);
 
@@ -38,6 +39,7 @@ class OutputRelay {
   std::size_t passed_ = 0;                    // bytes, or lines, that have gone through in all
   std::size_t to_skip_ = 0;                   // of those that come again
   std::string line_;                          // one that is not finished
+  std::string held_;                          // amid text: what may become a message of Open MPI's
 };
 
 // Messages of the ranks, line by line; progress stays in one place on a terminal. Open MPI's own

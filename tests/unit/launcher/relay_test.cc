@@ -68,7 +68,7 @@ TEST(OutputRelay, AResultBehindAZeroByteIsOne) {
 // Its messages do not make up for text that has not come.
 TEST(OutputRelay, WhatOpenMpiSaysIsNoneOfTheText) {
   using namespace std::string_literals;
-  const std::string message = "\0[pc-a:00000] *** An error\n"s;
+  const std::string message = "[pc-a:00000] *** An error\n";
   const auto has_all = [](const std::string& text, std::int64_t bytes) {
     OutputRelay relay(
         false, [](std::string_view) {}, nullptr);
@@ -79,6 +79,24 @@ TEST(OutputRelay, WhatOpenMpiSaysIsNoneOfTheText) {
   EXPECT_FALSE(has_all("once up\n"s + message, 10)) << "two are on their way";
   EXPECT_TRUE(has_all("[12:34] once\n", 13)) << "a text may look like it";
   EXPECT_FALSE(has_all("[12:34] once\n", 14));
+}
+
+// Nor is it skipped for text when that comes again.
+TEST(OutputRelay, AMessageBehindAZeroByteIsTakenOutOfTheText) {
+  using namespace std::string_literals;
+  std::string shown, other;
+  OutputRelay relay(
+      false, [&](std::string_view text) { shown += text; },
+      [&](std::string_view text) { other += text; });
+  for (const char c : "once\0[pc-a:00000] *** An error\n up"s) relay.take({&c, 1});
+  EXPECT_EQ(shown, "once up");
+  EXPECT_EQ(other, "[pc-a:00000] *** An error\n");
+  EXPECT_TRUE(relay.has_all(7));
+  relay.restart();
+  relay.take("once upon\n");
+  EXPECT_EQ(shown, "once upon\n");
+  relay.take("\0[a] b\n\0x\0"s);
+  EXPECT_EQ(shown, "once upon\n\0[a] b\n\0x"s) << "a text's own";
 }
 
 constexpr const char* kFrame =
