@@ -45,6 +45,13 @@ SlabSource source_from_json(const Json& json, const std::string& where) {
           .store = object.string("store")};
 }
 
+JobFolder job_folder_from_json(const Json& json, const std::string& where) {
+  const JsonObject object(json, where);
+  JobFolder folder{.path = object.string("folder"), .free_bytes = {}};
+  if (object.has("free_bytes")) folder.free_bytes = object.integer("free_bytes");
+  return folder;
+}
+
 AgentClient::AgentClient(const Endpoint& endpoint, const Key& key, std::string name,
                          const Interrupted& interrupted)
     : name_(std::move(name)), channel_(SecureChannel::connect(endpoint, key, name_, interrupted)) {
@@ -254,10 +261,8 @@ int AgentClient::end(const std::string& job) {
   return static_cast<int>(JsonObject(reply, name_).integer("ended"));
 }
 
-AgentClient::JobFolder AgentClient::job_folder(const std::string& job) {
-  const Json reply = ask({{"op", "job_folder"}, {"job", job}});
-  const JsonObject object(reply, name_);
-  return {.path = object.string("folder"), .free_bytes = object.integer("free_bytes")};
+JobFolder AgentClient::job_folder(const std::string& job) {
+  return job_folder_from_json(ask({{"op", "job_folder"}, {"job", job}}), name_);
 }
 
 std::vector<StoreFile> AgentClient::job_files(const std::string& job) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,14 @@ struct SlabSource {
 };
 Json to_json(const SlabSource& source);
 SlabSource source_from_json(const Json& json, const std::string& where);
+
+// Where a job's files are on a host.
+struct JobFolder {
+  std::string path;
+  std::optional<std::int64_t>
+      free_bytes;  // of its file system; an agent of an older build has none
+};
+JobFolder job_folder_from_json(const Json& json, const std::string& where);
 
 struct LinkRate {
   double latency = 0;  // seconds of a small message, one way
@@ -72,11 +81,7 @@ class AgentClient {
   void ping(Seconds patience = kSilence);
   int end(const std::string& job);
 
-  // Where the job's files are there; made if need be.
-  struct JobFolder {
-    std::string path;
-    std::int64_t free_bytes = 0;  // of its file system
-  };
+  // Made if need be.
   JobFolder job_folder(const std::string& job);
   std::vector<StoreFile> job_files(const std::string& job);  // paths below that folder
   std::vector<std::byte> read_job_file(const std::string& job, const std::string& name);

@@ -477,7 +477,9 @@ void AgentSession::job_folder(const JsonObject& request) {
   touch_job(folder);
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
-  ok({{"folder", folder.string()}, {"free_bytes", error ? 0 : space.available}});
+  Json reply{{"folder", folder.string()}};
+  if (!error) reply["free_bytes"] = space.available;
+  ok(reply);
   sweep_jobs(context_.config.state);  // nobody waits for it
 }
 

@@ -120,7 +120,7 @@ std::string HostFacts::with_home(const std::string& path, const std::string& wha
   if (home.empty())
     throw usage_error(fmt::format("{}: '{}': its agent's user has no home folder", what, path),
                       "an absolute path in the job file, or HOME for the agent");
-  return home + path.substr(1);
+  return fs::path(home + path.substr(1)).lexically_normal();
 }
 
 const NetworkInterface* HostFacts::interface_of(const std::string& address) const {

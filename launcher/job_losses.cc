@@ -97,8 +97,10 @@ std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) 
     const std::vector<std::size_t> lost = watch.lost();
     return std::find(lost.begin(), lost.end(), 0) != lost.end();
   };
-  while (!is_lost() && Clock::now() < deadline) try {
-      AgentClient client(host.agent, hosts_.key(), host.name(), options_.interrupted);
+  const auto enough = [&] { return is_lost() || Clock::now() >= deadline; };
+  while (!enough()) try {
+      AgentClient client(host.agent, hosts_.key(), host.name(),
+                         [&] { return options_.interrupted() || enough(); });
       for (const StoreFile& file : client.job_files(files_tag(first)))
         for (int code = 0; code < kPeerLostCode; ++code)
           if (file.name == (code == 0 ? done : fmt::format("{}.{}", done, code))) {
@@ -110,18 +112,18 @@ std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) 
           }
       return std::nullopt;
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::kInterrupted) throw;
+      if (error.kind() == ErrorKind::kInterrupted && options_.interrupted()) throw;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
   return std::nullopt;
 }
 
-// Whether all that rank 0 has printed comes through, which mpirun may still hand on.
+// Whether all that rank 0 has printed comes through, which mpirun may still hand on: to its end,
+// for a number of bytes may be reached with some of Open MPI's.
 bool JobRunner::all_printed(Child& mpirun, std::int64_t bytes) {
   const auto deadline = Clock::now() + kHandOn;
-  while (output_.taken() < bytes && mpirun.out() >= 0 && Clock::now() < deadline)
-    relay_some(mpirun);
-  return output_.taken() >= bytes;
+  while (mpirun.out() >= 0 && Clock::now() < deadline) relay_some(mpirun);
+  return output_.has_all(bytes);
 }
 
 // After mpirun's end or a loss: what rank 0 says counts for more. A host that is lost when its
@@ -129,13 +131,16 @@ bool JobRunner::all_printed(Child& mpirun, std::int64_t bytes) {
 void JobRunner::settle(Outcome& outcome, Child& mpirun, const HostWatch& watch) {
   const std::optional<LastWord> said = last_word(watch);
   const bool lost = !outcome.lost_hosts.empty();
-  if (said && !lost) {
-    outcome.explained = said->code == 0 && outcome.code != 0;
-    outcome.code = said->code;
-  } else if (said && said->code == 0 && all_printed(mpirun, said->printed)) {
+  const bool done = said && said->code == 0 && all_printed(mpirun, said->printed);
+  if (done && lost) {
     options_.warn("all results were written before");
     outcome = {.code = 0, .lost_hosts = {}, .reason = {}, .explained = true};
+  } else if (said && !lost && (done || said->code != 0)) {
+    outcome.explained = done && outcome.code != 0;
+    outcome.code = said->code;
   } else {
+    // Whatever mpirun ends with when it has lost the way to rank 0.
+    if (said && !lost) outcome.code = 0;
     judge(outcome, watch);
   }
 }
@@ -158,7 +163,7 @@ void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
   if (not_done) outcome.code = kPeerLostCode;
   outcome.reason = signal            ? fmt::format("a rank was ended by signal {}", *signal)
                    : !missed.empty() ? missed
-                   : not_done        ? std::string("mpirun ended before rank 0 was done")
+                   : not_done        ? std::string("mpirun ended before all results had come")
                                      : std::string("a rank fell silent");
 }
 

@@ -47,6 +47,16 @@ class Input {
   int descriptor_ = -1;
 };
 
+// In a thread of its own, or in this one where there can be no more.
+template <typename Work>
+void start(std::vector<std::jthread>& threads, const Work& work) {
+  try {
+    threads.emplace_back(work);
+  } catch (const std::exception&) {
+    work();
+  }
+}
+
 }  // namespace
 
 JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& hosts, Model& model,
@@ -59,7 +69,7 @@ JobRunner::JobRunner(const LaunchJob& job, const LaunchOptions& options, Hosts& 
       planned_(std::move(planned)),
       in_rounds_(planned_.stages.windows.size() > planned_.ranks.size()),
       output_(job.run_value("json") == "true", options.out,
-              [this](std::string_view text) { messages_.take(text); }),
+              [this](std::string_view line) { messages_.take_line(line); }),
       messages_(options.terminal, options.messages) {}
 
 JobRunner::~JobRunner() {
@@ -69,7 +79,7 @@ JobRunner::~JobRunner() {
   std::vector<std::jthread> threads;  // joined when it goes
   for (std::size_t i = 0; i < hosts_.count(); ++i)
     if (const Host& host = hosts_.at(i); host.client != nullptr && !host.lost)
-      threads.emplace_back([this, &host, i] {
+      start(threads, [this, &host, i] {
         try {
           AgentClient(host.agent, hosts_.key(), host.name(), grace_.after(kToldToForget))
               .forget_job(files_tag(i));
@@ -126,7 +136,7 @@ MpiJob JobRunner::mpi_job() const {
     mpi.ranks.push_back({.address = host.spec.reached_as(),
                          .binary = planned_.binaries[place],
                          .store = host.store,
-                         .home = host.facts.home,
+                         .facts = host.reached() ? &host.facts : nullptr,
                          .memory = host.spec.memory,
                          .device_memory = host.spec.device_memory,
                          .extra = {}});
@@ -143,7 +153,7 @@ MpiJob JobRunner::placed_job() {
   for (const std::size_t host : planned_.ranks) {
     const auto [path, free_bytes] = hosts_.at(host).client->job_folder(files_tag(host));
     folders.push_back(path);
-    if (keeps_pass()) room_for_pass_ = has_room_for_pass(hosts_.at(host), free_bytes);
+    if (keeps_pass()) look_for_room(host, free_bytes);
   }
   for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) {
     const std::string& files = folders[rank];
@@ -152,9 +162,9 @@ MpiJob JobRunner::placed_job() {
       extra.insert(extra.end(), {"--checkpoint=" + files + "/tokens", "--checkpoint-keeps=tokens"});
     if (keeps_pass())
       extra.insert(extra.end(), {"--checkpoint=" + files + "/pass", "--checkpoint-newest"});
-    // What the lost host's plan has kept may fit this one, and is no reason to end.
-    if (runs_ > 1 && job_.replicas > 1 && job_.command == "score")
-      extra.emplace_back("--checkpoint-anew");
+    // What the lost host's plan has kept may not fit the next one, and is no reason to end.
+    if (job_.replicas > 1 && job_.command == "score")
+      extra.push_back("--checkpoint-launch=" + planned_.name);
     if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
@@ -169,12 +179,12 @@ bool JobRunner::keeps_pass() const {
   const bool one_isa =
       std::all_of(planned_.ranks.begin(), planned_.ranks.end(),
                   [&](std::size_t host) { return hosts_.at(host).facts.isa == isa; });
-  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && room_for_pass_ && one_isa &&
-         job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
+  return job_.replicas > 1 && job_.command == "score" && in_rounds_ && room_.everywhere() &&
+         one_isa && job_.run_value("checkpoint").empty() && job_.run_value("wire") != "bf16";
 }
 
 // For as many tokens as the text can have.
-bool JobRunner::has_room_for_pass(const Host& host, std::int64_t free_bytes) const {
+void JobRunner::look_for_room(std::size_t host, std::optional<std::int64_t> free_bytes) {
   constexpr std::int64_t kFiles = 3;     // two that are kept, one that is written
   constexpr std::int64_t kSpecial = 16;  // tokens that a tokenizer adds
   constexpr std::int64_t kSpare = std::int64_t{64} << 20;
@@ -182,12 +192,11 @@ bool JobRunner::has_room_for_pass(const Host& host, std::int64_t free_bytes) con
   const std::int64_t rows = std::min(spec.max_position_embeddings, options_.text_bytes + kSpecial);
   const std::int64_t most =
       kFiles * rows * spec.hidden_size * static_cast<std::int64_t>(sizeof(float)) + kSpare;
-  if (free_bytes >= most) return true;
-  options_.warn(
-      fmt::format("{}: hidden states of this score, up to {}, have no room where its agent keeps "
-                  "files, {} are free: after a loss it starts from its first layer",
-                  host.name(), format_bytes(most), format_bytes(free_bytes)));
-  return false;
+  if (room_.look(host, free_bytes, most)) return;
+  options_.warn(fmt::format(
+      "{}: hidden states of this score, up to {}, have no room where its agent keeps "
+      "files, {} are free: after a loss it starts from its first layer",
+      hosts_.at(host).name(), format_bytes(most), format_bytes(free_bytes.value_or(0))));
 }
 
 // The host that had rank 0 has them, and newer ones.
@@ -262,7 +271,7 @@ JobRunner::Outcome JobRunner::run_ranks() {
   try {
     outcome = follow(mpirun, watch);
     settle(outcome, mpirun, watch);
-  } catch (const Error&) {  // Ctrl-C, or nobody takes the output any more
+  } catch (...) {  // Ctrl-C, or nobody takes the output any more
     messages_.end(true);
     end_everywhere(mpirun);
     throw;
@@ -315,7 +324,7 @@ void JobRunner::end_everywhere(Child& mpirun) {
   }
   std::vector<std::jthread> threads;
   const auto end = [&](const Host& host, const std::string& tag) {
-    threads.emplace_back([&, tag] {
+    start(threads, [&, tag] {
       try {
         AgentClient(host.agent, hosts_.key(), host.name(), enough).end(tag);
       } catch (const std::exception&) {  // gone; its agent ends them when it misses the launcher

@@ -13,6 +13,7 @@
 #include "launcher/hosts.h"
 #include "launcher/launch.h"
 #include "launcher/mpi_command.h"
+#include "launcher/pass_room.h"
 #include "launcher/relay.h"
 #include "plan/stage_plan.h"
 
@@ -96,7 +97,7 @@ class JobRunner {
   std::string done_name() const;  // of a file of rank 0's
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
   bool keeps_pass() const;
-  bool has_room_for_pass(const Host& host, std::int64_t free_bytes) const;
+  void look_for_room(std::size_t host, std::optional<std::int64_t> free_bytes);
   std::filesystem::path folder() const { return options_.state / "launches" / planned_.name; }
 
   const LaunchJob& job_;
@@ -111,7 +112,7 @@ class JobRunner {
   MessageRelay messages_;
   std::optional<std::vector<std::byte>> tokens_;  // drawn before a restart
   std::optional<std::size_t> tokens_host_;        // which had rank 0 then
-  bool room_for_pass_ = true;                     // of a score, on every host so far
+  PassRoom room_;
   int runs_ = 0;
 };
 

@@ -299,6 +299,7 @@ int Launch::run() {
   same_build_everywhere();
   JobRunner runner(job_, options_, *hosts_, *model_, planned_);
   if (options_.dry_run) return dry_run(runner);
+  mpi_command(runner.mpi_job());  // what it refuses, not after hours of shipping
   options_.err(plan_text());
   ship(runner);
   check_interrupted();

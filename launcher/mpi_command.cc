@@ -64,8 +64,8 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
     }
     for (const std::string& value : values)
       add_flag(words, setting,
-               is_path_setting(setting) && in_a_home(value) && !place.home.empty()
-                   ? place.home + value.substr(1)
+               is_path_setting(setting) && place.facts != nullptr
+                   ? place.facts->with_home(value, place.address + ": " + setting)
                    : value);
   }
   words.insert(words.end(), place.extra.begin(), place.extra.end());

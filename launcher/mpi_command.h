@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/host_facts.h"
 #include "launcher/job_file.h"
 #include "plan/stage_plan.h"
 
@@ -12,7 +13,7 @@ namespace stagecoach {
 struct RankPlace {
   std::string address;  // as mpirun calls the host
   std::string binary, store;
-  std::string home = {};  // that ~ is in other paths
+  const HostFacts* facts = nullptr;  // whose home ~ is in other paths; null: not reached, ~ stays
   std::int64_t memory = 0;
   std::int64_t device_memory = 0;
   std::vector<std::string> extra;  // flags of this rank alone
@@ -29,6 +30,7 @@ struct MpiJob {
 
 // Open MPI 4.1 and 5 take the same words: the names of the settings are those of 4.1, which 5
 // translates.
+// Throws usage_error where a path is in the home of a user who has none.
 Words mpi_command(const MpiJob& job);
 
 // One rank's own words: the command and its flags.

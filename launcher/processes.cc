@@ -225,7 +225,8 @@ int end_processes_of(const std::string& job) {
   int ended = 0;
   for (int round = 0; round < kMostRounds; ++round) {
     const int some = end_some_of(job);
-    if (some == 0) break;
+    // One that is being started shows no environment for a moment.
+    if (some == 0 && round > 0) break;
     ended = std::max(ended, some);
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // until those have gone
   }

@@ -32,38 +32,82 @@ bool is_of_open_mpi(std::string_view line) {
                      [&](std::string_view name) { return line.starts_with(name); });
 }
 
+// Open MPI 5 ends its messages with a zero byte, which then stands before what comes next: on
+// either side of one are lines of their own.
+template <typename Take>
+void for_each_between_zeros(const std::string& text, const Take& take) {
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\0', begin), text.size());
+    if (end > begin) take(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+}
+
 }  // namespace
 
 void OutputRelay::restart() {
   to_skip_ = passed_;
-  taken_ = 0;
+  taken_ = of_open_mpi_ = 0;
   line_.clear();
+  held_.clear();
 }
 
 void OutputRelay::take(std::string_view data) {
-  if (!lines_) {
-    taken_ += static_cast<std::int64_t>(data.size());
-    const std::size_t known = std::min(to_skip_, data.size());
-    to_skip_ -= known;
-    data.remove_prefix(known);
-    passed_ += data.size();
-    if (!data.empty()) write_(data);
-    return;
-  }
+  if (!lines_) return take_amid_messages(data);
   for (const char c : data) {
     line_ += c;
     if (c != '\n') continue;
-    const bool is_result = line_.front() == '{';
-    if (is_result) taken_ += static_cast<std::int64_t>(line_.size());
-    if (!is_result) {
-      other_(line_);
-    } else if (to_skip_ > 0) {
-      --to_skip_;
-    } else {
-      ++passed_;
-      write_(line_);
-    }
+    for_each_between_zeros(line_, [this](std::string part) { take_line(std::move(part)); });
     line_.clear();
+  }
+}
+
+// A message of Open MPI 5 has a zero byte before it or none: only with one it is surely no text.
+void OutputRelay::take_amid_messages(std::string_view data) {
+  std::string text;
+  for (const char c : data) {
+    if (held_.empty() && c != '\0') {
+      text += c;
+      continue;
+    }
+    held_ += c;
+    const std::size_t begin = held_.find_first_not_of('\0');
+    if (begin == std::string::npos || (held_[begin] == '[' && c != '\n')) continue;
+    const std::string message = held_.substr(begin);
+    if (is_of_open_mpi(message)) {
+      other_(message);
+    } else {
+      text += held_;
+    }
+    held_.clear();
+  }
+  if (!text.empty()) take_text(text);
+}
+
+void OutputRelay::take_text(std::string_view data) {
+  for (const char c : data) {
+    line_ += c;
+    if (c != '\n') continue;
+    if (is_of_open_mpi(line_)) of_open_mpi_ += static_cast<std::int64_t>(line_.size());
+    line_.clear();
+  }
+  taken_ += static_cast<std::int64_t>(data.size());
+  const std::size_t known = std::min(to_skip_, data.size());
+  to_skip_ -= known;
+  data.remove_prefix(known);
+  passed_ += data.size();
+  if (!data.empty()) write_(data);
+}
+
+void OutputRelay::take_line(std::string line) {
+  if (!line.ends_with('\n')) line += '\n';
+  if (!line.starts_with('{')) return other_(line);
+  taken_ += static_cast<std::int64_t>(line.size());
+  if (to_skip_ > 0) {
+    --to_skip_;
+  } else {
+    ++passed_;
+    write_(line);
   }
 }
 
@@ -76,6 +120,11 @@ void MessageRelay::take(std::string_view data) {
     line(line_);
     line_.clear();
   }
+}
+
+void MessageRelay::take_line(std::string_view text) {
+  if (text.ends_with('\n')) text.remove_suffix(1);
+  line(std::string(text));
 }
 
 void MessageRelay::begin() {
@@ -92,18 +141,9 @@ void MessageRelay::end(bool explained) {
   in_frame_ = progress_shown_ = false;
 }
 
-// Open MPI 5 ends its messages with a zero byte, which then stands before what comes next: on
-// either side of one are lines of their own.
-void MessageRelay::line_with_zeros(const std::string& text) {
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find('\0', begin), text.size());
-    if (end > begin) line(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-}
-
 void MessageRelay::line(const std::string& text) {
-  if (text.find('\0') != std::string::npos) return line_with_zeros(text);
+  if (text.find('\0') != std::string::npos)
+    return for_each_between_zeros(text, [this](const std::string& part) { line(part); });
   saw_error_ = saw_error_ || text.starts_with("stagecoach: ");
   if (is_frame(text)) {
     in_frame_ = !in_frame_;

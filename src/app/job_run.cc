@@ -339,21 +339,6 @@ std::int64_t JobRun::least_checkpoint_bytes() const {
   return bytes;
 }
 
-// At the rank that has it; what is damaged is dropped, and no longer `mine`.
-bool JobRun::is_intact(const CheckpointPoint& point, CheckpointContents& mine) {
-  // Where ranks share a folder, another one may have dropped its file.
-  for (std::size_t layers = 1; layers < mine.hidden.size(); ++layers)
-    mine.hidden[layers] =
-        mine.hidden[layers] != 0 && checkpoint_->has_hidden(static_cast<std::int64_t>(layers));
-  if (transport_.rank() != point.has) return true;
-  const std::string damage = checkpoint_->damage_of_hidden(point.layers);
-  if (damage.empty()) return true;
-  spdlog::warn("{}; it is dropped, and the layers before it count", damage);
-  checkpoint_->drop_hidden(point.layers);
-  mine.hidden[static_cast<std::size_t>(point.layers)] = 0;
-  return false;
-}
-
 // Collective: after as many layers as can be.
 void JobRun::find_resume_point() {
   const int rank = transport_.rank();
@@ -370,8 +355,13 @@ void JobRun::find_resume_point() {
   }
   CheckpointPoint point = agree_on_resume(control_, mine, plan_.stages);
   if (failure) std::rethrow_exception(failure);
-  while (point.layers > 0 && !all_hear(control_, point, is_intact(point, mine)))
+  const auto warn = [](const std::string& why) { spdlog::warn("{}", why); };
+  while (point.layers > 0 &&
+         !all_hear(control_, point,
+                   rank != point.has || is_whole(*checkpoint_, point.layers, mine, warn))) {
+    forget_gone(*checkpoint_, mine);
     point = agree_on_resume(control_, mine, plan_.stages);
+  }
   if (point.layers == 0) checkpoint_->require_room(least_checkpoint_bytes());
   share_hidden(control_, *checkpoint_, point);
   if (rank == 0 && point.discarded > 0)

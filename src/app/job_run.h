@@ -62,7 +62,6 @@ class JobRun {
   CheckpointIdentity checkpoint_identity();
   std::string why_of_one_plan(const CheckpointIdentity& identity) const;
   std::int64_t least_checkpoint_bytes() const;
-  bool is_intact(const CheckpointPoint& point, CheckpointContents& mine);
 
   const RunSettings& settings_;
   const JobKind& kind_;

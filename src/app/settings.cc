@@ -45,8 +45,8 @@ std::string environment_name(const CLI::Option& option) {
 bool settable(const CLI::Option& option) {
   if (option.get_lnames().empty()) return false;
   const std::string& name = option.get_lnames().front();
-  constexpr std::array kOfProcesses{"help",      "version",         "job",
-                                    "done-file", "checkpoint-anew", "checkpoint-newest"};
+  constexpr std::array kOfProcesses{"help",      "version",           "job",
+                                    "done-file", "checkpoint-launch", "checkpoint-newest"};
   return std::find(kOfProcesses.begin(), kOfProcesses.end(), name) == kOfProcesses.end();
 }
 
@@ -282,8 +282,9 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
                   "Keep what is computed there, on every host; the same command goes on from it")
       ->type_name("DIR");
   command
-      .add_flag("--checkpoint-anew", s.checkpoint_care.anew,
-                "Of a launch, after a loss: what another plan has kept is thrown away")
+      .add_option("--checkpoint-launch", s.checkpoint_care.launch,
+                  "Of a launch: what another plan of the same one has kept is thrown away")
+      ->type_name("NAME")
       ->group("");
   command
       .add_flag("--checkpoint-newest", s.checkpoint_care.newest,

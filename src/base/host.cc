@@ -43,7 +43,7 @@ std::string with_home(const std::string& path, const std::string& what) {
   if (home.empty())
     throw usage_error(fmt::format("{}: '{}': this user has no home folder", what, path),
                       "an absolute path, or set HOME");
-  return home.string() + path.substr(1);
+  return std::filesystem::path(home.string() + path.substr(1)).lexically_normal();
 }
 
 std::filesystem::path user_folder(const char* xdg_variable, const char* below_home) {

@@ -120,6 +120,33 @@ CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContent
   return point;
 }
 
+// Others wait for the answer: whatever goes wrong, there is one.
+bool is_whole(const PassCheckpoint& checkpoint, std::int64_t layers, CheckpointContents& mine,
+              const std::function<void(const std::string&)>& warn) {
+  try {
+    const std::string damage = checkpoint.damage_of_hidden(layers);
+    if (damage.empty()) return true;
+    warn(damage + "; it is dropped, and the layers before it count");
+    checkpoint.drop_hidden(layers);
+  } catch (const Error& error) {
+    warn(fmt::format("{}; the layers before it count", error.what()));
+  }
+  mine.hidden[static_cast<std::size_t>(layers)] = 0;
+  return false;
+}
+
+void forget_gone(const PassCheckpoint& checkpoint, CheckpointContents& mine) {
+  const auto is_there = [&](std::int64_t layers) {
+    try {
+      return checkpoint.has_hidden(layers);
+    } catch (const Error&) {  // gone between two looks, or it cannot be read
+      return false;
+    }
+  };
+  for (std::size_t layers = 1; layers < mine.hidden.size(); ++layers)
+    mine.hidden[layers] = mine.hidden[layers] != 0 && is_there(static_cast<std::int64_t>(layers));
+}
+
 bool all_hear(ControlChannel& control, const CheckpointPoint& point, bool intact) {
   if (control.rank() != point.has) return control.receive_from(point.has) != kDamaged;
   for (int rank = 0; rank < control.size(); ++rank)

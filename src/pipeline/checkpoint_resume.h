@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,15 @@ struct CheckpointPoint {
 // empty where the checkpoint could not be opened: then all begin at the start.
 CheckpointPoint agree_on_resume(ControlChannel& control, const CheckpointContents& mine,
                                 const StagePlan& plan);
+
+// Whether this rank's hidden state can be read and is not damaged; else it is no longer `mine`, and
+// `warn` says why. What is damaged is dropped from the folder; what cannot be read now (EMFILE,
+// EIO) stays there.
+bool is_whole(const PassCheckpoint& checkpoint, std::int64_t layers, CheckpointContents& mine,
+              const std::function<void(const std::string&)>& warn);
+
+// Where ranks share a folder, another one may have dropped a file.
+void forget_gone(const PassCheckpoint& checkpoint, CheckpointContents& mine);
 
 // Collective: whether the rank that has the hidden state finds it whole, `intact`.
 bool all_hear(ControlChannel& control, const CheckpointPoint& point, bool intact);

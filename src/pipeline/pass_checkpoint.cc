@@ -21,6 +21,7 @@ static_assert(std::endian::native == std::endian::little,
 constexpr char kMagic[8] = {'S', 'C', 'H', 'E', 'C', 'K', 'P', 'T'};
 constexpr std::uint32_t kVersion = 2;  // 1 counted windows, of one plan
 constexpr const char* kIdentityFile = "checkpoint.json";
+constexpr const char* kLaunchFile = "launch";
 constexpr std::int64_t kMaxIdentityBytes = 1 << 20;
 constexpr std::int64_t kBlock = std::int64_t{1} << 20;
 
@@ -52,12 +53,27 @@ bool fits_identity(const fs::path& file, const CheckpointIdentity& identity, boo
 }
 
 // Ranks may share the folder, and write the same text.
-void write_identity(const fs::path& file, const std::string& text) {
-  const fs::path temporary = file.parent_path() / unique_name(kIdentityFile);
+void write_shared(const fs::path& file, const std::string& text) {
+  const fs::path temporary = file.parent_path() / unique_name(file.filename().string());
   File draft = File::create(temporary);
   draft.append(as_bytes(text));
   draft.close_synced();
   rename_synced(temporary, file);
+}
+
+// Files of values in the folder, unfinished ones too, with the layers that a finished hidden state
+// is after; 0: it is none.
+template <typename Visit>
+void for_each_kept(const fs::path& folder, Visit visit) {
+  const std::regex names("layers?-([0-9]{3,6})\\.(hidden|kv)(\\.part)?");
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    std::smatch parts;
+    if (!std::regex_match(name, parts, names)) continue;
+    visit(*entry, parts[2] == "hidden" && !parts[3].matched ? std::stoll(parts[1]) : 0);
+  }
 }
 
 // The pages that a micro-batch writes to, in the order in which they are kept.
@@ -93,33 +109,46 @@ PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identi
   const fs::path file = folder_ / kIdentityFile;
   std::error_code ignored;
   const bool there = fs::exists(file, ignored);
-  if (there && fits_identity(file, identity, care_.anew)) return;
-  if (there) discard();
-  write_identity(file, text);
+  const bool fits = there && fits_identity(file, identity, is_of_launch());
+  if (there && !fits) discard();
+  mark_launch();
+  if (!fits) write_shared(file, text);
+}
+
+bool PassCheckpoint::is_of_launch() const {
+  const fs::path file = folder_ / kLaunchFile;
+  std::error_code ignored;
+  return !care_.launch.empty() && fs::exists(file, ignored) &&
+         read_text_file(file, kMaxIdentityBytes) == care_.launch + "\n";
+}
+
+void PassCheckpoint::mark_launch() const {
+  if (!care_.launch.empty() && !is_of_launch())
+    write_shared(folder_ / kLaunchFile, care_.launch + "\n");
 }
 
 void PassCheckpoint::discard() {
-  const std::regex names("layers?-([0-9]{3,6})\\.(hidden|kv)");
-  std::error_code error;
-  for (fs::directory_iterator entry(folder_, error), end; !error && entry != end;
-       entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    std::smatch parts;
-    if (!std::regex_match(name, parts, names)) continue;
-    if (parts[2] == "hidden") discarded_ = std::max<std::int64_t>(discarded_, std::stoll(parts[1]));
+  for_each_kept(folder_, [this](const fs::directory_entry& file, std::int64_t layers) {
+    discarded_ = std::max(discarded_, layers);
     std::error_code ignored;  // of another plan they count as not there
-    fs::remove(entry->path(), ignored);
-  }
+    fs::remove(file.path(), ignored);
+  });
 }
 
 void PassCheckpoint::require_room(std::int64_t bytes) const {
   std::error_code error;
   const fs::space_info space = fs::space(folder_, error);
-  if (error || static_cast<std::int64_t>(space.available) >= bytes) return;
-  throw resource_error(
-      fmt::format("{}: no room for a checkpoint: it takes {}, {} are free", folder_.string(),
-                  format_bytes(bytes), format_bytes(static_cast<std::int64_t>(space.available))),
-      "free some space, or use another --checkpoint DIR");
+  if (error) return;
+  auto room = static_cast<std::int64_t>(space.available);
+  for_each_kept(folder_, [&room](const fs::directory_entry& file, std::int64_t) {
+    std::error_code gone;
+    const std::uintmax_t size = file.file_size(gone);
+    if (!gone) room += static_cast<std::int64_t>(size);
+  });
+  if (room >= bytes) return;
+  throw resource_error(fmt::format("{}: no room for a checkpoint: it takes {}, {} are free",
+                                   folder_.string(), format_bytes(bytes), format_bytes(room)),
+                       "free some space, or use another --checkpoint DIR");
 }
 
 fs::path PassCheckpoint::path(const Key& key) const {
@@ -213,6 +242,7 @@ std::string PassCheckpoint::damage_of_hidden(std::int64_t layers) const try {
   open_checked({Kind::kHidden, layers}, std::numeric_limits<std::int64_t>::max());
   return {};
 } catch (const Error& error) {
+  if (error.kind() != ErrorKind::kData) throw;
   return error.what();
 }
 

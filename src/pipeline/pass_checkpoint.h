@@ -7,6 +7,7 @@
 //                           that received it
 //   DIR/layer-007.kv        keys and values of layer 7, where later passes read them (generate)
 //   DIR/tokens.json         what has been drawn (generate, rank 0)
+//   DIR/launch              the launch that has worked there last, if it was one
 //
 // A .hidden or .kv file, little-endian, exists whole or not at all (written as .part, synced,
 // renamed):
@@ -40,9 +41,10 @@ using CheckpointIdentity = std::vector<std::pair<std::string, std::string>>;
 
 // What a launch asks of a checkpoint besides.
 struct CheckpointCare {
-  // The folder's own of another plan or other instruction sets, after a loss, is thrown away and
-  // begun anew; else it is refused like all that differs.
-  bool anew = false;
+  // Its name. What the folder has of another plan or other instruction sets is thrown away, after a
+  // loss, if a run of the same launch has worked there before; else it is refused like all that
+  // differs. Empty: of no launch.
+  std::string launch = {};
   // Of hidden states only the newest that this rank has kept, and one before it in case that is
   // damaged: where nothing but a hidden state is gone on from (score).
   bool newest = false;
@@ -61,7 +63,8 @@ class PassCheckpoint {
 
   // Layers whose hidden state was thrown away with what another plan had computed; 0: none was.
   std::int64_t discarded_layers() const { return discarded_; }
-  // Throws resource_error unless the folder's file system has room for so many bytes.
+  // Throws resource_error unless the folder's file system has room for so many bytes, those of
+  // checkpoint files that are there, and will be replaced, among them.
   void require_room(std::int64_t bytes) const;
 
   bool has_hidden(std::int64_t layers) const;
@@ -71,6 +74,7 @@ class PassCheckpoint {
   void keep_hidden(std::int64_t layers, const MicroBatch& batch, std::span<const float> hidden);
   void keep_kv(std::int64_t layer, const MicroBatch& batch, KvCache& kv);
   // What is wrong with the bytes of a file that is there, all of which are read; empty: nothing.
+  // Throws where they cannot be read now, which says nothing of them.
   std::string damage_of_hidden(std::int64_t layers) const;
   void drop_hidden(std::int64_t layers) const;
   // Throws data_error for a damaged file.
@@ -106,6 +110,8 @@ class PassCheckpoint {
   void take(const Key& key, const MicroBatch& batch, std::span<std::byte> destination);
   void end_restore(const Key& key, const MicroBatch& batch);
   Restored open_checked(const Key& key, std::int64_t most_bytes) const;
+  bool is_of_launch() const;
+  void mark_launch() const;
   void discard();
   void drop_older();
 

@@ -463,6 +463,19 @@ class Launches(LanTest):
         alone = self.alone("--prompt", "In the beginning", "--greedy", "--max-new-tokens", "8")
         self.assertEqual([json.loads(line)["ids"] for line in out.splitlines()], [alone[0]["ids"]])
 
+    def test_results_that_mpirun_has_not_handed_on(self):
+        self.start_agents()
+        fake = self.folder / "fake"
+        fake.mkdir()
+        (fake / "mpirun").write_text(f'#!/bin/sh\nPATH="{ENVIRONMENT["PATH"]}"\ncase "$1" in --version) exec mpirun "$@" ;; esac\n'
+                                     'mpirun "$@" | head -c -20\n')
+        (fake / "mpirun").chmod(0o755)
+        job = self.job(f'prompt = "In the beginning"\nmax_new_tokens = 8\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n')
+        launched = subprocess.run(self.command("launch", job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                                  env=ENVIRONMENT | {"PATH": f"{fake}:{ENVIRONMENT['PATH']}"}, timeout=PATIENCE)
+        self.assertEqual(launched.returncode, 5, launched.stderr)
+        self.assertIn("mpirun ended before all results had come", launched.stderr)
+
     # ---- A long pass ----
 
     # 50 MB a layer in f32, 20 GFLOP of its products a 1,000 tokens.

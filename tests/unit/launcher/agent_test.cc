@@ -358,7 +358,7 @@ TEST_F(Agents, RefuseAnotherModelWhereOneLies) {
 TEST_F(Agents, KeepFilesOfAJob) {
   AgentClient a = client_a();
   EXPECT_TRUE(fs::is_directory(a.job_folder("job@0").path));
-  EXPECT_GT(a.job_folder("job@0").free_bytes, 0);
+  EXPECT_GT(a.job_folder("job@0").free_bytes.value_or(0), 0);
   a.put_job_file("job@0", "report/run.json", std::as_bytes(std::span("{}", 2)));
   ASSERT_EQ(a.job_files("job@0").size(), 1U);
   EXPECT_EQ(a.job_files("job@0")[0].name, "report/run.json");
@@ -366,6 +366,14 @@ TEST_F(Agents, KeepFilesOfAJob) {
   const std::string folder = a.job_folder("job@0").path;
   a.forget_job("job@0");
   EXPECT_FALSE(fs::exists(folder));
+}
+
+// Nor does one whose file system does not tell it.
+TEST(JobFolder, AnAgentOfAnOlderBuildSaysNothingOfItsRoom) {
+  const JobFolder folder = job_folder_from_json({{"ok", true}, {"folder", "/x"}}, "pc-a");
+  EXPECT_EQ(folder.path, "/x");
+  EXPECT_FALSE(folder.free_bytes);
+  EXPECT_EQ(job_folder_from_json({{"folder", "/x"}, {"free_bytes", 5}}, "pc-a").free_bytes, 5);
 }
 
 TEST_F(Agents, EndAJobWhoseLauncherHasGone) {

@@ -100,8 +100,12 @@ TEST(JobFile, ATildeIsTheHomeOfTheUserThere) {
   EXPECT_EQ(job.store_of(job.cluster.hosts[1]), "~/other");
   const StagePlan plan = explicit_plan("0:2,2:5", 0, 5, 2);
   MpiJob mpi{.job = job, .plan = plan, .ranks = {}, .network = {}, .shell = {}};
-  for (const char* const home : {"/home/a", "/home/b"})
-    mpi.ranks.push_back({.address = "x", .binary = "b", .store = "/m", .home = home, .extra = {}});
+  HostFacts facts[2];
+  for (const std::size_t rank : {0, 1}) {
+    facts[rank].home = rank == 0 ? "/home/a" : "/home/b";
+    mpi.ranks.push_back(
+        {.address = "x", .binary = "b", .store = "/m", .facts = &facts[rank], .extra = {}});
+  }
   for (const std::size_t rank : {0, 1}) {
     const Words words = rank_command(mpi, rank);
     const auto has = [&](const std::string& word) {
@@ -111,6 +115,28 @@ TEST(JobFile, ATildeIsTheHomeOfTheUserThere) {
         << shell_command(words);
     EXPECT_TRUE(has("--prompt=~/x")) << shell_command(words);
   }
+  // An agent of an older build, or of a user without one.
+  facts[1].home.clear();
+  try {
+    mpi_command(mpi);
+    FAIL() << "~ means nothing there";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_NE(std::string(error.what()).find("x: checkpoint: '~/kept'"), std::string::npos)
+        << error.what();
+  }
+  mpi.ranks[1].facts = nullptr;  // planned from the file alone
+  EXPECT_NE(shell_command(mpi_command(mpi)).find("~/kept"), std::string::npos);
+}
+
+TEST(JobFile, PathsInAHomeAreComparedAsOthersAre) {
+  ::setenv("HOME", "/home/here", 1);
+  const LaunchJob job = read("[run]\nstore = '~/x/../model'\n[nodes.a]\n");
+  EXPECT_EQ(job.run_value("store"), "/home/here/model");
+  HostFacts facts;
+  facts.home = "/home/there/";
+  EXPECT_EQ(facts.with_home("~/./x/../model", "store"), "/home/there/model");
+  EXPECT_EQ(facts.with_home("/x/../y", "store"), "/x/../y") << "as it was given";
 }
 
 TEST(MpiCommand, HasARankOfItsOwnForEachHost) {

@@ -18,7 +18,8 @@ TEST(OutputRelay, TextGoesOnWhereItBroke) {
   relay.restart();
   relay.take("once upon a time, again");
   EXPECT_EQ(shown, "once upon a time, again");
-  EXPECT_EQ(relay.taken(), 23);
+  EXPECT_TRUE(relay.has_all(23));
+  EXPECT_FALSE(relay.has_all(24));
 }
 
 TEST(OutputRelay, LinesAreCountedNotCompared) {
@@ -43,12 +44,59 @@ TEST(OutputRelay, WhatIsNoResultGoesWhereMessagesGo) {
       [&](std::string_view text) { other += text; });
   relay.take("{1}\n\0[pc-a:00000] *** An error\n\n{2}\n{"s);
   EXPECT_EQ(shown, "{1}\n{2}\n");
-  EXPECT_EQ(other, "\0[pc-a:00000] *** An error\n\n"s);
-  EXPECT_EQ(relay.taken(), 8) << "of whole results";
+  EXPECT_EQ(other, "[pc-a:00000] *** An error\n\n");
+  EXPECT_TRUE(relay.has_all(8)) << "of whole results";
+  EXPECT_FALSE(relay.has_all(9));
   relay.restart();
-  EXPECT_EQ(relay.taken(), 0);
+  EXPECT_FALSE(relay.has_all(1));
   relay.take("warning\n{1}\n{2}\n{3}\n");
   EXPECT_EQ(shown, "{1}\n{2}\n{3}\n") << "only results are skipped";
+}
+
+TEST(OutputRelay, AResultBehindAZeroByteIsOne) {
+  using namespace std::string_literals;
+  std::string shown, other;
+  OutputRelay relay(
+      true, [&](std::string_view text) { shown += text; },
+      [&](std::string_view text) { other += text; });
+  relay.take("{1}\n[pc-a:00000] *** An error\n\0{2}\n[pc-a:00000] PMIX\0{3}\n"s);
+  EXPECT_EQ(shown, "{1}\n{2}\n{3}\n");
+  EXPECT_EQ(other, "[pc-a:00000] *** An error\n[pc-a:00000] PMIX\n") << "in lines of its own";
+  EXPECT_TRUE(relay.has_all(12));
+}
+
+// Its messages do not make up for text that has not come.
+TEST(OutputRelay, WhatOpenMpiSaysIsNoneOfTheText) {
+  using namespace std::string_literals;
+  const std::string message = "[pc-a:00000] *** An error\n";
+  const auto has_all = [](const std::string& text, std::int64_t bytes) {
+    OutputRelay relay(
+        false, [](std::string_view) {}, nullptr);
+    for (const char c : text) relay.take({&c, 1});
+    return relay.has_all(bytes);
+  };
+  EXPECT_TRUE(has_all("once upon\n" + message, 10));
+  EXPECT_FALSE(has_all("once up\n"s + message, 10)) << "two are on their way";
+  EXPECT_TRUE(has_all("[12:34] once\n", 13)) << "a text may look like it";
+  EXPECT_FALSE(has_all("[12:34] once\n", 14));
+}
+
+// Nor is it skipped for text when that comes again.
+TEST(OutputRelay, AMessageBehindAZeroByteIsTakenOutOfTheText) {
+  using namespace std::string_literals;
+  std::string shown, other;
+  OutputRelay relay(
+      false, [&](std::string_view text) { shown += text; },
+      [&](std::string_view text) { other += text; });
+  for (const char c : "once\0[pc-a:00000] *** An error\n up"s) relay.take({&c, 1});
+  EXPECT_EQ(shown, "once up");
+  EXPECT_EQ(other, "[pc-a:00000] *** An error\n");
+  EXPECT_TRUE(relay.has_all(7));
+  relay.restart();
+  relay.take("once upon\n");
+  EXPECT_EQ(shown, "once upon\n");
+  relay.take("\0[a] b\n\0x\0"s);
+  EXPECT_EQ(shown, "once upon\n\0[a] b\n\0x"s) << "a text's own";
 }
 
 constexpr const char* kFrame =
@@ -110,6 +158,16 @@ TEST(MessageRelay, ZeroBytesSwallowNothing) {
   relay.end(true);
   EXPECT_EQ(shown,
             "stagecoach: the store is damaged\nwarning: slow disk\nfound '\n', expected 'a'\n");
+}
+
+// Results and messages come by two pipes.
+TEST(MessageRelay, ALineOfStdoutEndsNoHalfLineOfStderr) {
+  std::string shown;
+  MessageRelay relay(false, [&](std::string_view text) { shown += text; });
+  relay.take("12:00:00 info: half a ");
+  relay.take_line("warning: x\n");
+  relay.take("line\n");
+  EXPECT_EQ(shown, "warning: x\n12:00:00 info: half a line\n");
 }
 
 TEST(MessageRelay, ProgressStaysInPlaceOnATerminal) {

@@ -1,6 +1,7 @@
 #include "pipeline/checkpoint_resume.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <fstream>
 #include <mutex>
@@ -182,6 +183,46 @@ TEST_F(Resume, AllHearOfADamagedState) {
     for (const auto& error : thrown) EXPECT_FALSE(error);
     EXPECT_EQ(heard, std::vector<int>(3, intact));
   }
+}
+
+TEST_F(Resume, WhatIsDamagedGoesAndWhatCannotBeReadStays) {
+  keep(0, 4);
+  keep(0, 6);
+  std::string said;
+  const auto warn = [&](const std::string& why) { said += why + "\n"; };
+  const PassCheckpoint checkpoint = open(0);
+  CheckpointContents mine = checkpoint_contents(checkpoint, kThree, 0, false);
+  const fs::path file = folder_.path() / "0/layers-006.hidden";
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool whole = is_whole(checkpoint, 6, mine, warn);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_FALSE(whole);
+  EXPECT_EQ(mine.hidden[6], 0);
+  EXPECT_EQ(said.find("is dropped"), std::string::npos) << said;
+  ASSERT_TRUE(fs::exists(file));
+  mine.hidden[6] = 1;
+  EXPECT_TRUE(is_whole(checkpoint, 6, mine, warn));
+  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(100).put('x');
+  EXPECT_FALSE(is_whole(checkpoint, 6, mine, warn));
+  EXPECT_NE(said.find("is dropped"), std::string::npos) << said;
+  EXPECT_FALSE(fs::exists(file));
+  EXPECT_EQ(mine.hidden[4], 1);
+}
+
+// As of a rank that shares the folder.
+TEST_F(Resume, WhatHasGoneIsNotThere) {
+  for (const std::int64_t layers : {2, 4, 6}) keep(0, layers);
+  const PassCheckpoint checkpoint = open(0);
+  CheckpointContents mine = checkpoint_contents(checkpoint, kThree, 0, false);
+  fs::remove(folder_.path() / "0/layers-004.hidden");
+  fs::remove(folder_.path() / "0/layers-006.hidden");
+  fs::create_directory(folder_.path() / "0/layers-006.hidden");  // and cannot be read
+  forget_gone(checkpoint, mine);
+  EXPECT_EQ(mine.hidden, (std::vector<std::uint8_t>{0, 0, 1, 0, 0, 0, 0, 0, 0}));
 }
 
 // A transfer that fails on one side ends on both, and what follows on the channel is understood.

@@ -1,6 +1,7 @@
 #include "pipeline/pass_checkpoint.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <fstream>
 #include <numeric>
@@ -101,18 +102,25 @@ TEST_F(PassCheckpointTest, AnotherPlanIsBegunAnewWhereALaunchAsks) {
   keep_window(3);
   keep_window(5);
   std::ofstream(folder / "layers.txt") << "nobody's";
-  const auto anew = [&](const CheckpointIdentity& identity) {
-    return PassCheckpoint(folder, identity, 1, kWidth, "rank-0", {.anew = true, .newest = false});
+  std::ofstream(folder / "layers-006.hidden.part") << "half";
+  const auto anew = [&](const CheckpointIdentity& identity, const char* launch = "launch-2") {
+    return PassCheckpoint(folder, identity, 1, kWidth, "rank-0",
+                          {.launch = launch, .newest = false});
   };
+  CheckpointIdentity other_plan = kIdentity;
+  other_plan[2].second = "other";
+  EXPECT_EQ(anew(kIdentity, "launch-1").discarded_layers(), 0);
+  EXPECT_EQ(error_of([&] { anew(other_plan); }).kind(), ErrorKind::kData)
+      << "no run of this launch was there";
   EXPECT_EQ(anew(kIdentity).discarded_layers(), 0);
   EXPECT_TRUE(open().has_hidden(5)) << "the same plan goes on";
   CheckpointIdentity other = kIdentity;
   other[1].second = "other";
   EXPECT_EQ(error_of([&] { anew(other); }).kind(), ErrorKind::kData);
-  other = kIdentity;
-  other[2].second = "other";
-  EXPECT_EQ(anew(other).discarded_layers(), 5);
-  EXPECT_FALSE(fs::exists(folder / "layers-003.hidden"));
+  other = other_plan;
+  EXPECT_EQ(anew(other).discarded_layers(), 5) << "6 is not finished";
+  for (const char* name : {"layers-003.hidden", "layers-006.hidden.part"})
+    EXPECT_FALSE(fs::exists(folder / name)) << name;
   EXPECT_TRUE(fs::exists(folder / "layers.txt"));
   EXPECT_EQ(anew(other).discarded_layers(), 0);
   EXPECT_EQ(error_of([&] { open(); }).kind(), ErrorKind::kData) << "it is the other plan's now";
@@ -121,7 +129,7 @@ TEST_F(PassCheckpointTest, AnotherPlanIsBegunAnewWhereALaunchAsks) {
 TEST_F(PassCheckpointTest, KeepsTheNewestOnly) {
   keep_window(2);  // of a run before
   PassCheckpoint checkpoint(folder_.path() / "checkpoint", kIdentity, 1, kWidth, "rank-9",
-                            {.anew = false, .newest = true});
+                            {.launch = {}, .newest = true});
   for (const std::int64_t layers : {4, 7, 9})
     checkpoint.keep_hidden(layers, batch(0, 8, 8), hidden(0, 8));
   std::vector<std::int64_t> there;
@@ -140,6 +148,36 @@ TEST_F(PassCheckpointTest, DamageIsFoundBeforeItIsUsed) {
   checkpoint.drop_hidden(4);
   EXPECT_FALSE(checkpoint.has_hidden(4));
   EXPECT_NE(checkpoint.damage_of_hidden(4), "") << "gone is no better";
+}
+
+// Too many open files say nothing of a file's bytes.
+TEST_F(PassCheckpointTest, WhatCannotBeReadNowIsNotDamaged) {
+  keep_window(4);
+  const PassCheckpoint checkpoint = open();
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const Error error = error_of([&] { checkpoint.damage_of_hidden(4); });
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(error.kind(), ErrorKind::kResources) << error.what();
+  EXPECT_EQ(checkpoint.damage_of_hidden(4), "");
+}
+
+TEST_F(PassCheckpointTest, WhatItReplacesIsRoom) {
+  keep_window(4);
+  const fs::path file = folder_.path() / "checkpoint" / "layers-004.hidden";
+  const auto much = static_cast<std::int64_t>(2 * fs::space(folder_.path()).available);
+  const PassCheckpoint checkpoint = open();
+  const auto wants = [&] { return error_of([&] { checkpoint.require_room(much); }).kind(); };
+  EXPECT_EQ(wants(), ErrorKind::kResources);
+  std::error_code too_long;
+  fs::resize_file(file, static_cast<std::uintmax_t>(much), too_long);  // a hole
+  if (too_long) GTEST_SKIP() << "files there are not so long: " << too_long.message();
+  EXPECT_NO_THROW(checkpoint.require_room(much));
+  fs::rename(file, folder_.path() / "checkpoint" / "somebodys");
+  EXPECT_EQ(wants(), ErrorKind::kResources);
 }
 
 TEST_F(PassCheckpointTest, WantsRoom) {
