@@ -37,6 +37,10 @@ class PipelineRun {
   std::vector<PipelineOutput> run() {
     auto transports =
         make_loopback(shape_.ranks, [](int, int) { throw Error(ErrorKind::kPeerLost, "aborted"); });
+    if (shape_.device_messages != nullptr)
+      for (auto& transport : transports)
+        transport = std::make_unique<LateTransport>(
+            std::move(transport), make_device(shape_.device, 1, {}), *shape_.device_messages);
     std::vector<std::thread> threads;
     for (int r = 0; r < shape_.ranks; ++r)
       threads.emplace_back([&, r] { run_rank(*transports[static_cast<std::size_t>(r)]); });
@@ -72,6 +76,7 @@ class PipelineRun {
                           .transport = transport,
                           .timeline = timeline,
                           .wire = WireType::kF32,
+                          .device_messages = transport.device_messages(),
                           .in_passes = shape_.streamed_layers > 0,
                           .has_head = true,
                           .interrupted = nullptr,

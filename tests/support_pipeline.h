@@ -17,6 +17,7 @@
 #include "stager/device_stager.h"
 #include "stager/layer_stager.h"
 #include "store/layer_store.h"
+#include "support_late_transport.h"
 
 namespace stagecoach {
 
@@ -53,6 +54,8 @@ struct PipelineShape {
   KvType kv = KvType::kF32;             // the reference arithmetic
   std::string device = test_device();
   std::set<std::int64_t> cpu_layers = {};  // that the processor computes beside the device
+  // Hidden states go from device to device, late (support_late_transport.h), and are counted.
+  DeviceTraffic* device_messages = nullptr;
 
   std::string name() const;
 };

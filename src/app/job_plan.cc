@@ -290,6 +290,7 @@ class Planner {
             .threads = request_.threads,
             .ranks = control_.size(),
             .on_device = request_.device != nullptr,
+            .device_messages = request_.device_messages,
             .cpu_layers = cpu_layers,
             .cpu_packing = request_.cpu_packing};
   }

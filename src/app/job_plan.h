@@ -27,6 +27,7 @@ struct PlanRequest {
   InputPacking packing = std::nullopt;
   int threads = 1;                  // of this rank, that compute
   const Backend* device = nullptr;  // of this rank, if it has memory of its own
+  bool device_messages = false;     // hidden states come into that and leave from there
   // Beside one: what the processor packs, and whether it may compute everything instead.
   InputPacking cpu_packing = std::nullopt;
   bool device_optional = false;

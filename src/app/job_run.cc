@@ -74,6 +74,11 @@ InputPacking JobRun::packing_of(const Backend& backend) const {
                         .f16 = backend.multiplies(InputType::kF16, weights)});
 }
 
+DeviceMessages* JobRun::device_messages() const {
+  const bool as_they_are = !backend_->is_host() && wire() == WireType::kF32;
+  return as_they_are ? transport_.device_messages() : nullptr;
+}
+
 bool JobRun::device_optional() const {
   return parse_device(settings_.device).kind == DeviceChoice::Kind::kAuto &&
          parse_cpu_layers(settings_.cpu_layers).value_or(0) == 0;
@@ -106,6 +111,7 @@ void JobRun::plan() {
                           .packing = packing_,
                           .threads = backend_->threads(),
                           .device = backend_->is_host() ? nullptr : backend_.get(),
+                          .device_messages = device_messages() != nullptr,
                           .cpu_packing = packing_of(processor_ ? *processor_ : *backend_),
                           .device_optional = device_optional()},
                          control_);
@@ -162,6 +168,10 @@ void JobRun::load() {
                   cpu);
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
+  if (transport_.size() > 1 && !backend_->is_host())
+    spdlog::debug(
+        "hidden states go to other ranks from {}",
+        device_messages() != nullptr ? "the GPU's memory, by CUDA-aware MPI" : "the host's memory");
 }
 
 RankStatus JobRun::status() const {
@@ -193,7 +203,8 @@ void JobRun::run() {
                             .runner = *runner_,
                             .transport = transport_,
                             .timeline = timeline_,
-                            .wire = settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32,
+                            .wire = wire(),
+                            .device_messages = device_messages(),
                             .in_passes = plan_.in_passes,
                             .has_head = layer_end_ == spec().num_hidden_layers,
                             .checkpoint = checkpoint_ ? &*checkpoint_ : nullptr,

@@ -51,6 +51,10 @@ class JobRun {
   }
   std::int64_t pass_tokens() const;
   InputPacking packing_of(const Backend& backend) const;
+  WireType wire() const { return settings_.wire == "bf16" ? WireType::kBF16 : WireType::kF32; }
+  // Of the transport, where this rank's hidden states come into its device's memory and leave from
+  // there; else null.
+  DeviceMessages* device_messages() const;
   bool device_optional() const;  // the processor may compute everything instead
   void check_heads();
   void compute_without_device();

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "engine/kv_cache.h"
 #include "engine/stage_runner.h"
+#include "pipeline/rank_loop.h"
 
 namespace stagecoach {
 namespace {
@@ -140,7 +141,8 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     const std::int64_t device_layers = request.layers - request.cpu_layers;
     needs.device =
         needs.workspace + KvCache::device_bytes(kv_pages_of(device_layers), kv_page) +
-        needs.logits + device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
+        needs.logits + (request.device_messages ? kDeviceRows * batch * row : 0) +
+        device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
         decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
                              spec.num_attention_heads, spec.head_dim) +
         span_table_bytes(std::min(shape.sequences, batch), shape.positions, device_layers);

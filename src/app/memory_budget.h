@@ -39,7 +39,8 @@ struct NeedsRequest {
   InputPacking packing = std::nullopt;
   int threads = 1;  // that compute
   int ranks = 1;
-  bool on_device = false;  // computes on a device with memory of its own
+  bool on_device = false;        // computes on a device with memory of its own
+  bool device_messages = false;  // hidden states come into that and leave from there
   // Beside it: layers that the processor computes, and what it packs rows to.
   std::int64_t cpu_layers = 0;
   InputPacking cpu_packing = std::nullopt;

@@ -54,6 +54,8 @@ class Buffer {
   std::byte* data() const { return data_; }
   float* f32() const { return reinterpret_cast<float*>(data_); }
   std::int64_t bytes() const { return bytes_; }
+  // The memory stays for as long as the process runs.
+  void release() { data_ = nullptr; }
 
  private:
   void swap(Buffer& other) noexcept {
@@ -80,6 +82,7 @@ class Backend {
   virtual Buffer allocate(std::int64_t bytes) = 0;
   virtual void upload(std::byte* device, std::span<const std::byte> host) = 0;
   virtual void download(std::span<std::byte> host, const std::byte* device) = 0;  // synchronises
+  virtual void copy(std::byte* to, std::span<const std::byte> from) = 0;  // both of the device
   virtual void synchronize() = 0;
 
   // Whether device memory is the host's: weights are then used where they were read, and what
@@ -89,6 +92,8 @@ class Backend {
   // (backend/device_scratch.h: what its ops then take).
   virtual std::int64_t free_bytes() const = 0;
   virtual int sharers() const = 0;  // ranks of this host that compute on it
+  // Makes the device the calling thread's, for a library that itself copies from and to its memory.
+  virtual void use() = 0;
   // Page-locks host memory while the result lives: copies from it then go on beside the ops.
   virtual std::shared_ptr<void> pin(std::span<std::byte> host) = 0;
   // Queues a copy beside the ops, to begin once `after` has passed. `host` stays as it is until the

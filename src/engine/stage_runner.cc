@@ -146,12 +146,34 @@ void StageRunner::set_hidden(std::span<const float> hidden) {
 
 void StageRunner::host_rows_are_free() {
   if (const EventPtr copied = std::exchange(hidden_copied_, nullptr)) copied->synchronize();
+  device_rows_.reset();
 }
 
 void StageRunner::get_hidden(std::span<float> hidden) {
   STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size_bytes()) <= workspace_.hidden.bytes());
   hidden_at_->backend.download(std::as_writable_bytes(hidden), hidden_at_->workspace.hidden.data());
   hidden_at_->ops.resolve();
+}
+
+std::unique_ptr<DeviceRows> StageRunner::make_device_rows(int pieces) {
+  if (backend_.is_host()) return nullptr;
+  return std::make_unique<DeviceRows>(backend_, pieces, workspace_.hidden.bytes());
+}
+
+void StageRunner::set_device_hidden(std::shared_ptr<const std::byte> rows, std::size_t bytes) {
+  STAGECOACH_CHECK(static_cast<std::int64_t>(bytes) <= workspace_.hidden.bytes());
+  host_rows_are_free();
+  hidden_at_ = &main_;
+  backend_.copy(workspace_.hidden.data(), {rows.get(), bytes});
+  hidden_copied_ = backend_.mark();
+  device_rows_ = std::move(rows);
+}
+
+void StageRunner::get_device_hidden(std::byte* rows, std::size_t bytes) {
+  STAGECOACH_CHECK(hidden_on_device());
+  STAGECOACH_CHECK(static_cast<std::int64_t>(bytes) <= workspace_.hidden.bytes());
+  backend_.copy(rows, {workspace_.hidden.data(), bytes});
+  finish();
 }
 
 // The processor's memory is the host's: the device's backend copies from and to it.

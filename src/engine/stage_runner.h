@@ -15,6 +15,7 @@
 
 #include "backend/backend.h"
 #include "engine/batch.h"
+#include "engine/device_rows.h"
 #include "engine/forward_block.h"
 #include "engine/kv_cache.h"
 #include "engine/layer_source.h"
@@ -74,6 +75,16 @@ class StageRunner {
   void set_hidden(std::span<const float> hidden);
   void get_hidden(std::span<float> hidden);
   void host_rows_are_free();
+  // Memory of the device for hidden states on their way, each with room for the largest batch; null
+  // where the device's memory is the host's.
+  std::unique_ptr<DeviceRows> make_device_rows(int pieces);
+  // Whether the hidden state is on a device with memory of its own.
+  bool hidden_on_device() const { return !hidden_at_->backend.is_host(); }
+  // As set_hidden and get_hidden, from and to its memory, of so many bytes. The first holds on to
+  // `rows` until they are copied, at most until host_rows_are_free(); the second returns when
+  // they are.
+  void set_device_hidden(std::shared_ptr<const std::byte> rows, std::size_t bytes);
+  void get_device_hidden(std::byte* rows, std::size_t bytes);
   // Waits for what has been queued, and records when it was done. What brings something to the host
   // does so too.
   void finish();
@@ -130,8 +141,9 @@ class StageRunner {
   Side main_;
   std::optional<Side> cpu_;
   std::set<std::int64_t> cpu_layers_;
-  Side* hidden_at_ = &main_;  // where the hidden state is
-  EventPtr hidden_copied_;    // of the last set_hidden
+  Side* hidden_at_ = &main_;                      // where the hidden state is
+  EventPtr hidden_copied_;                        // of the last set_hidden or set_device_hidden
+  std::shared_ptr<const std::byte> device_rows_;  // of the latter
   // The ends of the model are main's.
   Backend& backend_ = main_.backend;
   LayerSource& weights_ = main_.weights;

@@ -55,19 +55,25 @@ bool makes_sense(const MicroBatch& batch) {
 
 }  // namespace
 
-std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
-                                          std::int64_t width, WireType wire) {
+std::vector<std::byte> encode_description(const MicroBatch& batch, std::int64_t width,
+                                          WireType wire) {
   const std::vector<std::byte> description = to_archive(kDescription, batch);
   const Header header{.description_bytes = static_cast<std::uint32_t>(description.size()),
                       .wire = wire,
                       .rows = batch.hidden_rows(),
                       .width = width};
-  STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == header.rows * width);
-  const std::size_t offset = hidden_offset(description.size());
-  const std::size_t element = wire == WireType::kF32 ? 4 : 2;
-  std::vector<std::byte> bytes(offset + hidden.size() * element);
+  std::vector<std::byte> bytes(hidden_offset(description.size()));
   std::memcpy(bytes.data(), &header, sizeof(header));
   std::memcpy(bytes.data() + sizeof(header), description.data(), description.size());
+  return bytes;
+}
+
+std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
+                                          std::int64_t width, WireType wire) {
+  STAGECOACH_CHECK(static_cast<std::int64_t>(hidden.size()) == batch.hidden_rows() * width);
+  std::vector<std::byte> bytes = encode_description(batch, width, wire);
+  const std::size_t offset = bytes.size();
+  bytes.resize(offset + hidden.size() * (wire == WireType::kF32 ? 4 : 2));
   if (wire == WireType::kF32) {
     if (!hidden.empty()) std::memcpy(bytes.data() + offset, hidden.data(), hidden.size_bytes());
   } else {
@@ -80,7 +86,7 @@ std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<con
 }
 
 MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
-                              std::vector<float>& hidden) {
+                              std::vector<float>& hidden, std::size_t elsewhere) {
   Header header;
   if (bytes.size() < sizeof(header)) throw data_error("micro-batch: shorter than its header");
   std::memcpy(&header, bytes.data(), sizeof(header));
@@ -96,12 +102,18 @@ MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t wid
     throw data_error("micro-batch: a run or a control record makes no sense");
   const std::size_t offset = hidden_offset(header.description_bytes);
   const std::size_t element = header.wire == WireType::kF32 ? 4 : 2;
+  const auto hidden_bytes = static_cast<std::size_t>(header.rows * header.width) * element;
   if (header.rows != batch.hidden_rows() || header.width != width ||
       (header.wire != WireType::kF32 && header.wire != WireType::kBF16) ||
-      bytes.size() != offset + static_cast<std::size_t>(header.rows * header.width) * element)
-    throw data_error(
-        fmt::format("micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
-                    batch.hidden_rows(), width, header.rows, header.width, bytes.size()));
+      bytes.size() + elsewhere != offset + hidden_bytes ||
+      (elsewhere > 0 && (elsewhere != hidden_bytes || header.wire != WireType::kF32)))
+    throw data_error(fmt::format(
+        "micro-batch: expected {} rows of width {}, found {} of width {} in {} bytes",
+        batch.hidden_rows(), width, header.rows, header.width, bytes.size() + elsewhere));
+  if (elsewhere > 0) {
+    hidden.clear();
+    return batch;
+  }
   hidden.resize(static_cast<std::size_t>(header.rows * header.width));
   if (header.wire == WireType::kF32) {
     if (!hidden.empty())

@@ -66,13 +66,17 @@ struct MicroBatch {
   }
 };
 
+// Without the hidden state, which follows by another way: what is before it, rows declared.
+std::vector<std::byte> encode_description(const MicroBatch& batch, std::int64_t width,
+                                          WireType wire);
 // `hidden`: (batch.hidden_rows(), width) float32; empty when there are no rows.
 std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<const float> hidden,
                                           std::int64_t width, WireType wire);
 
-// Throws data_error on anything that does not add up. `hidden` is resized to (rows, width).
+// Throws data_error on anything that does not add up. `hidden` is resized to (rows, width); to
+// nothing where the hidden state is not among `bytes`: then it is `elsewhere` bytes of float32.
 MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
-                              std::vector<float>& hidden);
+                              std::vector<float>& hidden, std::size_t elsewhere = 0);
 
 // From the rank with the last window back to rank 0.
 struct BatchResult {

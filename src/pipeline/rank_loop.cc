@@ -1,6 +1,7 @@
 #include "pipeline/rank_loop.h"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
@@ -9,11 +10,15 @@ namespace stagecoach {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll{100};  // how often a waiting rank looks at `interrupted`
+// For sends that the next rank has had, all but MPI's word that it has them.
+constexpr std::chrono::seconds kLastSendLimit{10};
 
 // A message, and the time that this rank has stood waiting for it.
 struct Arrival {
   std::vector<std::byte> payload;
+  DeviceBytes device_rows{};  // the hidden state, where it has come to the device
   std::int64_t asked_ns = 0, came_ns = 0;
+  std::size_t bytes() const { return payload.size() + device_rows.size; }
 };
 
 // Every message leaves a span, one that was there already a short one: the label and the bytes tie
@@ -23,7 +28,7 @@ void record_arrival(Timeline& timeline, const Arrival& arrival, const BatchLabel
                    .phase = label.phase,
                    .micro_batch = label.micro_batch,
                    .pass = label.pass,
-                   .bytes = static_cast<std::int64_t>(arrival.payload.size()),
+                   .bytes = static_cast<std::int64_t>(arrival.bytes()),
                    .begin_ns = arrival.asked_ns,
                    .end_ns = arrival.came_ns});
 }
@@ -36,7 +41,19 @@ class Worker {
         last_window_ = static_cast<std::int32_t>(w);
     for (const auto& [begin, end] : c_.plan.layers_of(c_.transport.rank()))
       c_.runner.add_layers(begin, end);
+    if (c_.device_messages == nullptr) return;
+    STAGECOACH_CHECK(c_.wire == WireType::kF32);
+    device_rows_ = c_.runner.make_device_rows(kDeviceRows);
+    STAGECOACH_CHECK(device_rows_ != nullptr);
+    c_.device_messages->lend(
+        {.use_device = [rows = device_rows_.get()] { rows->use_device(); },
+         .take = [rows = device_rows_.get()](std::size_t bytes) { return rows->take(bytes); }});
   }
+  ~Worker() {
+    if (device_rows_ != nullptr) c_.device_messages->lend({});
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
 
   // A micro-batch that enters the ring here.
   void enter(MicroBatch batch, BatchSource& source) {
@@ -53,16 +70,24 @@ class Worker {
   }
 
   // A micro-batch that another rank (or this one, a round earlier) has sent.
-  void receive(const Arrival& arrival) {
+  void receive(Arrival arrival) {
     c_.runner.host_rows_are_free();
-    MicroBatch batch = decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_);
+    MicroBatch batch =
+        decode_micro_batch(arrival.payload, c_.spec.hidden_size, hidden_, arrival.device_rows.size);
     if (!batch.runs.empty()) record_arrival(c_.timeline, arrival, batch.label);
     if (batch.window <= 0 || batch.window >= windows() ||
         window_of(batch).rank != c_.transport.rank())
       throw data_error(fmt::format("micro-batch for window {} arrived at rank {}", batch.window,
                                    c_.transport.rank()));
     check_against_model(batch.runs);
-    if (!hidden_.empty()) {
+    if (const DeviceBytes rows = std::exchange(arrival.device_rows, {}); rows.size > 0) {
+      c_.runner.set_device_hidden(rows.data, rows.size);
+      if (keeps(batch)) {
+        hidden_.resize(rows.size / sizeof(float));
+        c_.runner.get_hidden(hidden_);
+        keep(window_of(batch).begin, batch);
+      }
+    } else if (!hidden_.empty()) {
       keep(window_of(batch).begin, batch);
       c_.runner.set_hidden(hidden_);
     }
@@ -70,6 +95,10 @@ class Worker {
   }
 
   bool finished() const { return finished_; }
+  // Before the end: memory of the device may be on its way out of it.
+  void finish() {
+    if (device_rows_ != nullptr) c_.transport.flush(Clock::now() + kLastSendLimit);
+  }
 
  private:
   // Sampler, head and KV cache index by what stands here.
@@ -206,6 +235,11 @@ class Worker {
   void leave(MicroBatch batch) {
     if (batch.window + 1 < windows()) {
       const bool carries = batch.window + 1 > batch.pass.resume || batch.pass.resume == 0;
+      if (DeviceBytes rows = carries ? device_rows_for(batch) : DeviceBytes{}; rows.size > 0) {
+        c_.runner.get_device_hidden(rows.data.get(), rows.size);
+        const Span span = send_span(batch);
+        return pass_on(std::move(batch), span, std::move(rows));
+      }
       make_room(carries ? total_rows(batch.runs) : 0);
       if (carries) c_.runner.get_hidden(hidden_);
       const Span span = send_span(batch);
@@ -233,15 +267,33 @@ class Worker {
     }
   }
 
-  // To the next window, hidden_ with it. `span` counts only where there are rows.
-  void pass_on(MicroBatch batch, Span span) {
+  // For the hidden state of `batch` on its way to another rank; nothing: it goes through the host.
+  DeviceBytes device_rows_for(const MicroBatch& batch) {
+    const int to = c_.plan.windows[static_cast<std::size_t>(batch.window) + 1].rank;
+    if (device_rows_ == nullptr || to == c_.transport.rank() || !c_.runner.hidden_on_device())
+      return {};
+    const std::size_t bytes =
+        static_cast<std::size_t>(total_rows(batch.runs) * c_.spec.hidden_size) * sizeof(float);
+    auto rows = device_rows_->take(bytes);
+    if (rows == nullptr) return {};
+    return {std::move(rows), bytes};
+  }
+
+  // To the next window, with `device_rows` or hidden_. `span` counts only where there are rows.
+  void pass_on(MicroBatch batch, Span span, DeviceBytes device_rows = {}) {
     ++batch.window;
     const bool timed = !batch.runs.empty();
+    const bool on_device = device_rows.size > 0;
     std::vector<std::byte> payload =
-        encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
-    span.bytes = static_cast<std::int64_t>(payload.size());
+        on_device ? encode_description(batch, c_.spec.hidden_size, c_.wire)
+                  : encode_micro_batch(batch, hidden_, c_.spec.hidden_size, c_.wire);
+    span.bytes = static_cast<std::int64_t>(payload.size() + device_rows.size);
     const int to = window_of(batch).rank;
-    c_.transport.send(to, Channel::kData, std::move(payload));
+    if (on_device)
+      c_.device_messages->send_from_device(to, Channel::kData, std::move(payload),
+                                           std::move(device_rows));
+    else
+      c_.transport.send(to, Channel::kData, std::move(payload));
     span.end_ns = now_ns();
     if (timed) c_.timeline.record(span);
   }
@@ -308,6 +360,7 @@ class Worker {
   Sampler sampler_;
   std::vector<Gathered> gathered_;  // of one pass and window, in order
   std::vector<StageRunner::HostRows> spare_;
+  std::unique_ptr<DeviceRows> device_rows_;  // null: messages are in the host's memory
   StageRunner::HostRows rows_;
   std::vector<float>& hidden_ = rows_.values;  // host copy on its way in or out
   std::int32_t last_window_ = 0;
@@ -324,7 +377,7 @@ std::optional<Arrival> look_for_message(const RankContext& c) {
   const std::int64_t asked_ns = now_ns();
   auto message = c.transport.receive(Channel::kData, Clock::now());
   if (!message) return std::nullopt;
-  return Arrival{std::move(message->payload), asked_ns, now_ns()};
+  return Arrival{std::move(message->payload), std::move(message->device_end), asked_ns, now_ns()};
 }
 
 // The next message, however long it takes.
@@ -333,7 +386,7 @@ Arrival wait_for_message(const RankContext& c) {
   while (true) {
     stop_if_interrupted(c);
     if (auto message = c.transport.receive(Channel::kData, Clock::now() + kPoll))
-      return {std::move(message->payload), asked_ns, now_ns()};
+      return {std::move(message->payload), std::move(message->device_end), asked_ns, now_ns()};
   }
 }
 
@@ -341,9 +394,9 @@ Arrival wait_for_message(const RankContext& c) {
 
 void run_rank_zero(const RankContext& c, BatchSource& source) {
   Worker worker(c);
-  const auto handle = [&](const Arrival& arrival) {
+  const auto handle = [&](Arrival arrival) {
     if (is_micro_batch(arrival.payload)) {
-      worker.receive(arrival);
+      worker.receive(std::move(arrival));
     } else {
       const BatchResult result = decode_result(arrival.payload);
       record_arrival(c.timeline, arrival, {.micro_batch = result.micro_batch});
@@ -360,8 +413,8 @@ void run_rank_zero(const RankContext& c, BatchSource& source) {
       } else {
         handle(wait_for_message(c));
       }
-    } else if (const auto arrival = look_for_message(c)) {
-      handle(*arrival);
+    } else if (auto arrival = look_for_message(c)) {
+      handle(*std::move(arrival));
     } else if (auto batch = source.next()) {
       worker.enter(*std::move(batch), source);
     } else {
@@ -372,11 +425,13 @@ void run_rank_zero(const RankContext& c, BatchSource& source) {
   goodbye.last = true;
   worker.enter(std::move(goodbye), source);
   while (!worker.finished()) handle(wait_for_message(c));
+  worker.finish();
 }
 
 void run_other_rank(const RankContext& c) {
   Worker worker(c);
   while (!worker.finished()) worker.receive(wait_for_message(c));
+  worker.finish();
 }
 
 }  // namespace stagecoach

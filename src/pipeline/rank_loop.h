@@ -38,6 +38,9 @@ struct RankContext {
   Transport& transport;
   Timeline& timeline;
   WireType wire = WireType::kF32;
+  // Of the transport: hidden states go from device memory to device memory, as float32. Null:
+  // through the host's.
+  DeviceMessages* device_messages = nullptr;
   bool in_passes = false;  // the source forms passes (plan/scheduler.h)
   bool has_head = true;    // false: the plan ends before the last layer (time --layers)
   // Keeps what the first pass has computed, window by window; may be null.
@@ -49,6 +52,10 @@ struct RankContext {
   // Sees every row of logits on the rank that computes them (tests).
   std::function<void(SequenceId, std::int64_t position, std::span<const float>)> observe_logits;
 };
+
+// Hidden states that are on their way at once to and from a rank's device, without waiting for each
+// other; any more go through the host's memory.
+inline constexpr int kDeviceRows = 4;
 
 // Runs until the source is done (rank 0) or rank 0 says so (the others).
 void run_rank_zero(const RankContext& context, BatchSource& source);

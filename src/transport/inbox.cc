@@ -9,11 +9,11 @@ Inbox::Inbox(int rank, int size) : rank_(rank), size_(size) {
   for (Queue& queue : queues_) queue.next_sequence.resize(static_cast<std::size_t>(size));
 }
 
-void Inbox::push(const WireHeader& header, std::vector<std::byte> payload) {
+void Inbox::push(const WireHeader& header, std::vector<std::byte> payload, DeviceBytes device_end) {
   Queue& queue = queues_.at(static_cast<std::size_t>(header.channel));
   {
     const std::lock_guard lock(mutex_);
-    queue.arrivals.push_back({header, std::move(payload)});
+    queue.arrivals.push_back({header, std::move(payload), std::move(device_end)});
   }
   queue.arrived.notify_one();
 }
@@ -31,10 +31,11 @@ std::optional<Message> Inbox::pop(Channel channel, Deadline deadline) {
     queue.arrivals.pop_front();
     check_address(channel, arrival.header, queue.next_sequence);
   }
-  check_payload(arrival.header, arrival.payload);
+  check_payload(arrival.header, arrival.payload, arrival.device_end.size);
   return Message{.source = static_cast<int>(arrival.header.source),
                  .channel = channel,
-                 .payload = std::move(arrival.payload)};
+                 .payload = std::move(arrival.payload),
+                 .device_end = std::move(arrival.device_end)};
 }
 
 void Inbox::check_address(Channel channel, const WireHeader& header,

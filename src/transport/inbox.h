@@ -23,7 +23,7 @@ class Inbox {
   Inbox(int rank, int size);
 
   // Thread-safe; pushes of one source and channel must come in sending order.
-  void push(const WireHeader& header, std::vector<std::byte> payload);
+  void push(const WireHeader& header, std::vector<std::byte> payload, DeviceBytes device_end = {});
 
   // As Transport::receive. Verifies addresses, sequence number, length and checksum.
   std::optional<Message> pop(Channel channel, Deadline deadline);
@@ -38,6 +38,7 @@ class Inbox {
   struct Arrival {
     WireHeader header;
     std::vector<std::byte> payload;
+    DeviceBytes device_end;
   };
   struct Queue {
     std::condition_variable arrived;

@@ -42,6 +42,7 @@ std::array<std::byte, kWireHeaderBytes> encode_wire_header(const WireHeader& hea
   put(bytes, 16, header.sequence);
   put(bytes, 24, header.payload_bytes);
   put(bytes, 32, header.payload_checksum);
+  put(bytes, 40, header.device_bytes);
   put(bytes, kChecksumAt, xxh3(std::span<const std::byte>(bytes).first(kChecksumAt)));
   return bytes;
 }
@@ -63,27 +64,31 @@ WireHeader decode_wire_header(std::span<const std::byte> bytes) {
   const auto channel = get<std::uint8_t>(bytes, 6);
   if (channel >= kChannels)
     throw corrupt(fmt::format("channel {}, expected less than {}", channel, kChannels));
-  if (get<std::uint8_t>(bytes, 7) != 0 || get<std::uint64_t>(bytes, 40) != 0 ||
-      get<std::uint64_t>(bytes, 48) != 0)
+  if (get<std::uint8_t>(bytes, 7) != 0 || get<std::uint64_t>(bytes, 48) != 0)
     throw corrupt("reserved bytes of the header are not zero");
   const WireHeader header{.channel = static_cast<Channel>(channel),
                           .source = get<std::uint32_t>(bytes, 8),
                           .destination = get<std::uint32_t>(bytes, 12),
                           .sequence = get<std::uint64_t>(bytes, 16),
                           .payload_bytes = get<std::uint64_t>(bytes, 24),
-                          .payload_checksum = get<std::uint64_t>(bytes, 32)};
+                          .payload_checksum = get<std::uint64_t>(bytes, 32),
+                          .device_bytes = get<std::uint64_t>(bytes, 40)};
   if (header.payload_bytes > kMaxPayloadBytes)
     throw corrupt(fmt::format("a payload of {} bytes, expected at most {}", header.payload_bytes,
                               kMaxPayloadBytes));
+  if (header.device_bytes > header.payload_bytes)
+    throw corrupt(fmt::format("{} bytes from a device in a payload of {}", header.device_bytes,
+                              header.payload_bytes));
   return header;
 }
 
-void check_payload(const WireHeader& header, std::span<const std::byte> payload) {
-  if (payload.size() != header.payload_bytes)
+void check_payload(const WireHeader& header, std::span<const std::byte> payload,
+                   std::size_t on_device) {
+  if (payload.size() + on_device != header.payload_bytes || payload.size() < header.host_bytes())
     throw corrupt(fmt::format("{} bytes of payload from rank {} on channel {}, expected {}",
-                              payload.size(), header.source, channel_name(header.channel),
-                              header.payload_bytes));
-  const auto actual = xxh3(payload);
+                              payload.size() + on_device, header.source,
+                              channel_name(header.channel), header.payload_bytes));
+  const auto actual = xxh3(payload.first(header.host_bytes()));
   if (actual != header.payload_checksum)
     throw corrupt(
         fmt::format("payload checksum {} of message {} from rank {} on channel {}, expected {}",

@@ -49,11 +49,13 @@ class CpuBackend final : public Backend {
   void download(std::span<std::byte> host, const std::byte* device) override {
     if (!host.empty()) std::memcpy(host.data(), device, host.size());
   }
+  void copy(std::byte* to, std::span<const std::byte> from) override { upload(to, from); }
   void synchronize() override {}
 
   bool is_host() const override { return true; }
   std::int64_t free_bytes() const override { return 0; }
   int sharers() const override { return 1; }
+  void use() override {}
   std::shared_ptr<void> pin(std::span<std::byte>) override { return nullptr; }
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr&) override {

@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
   Buffer allocate(std::int64_t bytes) override;
   void upload(std::byte* device, std::span<const std::byte> host) override;
   void download(std::span<std::byte> host, const std::byte* device) override;
+  void copy(std::byte* to, std::span<const std::byte> from) override;
   void synchronize() override {
     device_.use();
     check(cudaStreamSynchronize(ops_), "waiting for the device");
@@ -69,6 +70,7 @@ class CudaBackend final : public Backend {
     return device_.free_bytes() / device_.sharers() + kCublasBytes + kArgumentBytes;
   }
   int sharers() const override { return device_.sharers(); }
+  void use() override { device_.use(); }
   std::shared_ptr<void> pin(std::span<std::byte> host) override;
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr& after) override;
@@ -209,6 +211,13 @@ void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
     check(cudaMemcpyAsync(host.data(), device, host.size(), cudaMemcpyDeviceToHost, ops_),
           "copying from the device");
   synchronize();
+}
+
+void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
+  if (from.empty()) return;
+  device_.use();
+  check(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyDeviceToDevice, ops_),
+        "copying within the device");
 }
 
 std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {

@@ -73,15 +73,28 @@ const std::string& MpiTransport::host(int rank) const {
 }
 
 void MpiTransport::send(int to, Channel channel, std::vector<std::byte> payload) {
+  submit(to, channel, std::move(payload), {});
+}
+
+void MpiTransport::send_from_device(int to, Channel channel, std::vector<std::byte> payload,
+                                    DeviceBytes end) {
+  STAGECOACH_CHECK(to != rank());
+  submit(to, channel, std::move(payload), std::move(end));
+}
+
+void MpiTransport::submit(int to, Channel channel, std::vector<std::byte> payload,
+                          DeviceBytes end) {
   STAGECOACH_CHECK(0 <= to && to < size());
-  STAGECOACH_CHECK(payload.size() <= kMaxPayloadBytes);
+  STAGECOACH_CHECK(payload.size() + end.size <= kMaxPayloadBytes);
   // Checksummed here, in the caller's thread: the comm thread has heartbeats to keep.
   const WireHeader header{.channel = channel,
                           .source = static_cast<std::uint32_t>(rank()),
                           .destination = static_cast<std::uint32_t>(to),
-                          .payload_bytes = payload.size(),
-                          .payload_checksum = xxh3(payload)};
-  outbox_->submit({.to = to, .header = header, .payload = std::move(payload)});
+                          .payload_bytes = payload.size() + end.size,
+                          .payload_checksum = xxh3(payload),
+                          .device_bytes = end.size};
+  outbox_->submit(
+      {.to = to, .header = header, .payload = std::move(payload), .device_end = std::move(end)});
 }
 
 std::optional<Message> MpiTransport::receive(Channel channel, Deadline deadline) {
@@ -153,6 +166,7 @@ std::vector<std::string> MpiTransport::exchange_hosts(int size) {
 void MpiTransport::run(std::promise<void> started) {
   try {
     topology_ = start_mpi();
+    knows_devices_ = mpi_knows_devices();
     inbox_ = std::make_unique<Inbox>(rank(), size());
     outbox_ = std::make_unique<Outbox>(size());
   } catch (...) {
@@ -176,7 +190,7 @@ void MpiTransport::run(std::promise<void> started) {
 
 // Returns after MPI_Finalize, or at once when called back to stop or abort.
 void MpiTransport::move_messages() {
-  progress_ = std::make_unique<Progress>(rank(), topology_.hosts, *inbox_, *outbox_);
+  progress_ = std::make_unique<Progress>(rank(), topology_.hosts, *inbox_, *outbox_, device_);
   IdleWait idle;
   MPI_Request barrier = MPI_REQUEST_NULL;
   bool at_barrier = false;

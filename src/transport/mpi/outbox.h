@@ -19,6 +19,7 @@ struct Outgoing {
   int to = 0;
   WireHeader header{};
   std::vector<std::byte> payload{};
+  DeviceBytes device_end{};
 };
 
 // No lock is held across an MPI call, so that an abort gets through to its watchdog whatever state

@@ -20,10 +20,20 @@ std::size_t flow_index(int peer, Channel channel) {
   return static_cast<std::size_t>(peer) * kChannels + static_cast<std::size_t>(channel);
 }
 
+// Of the chunk that begins after `posted` bytes of the payload: both ends must come to the same.
+std::size_t chunk_bytes(const WireHeader& header, std::size_t posted) {
+  const std::size_t end = posted < header.host_bytes() ? header.host_bytes() : header.payload_bytes;
+  return std::min(kChunkBytes, end - posted);
+}
+bool is_inline(const WireHeader& header) {
+  return header.host_bytes() <= kInlineBytes;
+}
+
 }  // namespace
 
-Progress::Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox, Outbox& outbox)
-    : rank_(rank), hosts_(hosts), inbox_(inbox), outbox_(outbox) {
+Progress::Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox, Outbox& outbox,
+                   DeviceAccess& device)
+    : rank_(rank), hosts_(hosts), inbox_(inbox), outbox_(outbox), device_(device) {
   for (int peer = 0; peer < static_cast<int>(hosts.size()); ++peer) {
     for (int c = 0; c < kChannels; ++c) {
       const auto channel = static_cast<Channel>(c);
@@ -41,16 +51,24 @@ void Progress::post_frame(InFlow& flow) {
   track(code, request, {.in = &flow});
 }
 
+// Where the next `bytes` of a payload are to be.
+std::byte* Progress::place_of(InFlow& flow, std::size_t bytes) {
+  if (flow.device_end.data != nullptr && flow.posted >= flow.header.host_bytes()) {
+    device_.use_device();
+    return flow.device_end.data.get() + (flow.posted - flow.header.host_bytes());
+  }
+  // Within what frame_arrived reserved, so nothing moves; the page faults of a long payload are
+  // spread over its arrival.
+  flow.payload.resize(flow.posted + bytes);
+  return flow.payload.data() + flow.posted;
+}
+
 void Progress::post_chunks(InFlow& flow) {
   while (flow.chunks < kChunksUnderWay && flow.posted < flow.header.payload_bytes) {
-    const std::size_t bytes =
-        std::min<std::size_t>(kChunkBytes, flow.header.payload_bytes - flow.posted);
-    // Within what frame_arrived reserved, so nothing moves; the page faults of a long payload are
-    // spread over its arrival.
-    flow.payload.resize(flow.posted + bytes);
+    const std::size_t bytes = chunk_bytes(flow.header, flow.posted);
     MPI_Request request = MPI_REQUEST_NULL;
-    const int code = MPI_Irecv(flow.payload.data() + flow.posted, static_cast<int>(bytes), MPI_BYTE,
-                               flow.peer, chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
+    const int code = MPI_Irecv(place_of(flow, bytes), static_cast<int>(bytes), MPI_BYTE, flow.peer,
+                               chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
     track(code, request, {.in = &flow, .piece = Piece::kChunk});
     flow.posted += bytes;
     ++flow.chunks;
@@ -59,12 +77,18 @@ void Progress::post_chunks(InFlow& flow) {
 }
 
 void Progress::post_chunks(OutFlow& flow) {
-  const auto& payload = flow.waiting.front().payload;
-  while (flow.chunks < kChunksUnderWay && flow.posted < payload.size()) {
-    const std::size_t bytes = std::min(kChunkBytes, payload.size() - flow.posted);
+  const Outgoing& message = flow.waiting.front();
+  const std::size_t on_host = message.header.host_bytes();
+  while (flow.chunks < kChunksUnderWay && flow.posted < message.header.payload_bytes) {
+    const std::size_t bytes = chunk_bytes(message.header, flow.posted);
+    const bool on_device = flow.posted >= on_host;
+    if (on_device) device_.use_device();
+    const std::byte* const from = on_device
+                                      ? message.device_end.data.get() + (flow.posted - on_host)
+                                      : message.payload.data() + flow.posted;
     MPI_Request request = MPI_REQUEST_NULL;
-    const int code = MPI_Isend(payload.data() + flow.posted, static_cast<int>(bytes), MPI_BYTE,
-                               flow.peer, chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
+    const int code = MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, flow.peer,
+                               chunk_tag(flow.channel), MPI_COMM_WORLD, &request);
     track(code, request, {.out = &flow, .piece = Piece::kChunk});
     flow.posted += bytes;
     ++flow.chunks;
@@ -82,13 +106,13 @@ void Progress::start_next(OutFlow& flow) {
   if (flow.waiting.empty()) return;
   const Outgoing& message = flow.waiting.front();
   const auto header = encode_wire_header(message.header);
-  const bool is_inline = message.payload.size() <= kInlineBytes;
   auto end = std::copy(header.begin(), header.end(), flow.frame.begin());
-  if (is_inline) end = std::copy(message.payload.begin(), message.payload.end(), end);
+  if (is_inline(message.header))
+    end = std::copy(message.payload.begin(), message.payload.end(), end);
 
   flow.busy = true;
   flow.frame_left = false;
-  flow.posted = is_inline ? message.payload.size() : 0;
+  flow.posted = is_inline(message.header) ? message.payload.size() : 0;
   ++busy_out_;
   MPI_Request request = MPI_REQUEST_NULL;
   const int code =
@@ -150,31 +174,36 @@ void Progress::frame_arrived(InFlow& flow, const MPI_Status& status) {
       std::span<const std::byte>(flow.frame).first(static_cast<std::size_t>(received));
   flow.header = decode_wire_header(frame);
   const auto rest = frame.subspan(kWireHeaderBytes);
-  const bool is_inline = flow.header.payload_bytes <= kInlineBytes;
   if (flow.header.source != static_cast<std::uint32_t>(flow.peer) ||
       flow.header.channel != flow.channel ||
-      rest.size() != (is_inline ? flow.header.payload_bytes : 0))
+      rest.size() != (is_inline(flow.header) ? flow.header.host_bytes() : 0))
     throw Error(ErrorKind::kInternal,
                 fmt::format("corrupt message from rank {} on {}: its header does not fit its frame",
                             flow.peer, hosts_[static_cast<std::size_t>(flow.peer)]));
-  if (is_inline) {
-    flow.payload.assign(rest.begin(), rest.end());
-    return deliver(flow);
+  std::size_t on_host = flow.header.payload_bytes;
+  if (flow.header.device_bytes > 0) {
+    device_.use_device();
+    if (auto memory = device_.take(flow.header.device_bytes)) {
+      flow.device_end = {std::move(memory), flow.header.device_bytes};
+      on_host = flow.header.host_bytes();
+    }
   }
   // The size is safe to allocate: the header's checksum held, and kMaxPayloadBytes bounds it.
   try {
-    flow.payload.reserve(flow.header.payload_bytes);
+    flow.payload.reserve(on_host);
   } catch (const std::bad_alloc&) {
     throw resource_error(fmt::format("rank {} has no memory for a message of {} bytes from rank {}",
-                                     rank_, flow.header.payload_bytes, flow.peer),
+                                     rank_, on_host, flow.peer),
                          "use smaller micro-batches (--micro-batch)");
   }
-  flow.posted = 0;
+  flow.payload.assign(rest.begin(), rest.end());
+  flow.posted = rest.size();
+  if (flow.posted == flow.header.payload_bytes) return deliver(flow);
   post_chunks(flow);
 }
 
 void Progress::deliver(InFlow& flow) {
-  inbox_.push(flow.header, std::exchange(flow.payload, {}));
+  inbox_.push(flow.header, std::exchange(flow.payload, {}), std::exchange(flow.device_end, {}));
   post_frame(flow);
 }
 

@@ -2,8 +2,9 @@
 //
 // A flow is one channel between this rank and one peer; its messages travel one after the other,
 // the flows side by side, so that a heartbeat never waits for a hidden state. A message is a frame
-// (wire header, and the payload where it is short) followed by the chunks of a longer payload. Each
-// flow has a tag for frames and one for chunks, and MPI keeps the order of messages with equal tag.
+// (wire header, and the payload where it is short) followed by the chunks of a longer payload; what
+// comes from a device is in chunks of its own. Each flow has a tag for frames and one for chunks,
+// and MPI keeps the order of messages with equal tag.
 #pragma once
 
 #include <array>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "transport/inbox.h"
+#include "transport/mpi/device_access.h"
 #include "transport/mpi/mpi_api.h"
 #include "transport/mpi/outbox.h"
 #include "transport/wire_header.h"
@@ -33,7 +35,8 @@ inline constexpr int kChunksUnderWay = 2;
 class Progress {
  public:
   // Posts a receive for the next frame of every flow. `hosts` names ranks in errors.
-  Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox, Outbox& outbox);
+  Progress(int rank, const std::vector<std::string>& hosts, Inbox& inbox, Outbox& outbox,
+           DeviceAccess& device);
 
   // Queues `message` on its flow. As poll, throws Error(kPeerLost) naming the peer when MPI reports
   // a lost one, and kInternal on a corrupt header; nothing can be done with MPI after either but to
@@ -57,8 +60,9 @@ class Progress {
     std::array<std::byte, kFrameBytes> frame{};
     WireHeader header{};
     std::vector<std::byte> payload{};
-    std::size_t posted = 0;  // bytes of payload
-    int chunks = 0;          // under way
+    DeviceBytes device_end{};  // without data: it comes into payload, too
+    std::size_t posted = 0;    // bytes of both
+    int chunks = 0;            // under way
   };
   struct OutFlow {
     int peer = 0;
@@ -80,6 +84,7 @@ class Progress {
   void post_frame(InFlow& flow);
   void post_chunks(InFlow& flow);
   void post_chunks(OutFlow& flow);
+  std::byte* place_of(InFlow& flow, std::size_t bytes);
   void start_next(OutFlow& flow);
   void handle(const Ticket& ticket, const MPI_Status& status);
   void frame_arrived(InFlow& flow, const MPI_Status& status);
@@ -93,6 +98,7 @@ class Progress {
   const std::vector<std::string>& hosts_;
   Inbox& inbox_;
   Outbox& outbox_;
+  DeviceAccess& device_;
   // By peer × channel; flows stay where they are, since MPI writes into their frames.
   std::vector<std::unique_ptr<InFlow>> in_;
   std::vector<std::unique_ptr<OutFlow>> out_;

@@ -2,14 +2,17 @@
 //
 //   mpirun -np N mpi_transport_check MODE [VALUE]
 //
-// order, sizes, all_to_all and finalize print "ok" from rank 0 or end the job with code 1. abort
-// CODE: the last rank aborts while the others wait; stuck_launcher CODE: so it does under an mpirun
-// that does not react; watch SECONDS: all ranks exchange heartbeats for so long and abort with 5
-// when one of them has been silent for 8 s. latency and idle measure and judge nothing.
+// order, sizes, device, all_to_all and finalize print "ok" from rank 0 or end the job with code 1.
+// abort CODE: the last rank aborts while the others wait; stuck_launcher CODE: so it does under an
+// mpirun that does not react; watch SECONDS: all ranks exchange heartbeats for so long and abort
+// with 5 when one of them has been silent for 8 s. device wants STAGECOACH_CUDA_AWARE_MPI=on, and
+// has memory of the host play a device's. latency and idle measure and judge nothing.
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -90,6 +93,70 @@ void sizes(Transport& transport, const std::string&) {
     expect(message.payload == bytes_of(size, size + static_cast<std::size_t>(from)),
            fmt::format("{} bytes arrived changed", size));
   }
+}
+
+// Payloads that end in memory of their own, from each rank to the next. Of two rounds, in the first
+// every other rank has lent memory for them, in the second the others.
+void device(Transport& transport, const std::string&) {
+  DeviceMessages* const messages = transport.device_messages();
+  expect(messages != nullptr, "this transport knows no devices");
+  const int ranks = transport.size();
+  if (ranks == 1) return;
+  const int to = (transport.rank() + 1) % ranks;
+  const int from = (transport.rank() + ranks - 1) % ranks;
+  const auto memory_of = [](std::vector<std::byte> bytes, std::atomic<int>& held) {
+    ++held;
+    auto* const owned = new std::vector<std::byte>(std::move(bytes));
+    return std::shared_ptr<std::byte>(owned->data(), [owned, &held](std::byte*) {
+      delete owned;
+      --held;
+    });
+  };
+  std::atomic<int> held = 0, takes = 0, uses = 0;
+  const std::size_t largest = 20u << 20;  // that has room in what is lent
+  for (int round = 0; round < 2; ++round) {
+    const bool lends = (transport.rank() + round) % 2 == 0;
+    DeviceMemory memory;
+    if (lends)
+      memory = {.use_device = [&uses] { ++uses; },
+                .take = [&](std::size_t bytes) -> std::shared_ptr<std::byte> {
+                  ++takes;
+                  if (bytes > largest) return nullptr;
+                  return memory_of(std::vector<std::byte>(bytes), held);
+                }};
+    messages->lend(memory);
+    // Until everyone has lent, or not.
+    for (int peer = 0; peer < ranks; ++peer) transport.send(peer, Channel::kControl, {});
+    for (int peer = 0; peer < ranks; ++peer) must_receive(transport, Channel::kControl);
+    for (const std::size_t head : {0u, 100u, 1984u, 1985u, 9u << 20})
+      for (const std::size_t end : {1u, 1985u, 8u << 20, (17u << 20) + 3, 21u << 20}) {
+        messages->send_from_device(to, Channel::kData, bytes_of(head, head + end),
+                                   {memory_of(bytes_of(end, end), held), end});
+        transport.send(to, Channel::kData, bytes_of(head, 7));
+        Message message = must_receive(transport, Channel::kData);
+        const std::string what = fmt::format("{} bytes and {} on a device", head, end);
+        expect(message.source == from, "message from the wrong rank");
+        const bool on_device = message.device_end.data != nullptr;
+        expect(on_device == (lends && end <= largest), what + " arrived in the other memory");
+        std::vector<std::byte> whole = bytes_of(head, head + end);
+        const auto tail = bytes_of(end, end);
+        if (on_device) {
+          const std::byte* const data = message.device_end.data.get();
+          expect(message.device_end.size == end && std::equal(tail.begin(), tail.end(), data),
+                 what + " arrived changed");
+        } else {
+          whole.insert(whole.end(), tail.begin(), tail.end());
+        }
+        expect(message.payload == whole, what + " arrived changed");
+        message = must_receive(transport, Channel::kData);
+        expect(message.payload == bytes_of(head, 7) && message.device_end.size == 0,
+               "what came after " + what + " is another message");
+      }
+    expect(transport.flush(Clock::now() + seconds(60)), "messages did not leave within 60 s");
+    expect(held == 0, "memory was not given back");
+    expect(!lends || (takes > 0 && uses > takes), "memory was lent and not used");
+  }
+  messages->lend({});
 }
 
 // All pairs at once, on all channels, from several threads, in random sizes.
@@ -216,6 +283,7 @@ int run(const std::string& mode, const std::string& value) {
   using Body = void (*)(Transport&, const std::string&);
   static const std::map<std::string, Body> modes{{"order", order},
                                                  {"sizes", sizes},
+                                                 {"device", device},
                                                  {"all_to_all", all_to_all},
                                                  {"finalize", finalize_only},
                                                  {"abort", abort_job},

@@ -77,6 +77,27 @@ TEST(MicroBatchWire, Bf16RoundsToNearest) {
   }
 }
 
+TEST(MicroBatchWire, AHiddenStateMayFollowByAnotherWay) {
+  const auto bytes = encode_description(sample_batch(), kWidth, WireType::kF32);
+  const std::size_t elsewhere = sample_hidden().size() * sizeof(float);
+  std::vector<float> decoded(3);
+  EXPECT_EQ(description(decode_micro_batch(bytes, kWidth, decoded, elsewhere)),
+            description(sample_batch()));
+  EXPECT_TRUE(decoded.empty());
+
+  const auto refused = [&](std::span<const std::byte> message, std::size_t rest) {
+    EXPECT_THROW(decode_micro_batch(message, kWidth, decoded, rest), Error) << rest;
+  };
+  refused(bytes, 0);
+  refused(bytes, elsewhere - 4);
+  refused(bytes, elsewhere + 4);
+  // Half of it here and half there, and what the rounded one would take.
+  auto longer = bytes;
+  longer.resize(bytes.size() + elsewhere / 2);
+  refused(longer, elsewhere / 2);
+  refused(encode_description(sample_batch(), kWidth, WireType::kBF16), elsewhere / 2);
+}
+
 TEST(MicroBatchWire, AGoodbyeHasNoRows) {
   MicroBatch goodbye;
   goodbye.last = true;

@@ -91,6 +91,38 @@ TEST(Inbox, FailureWakesReadersAfterWhatHasArrived) {
   EXPECT_TRUE(inbox.failed());
 }
 
+// The rest of a payload may be on a device; what the host has of it is checked.
+TEST(Inbox, HandsOutWhatHasArrivedOnADevice) {
+  Inbox inbox(1, 2);
+  auto payload = bytes({1, 2, 3});
+  const auto whole = bytes({1, 2, 3, 4, 5});
+  WireHeader header = header_for(0, Channel::kData, 0, payload);
+  header.payload_bytes = 5;
+  header.device_bytes = 2;
+  const DeviceBytes end{std::make_shared<std::byte>(), 2};
+  inbox.push(header, payload, end);
+  auto message = inbox.pop(Channel::kData, soon());
+  ASSERT_TRUE(message);
+  EXPECT_EQ(message->payload, payload);
+  EXPECT_EQ(message->device_end.data, end.data);
+  EXPECT_EQ(message->device_end.size, 2U);
+
+  header.sequence = 1;  // it found no room on the device
+  inbox.push(header, whole);
+  message = inbox.pop(Channel::kData, soon());
+  EXPECT_EQ(message->payload, whole);
+  EXPECT_EQ(message->device_end.data, nullptr);
+
+  const auto refused = [&](std::vector<std::byte> host, std::size_t on_device) {
+    ++header.sequence;
+    inbox.push(header, std::move(host), {end.data, on_device});
+    EXPECT_THROW(inbox.pop(Channel::kData, soon()), Error) << on_device;
+  };
+  refused(bytes({1, 2, 3, 4}), 2);  // too much
+  refused(bytes({1, 2}), 3);        // of the host's part
+  refused(bytes({1, 2, 4}), 2);     // changed
+}
+
 void expect_internal_error(Inbox& inbox, Channel channel, const std::string& text) {
   try {
     inbox.pop(channel, soon());

@@ -15,7 +15,8 @@ const WireHeader kExample{.channel = Channel::kHeartbeat,
                           .destination = 0x01020304,
                           .sequence = 0x1122334455667788,
                           .payload_bytes = 100'000'000,
-                          .payload_checksum = 0xfedcba9876543210};
+                          .payload_checksum = 0xfedcba9876543210,
+                          .device_bytes = 90'000'000};
 
 using Encoded = std::array<std::byte, kWireHeaderBytes>;
 
@@ -54,6 +55,7 @@ TEST(WireHeader, HasTheDocumentedLayout) {
   EXPECT_EQ(at(16), 0x88);
   EXPECT_EQ(at(24), 100'000'000 & 0xff);
   EXPECT_EQ(at(32), 0x10);
+  EXPECT_EQ(at(40), 90'000'000 & 0xff);
 }
 
 TEST(WireHeader, NoticesEveryFlippedBit) {
@@ -78,11 +80,16 @@ TEST(WireHeader, RefusesWhatAHoldingChecksumMakesNoBetter) {
 
   Encoded version = encode_wire_header(kExample);
   version[4] = std::byte{kWireVersion + 1};
-  EXPECT_NE(error_of(resealed(version)).find("wire version 2, expected 1"), std::string::npos);
+  EXPECT_NE(error_of(resealed(version)).find("wire version 3, expected 2"), std::string::npos);
 
   Encoded size = encode_wire_header(kExample);
   size[31] = std::byte{0x7f};
   EXPECT_NE(error_of(resealed(size)).find("expected at most"), std::string::npos);
+
+  WireHeader device = kExample;
+  device.device_bytes = device.payload_bytes + 1;
+  EXPECT_NE(error_of(encode_wire_header(device)).find("100000001 bytes from a device"),
+            std::string::npos);
 
   Encoded reserved = encode_wire_header(kExample);
   reserved[50] = std::byte{1};
