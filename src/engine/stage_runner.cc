@@ -128,12 +128,12 @@ void StageRunner::norm(const float* x, const TensorView& weight, const TensorVie
                  .kind = norm_kind(spec_)});
 }
 
-StageRunner::HostRows StageRunner::make_host_rows() {
-  HostRows rows;
-  if (backend_.is_host()) return rows;  // nothing is copied: memory comes as it is needed
-  rows.values.resize(static_cast<std::size_t>(workspace_.max_rows * spec_.hidden_size));
-  rows.lock = backend_.pin(std::as_writable_bytes(std::span(rows.values)));
-  return rows;
+StageRunner::HostRows StageRunner::make_host_rows(std::int64_t rows) {
+  HostRows made;
+  if (backend_.is_host()) return made;  // nothing is copied: memory comes as it is needed
+  made.values.resize(static_cast<std::size_t>(rows * spec_.hidden_size));
+  made.lock = backend_.pin(std::as_writable_bytes(std::span(made.values)));
+  return made;
 }
 
 void StageRunner::set_hidden(std::span<const float> hidden) {

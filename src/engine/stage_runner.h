@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/page_allocator.h"
 #include "engine/batch.h"
 #include "engine/device_rows.h"
 #include "engine/forward_block.h"
@@ -62,13 +63,14 @@ class StageRunner {
 
   // Token ids of `runs` → hidden state (rows, hidden_size), kept in the workspace.
   void embed(std::span<const TokenRun> runs, const BatchLabel& label);
-  // Memory of the host for hidden states on their way, with room for the largest batch: page-locked
+  std::int64_t max_rows() const { return workspace_.max_rows; }
+  // Memory of the host for hidden states on their way, with room for so many rows: page-locked
   // where a device copies from it and to it. It may be resized within that room.
   struct HostRows {
-    std::vector<float> values;
+    PageFloats values;
     std::shared_ptr<void> lock;  // released before the values
   };
-  HostRows make_host_rows();
+  HostRows make_host_rows(std::int64_t rows);
   // The hidden state from and to the host, (rows, hidden_size) float32. A device may still be
   // copying from `hidden` when set_hidden returns: the host writes there after
   // host_rows_are_free().
@@ -149,8 +151,8 @@ class StageRunner {
   LayerSource& weights_ = main_.weights;
   OpTimeline& ops_ = main_.ops;
   Workspace& workspace_ = main_.workspace;
-  Buffer logits_;                   // (head_rows, vocab), allocated when the head first runs
-  std::vector<float> host_logits_;  // the same on the host
+  Buffer logits_;           // (head_rows, vocab), allocated when the head first runs
+  PageFloats host_logits_;  // the same on the host
   std::shared_ptr<void> logits_lock_;
 };
 

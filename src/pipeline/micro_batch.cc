@@ -86,7 +86,7 @@ std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<con
 }
 
 MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
-                              std::vector<float>& hidden, std::size_t elsewhere) {
+                              PageFloats& hidden, std::size_t elsewhere) {
   Header header;
   if (bytes.size() < sizeof(header)) throw data_error("micro-batch: shorter than its header");
   std::memcpy(&header, bytes.data(), sizeof(header));

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "base/page_allocator.h"
 #include "engine/batch.h"
 #include "engine/sampler.h"
 
@@ -76,7 +77,7 @@ std::vector<std::byte> encode_micro_batch(const MicroBatch& batch, std::span<con
 // Throws data_error on anything that does not add up. `hidden` is resized to (rows, width); to
 // nothing where the hidden state is not among `bytes`: then it is `elsewhere` bytes of float32.
 MicroBatch decode_micro_batch(std::span<const std::byte> bytes, std::int64_t width,
-                              std::vector<float>& hidden, std::size_t elsewhere = 0);
+                              PageFloats& hidden, std::size_t elsewhere = 0);
 
 // From the rank with the last window back to rank 0.
 struct BatchResult {

@@ -35,7 +35,8 @@ void record_arrival(Timeline& timeline, const Arrival& arrival, const BatchLabel
 
 class Worker {
  public:
-  explicit Worker(const RankContext& context) : c_(context), rows_(c_.runner.make_host_rows()) {
+  explicit Worker(const RankContext& context)
+      : c_(context), rows_(c_.runner.make_host_rows(c_.runner.max_rows())) {
     for (std::size_t w = 0; w < c_.plan.windows.size(); ++w)
       if (c_.plan.windows[w].rank == c_.transport.rank())
         last_window_ = static_cast<std::int32_t>(w);
@@ -157,9 +158,9 @@ class Worker {
   // They wait for each other instead, and all go through a layer before the next one is read.
   void gather(MicroBatch batch) {
     const bool complete = batch.pass.last;
-    Gathered& last = gathered_.emplace_back(Gathered{std::move(batch), take_rows()});
-    last.hidden.values.resize(
-        static_cast<std::size_t>(total_rows(last.batch.runs) * c_.spec.hidden_size));
+    const std::int64_t rows = total_rows(batch.runs);
+    Gathered& last = gathered_.emplace_back(Gathered{std::move(batch), take_rows(rows)});
+    last.hidden.values.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
     c_.runner.get_hidden(last.hidden.values);
     if (!complete) return;
     const Window& window = window_of(last.batch);
@@ -179,12 +180,19 @@ class Worker {
   }
 
   // For hidden states that wait here.
-  StageRunner::HostRows take_rows() {
+  StageRunner::HostRows take_rows(std::int64_t rows) {
     c_.runner.host_rows_are_free();  // resizing writes
-    if (spare_.empty()) return c_.runner.make_host_rows();
-    StageRunner::HostRows rows = std::move(spare_.back());
-    spare_.pop_back();
-    return rows;
+    StageRunner::HostRows taken;
+    if (!spare_.empty()) {
+      taken = std::move(spare_.back());
+      spare_.pop_back();
+    }
+    // Too small a one goes: all of them together have the rows of a pass.
+    if (taken.values.capacity() < static_cast<std::size_t>(rows * c_.spec.hidden_size)) {
+      taken = {};
+      taken = c_.runner.make_host_rows(rows);
+    }
+    return taken;
   }
   // In hidden_, to be written.
   void make_room(std::int64_t rows) {
@@ -362,7 +370,7 @@ class Worker {
   std::vector<StageRunner::HostRows> spare_;
   std::unique_ptr<DeviceRows> device_rows_;  // null: messages are in the host's memory
   StageRunner::HostRows rows_;
-  std::vector<float>& hidden_ = rows_.values;  // host copy on its way in or out
+  PageFloats& hidden_ = rows_.values;  // host copy on its way in or out
   std::int32_t last_window_ = 0;
   bool finished_ = false;
 };

@@ -54,7 +54,7 @@ TEST(MicroBatchWire, F32RoundTripIsExact) {
   const auto hidden = sample_hidden();
   const auto bytes = encode_micro_batch(sample_batch(), hidden, kWidth, WireType::kF32);
   EXPECT_TRUE(is_micro_batch(bytes));
-  std::vector<float> decoded;
+  PageFloats decoded;
   const MicroBatch batch = decode_micro_batch(bytes, kWidth, decoded);
   EXPECT_EQ(description(batch), description(sample_batch()));
   ASSERT_EQ(decoded.size(), hidden.size());
@@ -65,7 +65,7 @@ TEST(MicroBatchWire, F32RoundTripIsExact) {
 
 TEST(MicroBatchWire, Bf16RoundsToNearest) {
   const auto hidden = sample_hidden();
-  std::vector<float> decoded;
+  PageFloats decoded;
   const auto bytes = encode_micro_batch(sample_batch(), hidden, kWidth, WireType::kBF16);
   decode_micro_batch(bytes, kWidth, decoded);
   ASSERT_EQ(decoded.size(), hidden.size());
@@ -80,7 +80,7 @@ TEST(MicroBatchWire, Bf16RoundsToNearest) {
 TEST(MicroBatchWire, AHiddenStateMayFollowByAnotherWay) {
   const auto bytes = encode_description(sample_batch(), kWidth, WireType::kF32);
   const std::size_t elsewhere = sample_hidden().size() * sizeof(float);
-  std::vector<float> decoded(3);
+  PageFloats decoded(3);
   EXPECT_EQ(description(decode_micro_batch(bytes, kWidth, decoded, elsewhere)),
             description(sample_batch()));
   EXPECT_TRUE(decoded.empty());
@@ -101,7 +101,7 @@ TEST(MicroBatchWire, AHiddenStateMayFollowByAnotherWay) {
 TEST(MicroBatchWire, AGoodbyeHasNoRows) {
   MicroBatch goodbye;
   goodbye.last = true;
-  std::vector<float> decoded(3);
+  PageFloats decoded(3);
   const MicroBatch batch =
       decode_micro_batch(encode_micro_batch(goodbye, {}, kWidth, WireType::kF32), kWidth, decoded);
   EXPECT_TRUE(batch.last);
@@ -110,7 +110,7 @@ TEST(MicroBatchWire, AGoodbyeHasNoRows) {
 
 TEST(MicroBatchWire, AnotherWidthIsRefused) {
   const auto bytes = encode_micro_batch(sample_batch(), sample_hidden(), kWidth, WireType::kF32);
-  std::vector<float> decoded;
+  PageFloats decoded;
   EXPECT_THROW(decode_micro_batch(bytes, kWidth + 1, decoded), Error);
 }
 
@@ -118,7 +118,7 @@ TEST(MicroBatchWire, RunsThatMakeNoSenseAreRefused) {
   const auto refused = [](auto spoil, std::int64_t rows = 4) {
     MicroBatch batch = sample_batch();
     spoil(batch);
-    std::vector<float> decoded;
+    PageFloats decoded;
     const auto bytes = encode_micro_batch(
         batch, std::vector<float>(static_cast<std::size_t>(rows * kWidth)), kWidth, WireType::kF32);
     try {
@@ -154,7 +154,7 @@ TEST(MicroBatchWire, EveryTruncationIsRefused) {
   for (WireType wire : {WireType::kF32, WireType::kBF16}) {
     const auto bytes = encode_micro_batch(sample_batch(), sample_hidden(), kWidth, wire);
     for (std::size_t size = 0; size < bytes.size(); ++size) {
-      std::vector<float> decoded;
+      PageFloats decoded;
       try {
         decode_micro_batch(std::span(bytes).first(size), kWidth, decoded);
         ADD_FAILURE() << size << " of " << bytes.size() << " bytes were accepted";
@@ -164,7 +164,7 @@ TEST(MicroBatchWire, EveryTruncationIsRefused) {
     }
     auto longer = bytes;
     longer.push_back({});
-    std::vector<float> decoded;
+    PageFloats decoded;
     EXPECT_THROW(decode_micro_batch(longer, kWidth, decoded), Error);
   }
 }
@@ -174,7 +174,7 @@ TEST(MicroBatchWire, EveryFlippedBitIsRefusedOrAnotherBatch) {
   for (std::size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
     bytes[bit / 8] ^= std::byte{1} << (bit % 8);
     expect_error_or_sense([&] {
-      std::vector<float> decoded;
+      PageFloats decoded;
       const MicroBatch batch = decode_micro_batch(bytes, kWidth, decoded);
       EXPECT_EQ(static_cast<std::int64_t>(decoded.size()), total_rows(batch.runs) * kWidth);
       EXPECT_NO_THROW(encode_micro_batch(batch, decoded, kWidth, WireType::kF32));
@@ -191,7 +191,7 @@ TEST(MicroBatchWire, RandomDamageNeverDoesHarm) {
     for (unsigned damage = random() % 6 + 1; damage > 0; --damage)
       bytes[random() % bytes.size()] = static_cast<std::byte>(random());
     expect_error_or_sense([&] {
-      std::vector<float> decoded;
+      PageFloats decoded;
       decode_micro_batch(bytes, kWidth, decoded);
       EXPECT_LE(decoded.size(), bytes.size());
     });
