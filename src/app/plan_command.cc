@@ -105,6 +105,20 @@ class PlanRun {
                         flags_.run.store, host.name));
       like_this_.push_back(host.name);
     }
+    check_cpu_layers(cluster);
+  }
+  // A run would refuse them.
+  void check_cpu_layers(const ClusterSpec& cluster) const {
+    const std::int64_t wanted = parse_cpu_layers(flags_.run.cpu_layers).value_or(0);
+    if (wanted > spec().num_hidden_layers)
+      throw usage_error(fmt::format("--cpu-layers {}: expected at most {}, the model's layers",
+                                    wanted, spec().num_hidden_layers),
+                        "--cpu-layers auto");
+    if (wanted > 0 && std::ranges::none_of(cluster.hosts, &HostSpec::on_device))
+      throw usage_error(
+          fmt::format("--cpu-layers {} needs a GPU for the other layers: no host of {} has one",
+                      wanted, flags_.cluster),
+          "device_memory in [nodes.NAME], or --cpu-layers auto");
   }
 
   static std::vector<Change> what_would_change(const PlanQuestion& question,
@@ -190,12 +204,14 @@ std::string PlanRun::command(const PlanQuestion& question, const ClusterPlan& pl
   std::string hosts;
   for (const HostPlan& host : plan.hosts)
     hosts += (hosts.empty() ? "" : ",") + question.cluster.hosts[host.host].reached_as();
+  const bool on_device =
+      std::ranges::any_of(plan.hosts, [](const HostPlan& host) { return host.device.has_value(); });
   return fmt::format(
       "mpirun --oversubscribe --bind-to none --host {} \\\n  stagecoach generate --store {} "
       "--windows {} --micro-batch {} --kv {} --activations {}{} --job {}",
       shell_word(hosts), shell_word(flags_.run.store), windows_flag(plan.stages),
       question.micro_batch, flags_.run.kv, flags_.run.activations,
-      flags_.run.cpu_layers == "auto" ? "" : " --cpu-layers " + flags_.run.cpu_layers,
+      flags_.run.cpu_layers == "auto" || !on_device ? "" : " --cpu-layers " + flags_.run.cpu_layers,
       shell_word(flags_.cluster));
 }
 

@@ -105,7 +105,7 @@ std::vector<DeviceLimit> probe_gpus(const ProbeFlags& flags) {
       spdlog::warn("a GPU is not measured: {}", problem);
     return found.devices;
   } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kResources) throw;
+    if (error.kind() == ErrorKind::kInterrupted) throw;
     spdlog::warn("no GPU is measured: {}", error.what());
     return {};
   }

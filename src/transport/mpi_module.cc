@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/module.h"
+#include "base/version.h"
 
 namespace stagecoach {
 namespace {
@@ -56,9 +57,9 @@ std::optional<Placement> placement() {
 
 std::unique_ptr<Transport> open_mpi_transport() {
   const auto module = Module::open("mpi");
-  auto* open = module.function<decltype(stagecoach_open_mpi_transport_v1)>(
-      "stagecoach_open_mpi_transport_v1");
-  return std::unique_ptr<Transport>(open());
+  auto* open = module.function<decltype(stagecoach_open_mpi_transport_v2)>(
+      "stagecoach_open_mpi_transport_v2");
+  return std::unique_ptr<Transport>(open(STAGECOACH_BUILD));
 }
 
 bool launched_by_mpi() {

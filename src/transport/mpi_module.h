@@ -8,12 +8,13 @@
 #include "transport/transport.h"
 
 // The module's one symbol. Starts MPI; the caller owns the result. Throws Error.
-extern "C" stagecoach::Transport* stagecoach_open_mpi_transport_v1();
+// `build`: of the binary.
+extern "C" stagecoach::Transport* stagecoach_open_mpi_transport_v2(const char* build);
 
 namespace stagecoach {
 
 // Starts MPI and returns when all ranks have. Once per process. Throws resource_error when the
-// module cannot be opened.
+// module cannot be opened, or is of another build.
 std::unique_ptr<Transport> open_mpi_transport();
 
 // Where a launcher (mpirun, srun) has placed this process, from its environment, before MPI starts.

@@ -65,6 +65,13 @@ class Plan(StoreTest):
         result = json.loads(self.succeeds(self.plan(cluster, "--json")).stdout)
         self.assertEqual(result["rates_of_this_machine"], ["a"])
 
+    def test_layers_of_processors_that_a_run_would_refuse(self):
+        host = f'[nodes.a]\nmemory = "1GiB"\n{RATES}'
+        self.fails(self.plan(self.cluster(host), "--cpu-layers", 3), 2, "--cpu-layers 3 needs a GPU", "device_memory in [nodes.NAME]")
+        gpu = 'device_memory = "1GiB"\ndevice_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\nbus_gb_per_s = 12.0\n'
+        self.fails(self.plan(self.cluster(host + gpu), "--cpu-layers", 8), 2, "--cpu-layers 8: expected at most 7")
+        self.assertIn("--cpu-layers 3", self.succeeds(self.plan(self.cluster(host + gpu), "--cpu-layers", 3)).stdout)
+
     def test_what_is_missing_is_named(self):
         self.fails(self.plan(self.cluster("[network]\nlatency_us = 3\n")), 2, "no host to plan for")
         self.fails(self.plan(self.cluster("[nodes.a]\n")), 2, "nodes.a.memory is missing")
