@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <string>
 
 #include "base/error.h"
+#include "base/module.h"
 
 namespace stagecoach {
 namespace {
@@ -69,6 +71,19 @@ TEST_F(Launcher, AMissingModuleIsAClearError) {
     EXPECT_NE(error.hint().find("Open MPI"), std::string::npos);
   }
   ::unsetenv("STAGECOACH_MODULES");
+}
+
+TEST_F(Launcher, AModuleOfAnotherBuildIsRefusedBeforeMpiStarts) {
+  const auto module = Module::open("mpi");
+  auto* open = module.function<decltype(stagecoach_open_mpi_transport_v2)>(
+      "stagecoach_open_mpi_transport_v2");
+  try {
+    open("yesterday's");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kResources);
+    EXPECT_NE(std::string(error.what()).find("this binary of yesterday's"), std::string::npos);
+  }
 }
 
 }  // namespace
