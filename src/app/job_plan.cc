@@ -154,17 +154,18 @@ class Planner {
 
   Offer offer() {
     Offer offer;
-    const int rounds = request_.settings.rounds_per_rank().value_or(1);
-    offer.fits = fits_in_memory(stages(rounds), false);
+    const Streaming usual = streaming();
+    offer.fits = usual.in_memory;
     const double disk = cached_disk_rate(request_.store.root()).value_or(kAssumedDisk);
     const int next = (control_.rank() + 1) % control_.size();
     offer.hop = cached_network_latency(control_.transport().host(next)).value_or(kAssumedHop);
-    for (const int k : candidates()) {
-      const StagePlan plan = stages(k);
-      const auto placement = in_passes(plan);
-      offer.waits.push_back(placement && holds_layers(plan) ? wait_seconds(*placement, disk) : -1);
+    const std::vector<int> rounds = candidates();
+    for (std::size_t i = 0; i < rounds.size(); ++i) {
+      const std::optional<Placement>& placement = usual.in_passes[i];
+      offer.waits.push_back(
+          placement && holds_layers(stages(rounds[i])) ? wait_seconds(*placement, disk) : -1);
     }
-    offer.micro_batch = wanted_micro_batch();
+    offer.micro_batch = wanted_micro_batch(usual);
     return offer;
   }
 
@@ -303,7 +304,7 @@ class Planner {
     Residency host;
     std::optional<DeviceSplit> split;  // with a device that has memory of its own
 
-    bool streams() const { return host.streamed > 0 || (split && split->device.streamed > 0); }
+    bool streams() const { return split ? split->streams() : host.streamed > 0; }
     std::int64_t host_memory() const { return split ? split->host_memory : host.memory; }
   };
   struct PlacementRequest {
@@ -369,7 +370,7 @@ class Planner {
   void set_micro_batch(std::int64_t rows) {
     if (std::exchange(micro_batch_, rows) != rows) know_costs();
   }
-  std::int64_t wanted_micro_batch();
+  std::int64_t wanted_micro_batch(const Streaming& least);
   bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
   StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
@@ -458,8 +459,7 @@ std::optional<DeviceSplit> Planner::chosen_split(const StagePlan& plan,
                                                  const PlacementRequest& wanted) const {
   const auto with = [&](std::int64_t layers) {
     auto split = split_of(plan, wanted, layers);
-    const bool streams = split && (split->device.streamed > 0 || split->host.streamed > 0);
-    return wanted.in_memory && streams ? std::nullopt : split;
+    return wanted.in_memory && split && split->streams() ? std::nullopt : split;
   };
   if (const auto layers = wanted_cpu_layers()) return with(*layers);
   // What a checkpoint keeps fits one split only, and what is free may have changed when it is read.
@@ -473,12 +473,11 @@ std::optional<DeviceSplit> Planner::chosen_split(const StagePlan& plan,
 
 // A device likes large micro-batches, as long as no more of its weights have to stream for them.
 // What a checkpoint keeps fits one size only, and what is free may have changed when it is read.
-std::int64_t Planner::wanted_micro_batch() {
+std::int64_t Planner::wanted_micro_batch(const Streaming& least) {
   const std::int64_t usual = micro_batch_;
   if (request_.settings.micro_batch > 0 || request_.device == nullptr ||
       request_.settings.keeps_passes())
     return usual;
-  const Streaming least = streaming();
   const auto streams_more = [](const Placement& one, const Placement& other) {
     return one.split->device.streamed > other.split->device.streamed ||
            one.split->cpu_layers() > other.split->cpu_layers() ||

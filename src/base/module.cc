@@ -8,6 +8,14 @@
 
 namespace stagecoach {
 
+void check_same_build(std::string_view module, std::string_view of_module,
+                      std::string_view of_binary) {
+  if (of_module != of_binary)
+    throw resource_error(fmt::format("the {} module is of build {}, this binary of {}", module,
+                                     of_module, of_binary),
+                         "copy lib/stagecoach from where the binary was built, beside its bin");
+}
+
 std::filesystem::path module_folder() {
   if (const char* folder = std::getenv("STAGECOACH_MODULES")) return folder;
   std::error_code error;

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace stagecoach {
 
@@ -24,6 +25,11 @@ class Module {
   void* find(const char* symbol) const;
   void* handle_;  // never closed: Open MPI does not survive being unloaded
 };
+
+// For a module's own code, to which both builds are told: both sides of the seam are C++, and
+// change together. Throws resource_error where they differ.
+void check_same_build(std::string_view module, std::string_view of_module,
+                      std::string_view of_binary);
 
 // Folder of the modules: STAGECOACH_MODULES, else ../lib/stagecoach seen from the running binary.
 std::filesystem::path module_folder();

@@ -63,8 +63,7 @@ std::optional<DeviceSplit> best_split(const SplitOf& split_of, std::int64_t laye
     auto split = split_of(count);
     if (!split) continue;
     const double seconds = job_seconds(*split, costs, rates);
-    const bool streams = split->device.streamed > 0 || split->host.streamed > 0;
-    if (!streams && seconds < least_in_memory) {
+    if (!split->streams() && seconds < least_in_memory) {
       least_in_memory = seconds;
       in_memory = split;
     }

@@ -42,6 +42,7 @@ struct DeviceSplit {
   std::int64_t host_memory = 0;  // bytes that host and on_cpu take
 
   std::int64_t cpu_layers() const;
+  bool streams() const { return device.streamed > 0 || host.streamed > 0; }
   std::int64_t crossings = 0;  // of the hidden state in a pass, to the processor and back
 };
 // With `cpu_layers` of the layers on the processor; slice.memory is the host's, for weights.

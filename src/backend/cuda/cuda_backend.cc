@@ -19,6 +19,8 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/module.h"
+#include "base/version.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace stagecoach {
@@ -291,6 +293,6 @@ void CudaBackend::rotary_table(std::span<const std::int64_t> positions,
 }  // namespace stagecoach
 
 stagecoach::Backend* stagecoach_open_cuda_backend_v1(const stagecoach::CudaOptions& options) {
-  stagecoach::cuda::check_build(options.build);
+  stagecoach::check_same_build("CUDA", STAGECOACH_BUILD, options.build);
   return new stagecoach::cuda::CudaBackend(options);
 }

@@ -6,7 +6,6 @@
 
 #include "backend/cuda/cuda_error.h"
 #include "base/error.h"
-#include "base/version.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -33,13 +32,6 @@ void check_driver() {
 }
 
 }  // namespace
-
-void check_build(const std::string& binary) {
-  if (const std::string_view mine = STAGECOACH_BUILD; binary != mine)
-    throw resource_error(
-        fmt::format("the CUDA module is of build {}, this binary of {}", mine, binary),
-        "copy lib/stagecoach from where the binary was built, beside its bin");
-}
 
 int Device::count() {
   check_driver();

@@ -8,10 +8,6 @@
 
 namespace stagecoach::cuda {
 
-// Throws resource_error where the binary is another build: both sides of the module's seam are C++,
-// and change together.
-void check_build(const std::string& binary);
-
 class Device {
  public:
   // GPUs of this PC, one at least. Throws resource_error where there is no driver, a driver too

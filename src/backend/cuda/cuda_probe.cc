@@ -13,6 +13,8 @@
 #include "backend/cuda_module.h"
 #include "backend/device_scratch.h"
 #include "base/error.h"
+#include "base/module.h"
+#include "base/version.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/include/dtype.h"
 
@@ -240,7 +242,7 @@ class GpuProbe {
 
 stagecoach::CudaProbe* stagecoach_probe_cuda_v1(const stagecoach::CudaProbeOptions& options) {
   using namespace stagecoach::cuda;
-  check_build(options.build);
+  stagecoach::check_same_build("CUDA", STAGECOACH_BUILD, options.build);
   auto probe = std::make_unique<stagecoach::CudaProbe>();
   const int count = Device::count();
   for (int ordinal = 0; ordinal < count; ++ordinal) {
