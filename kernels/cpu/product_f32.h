@@ -45,16 +45,22 @@ class F32Product {
   void enter_block(std::int64_t k, std::int64_t count) {
     k_ = k;
     count_ = count;
-    for (std::int64_t r = 0; r < rows_; ++r)
-      __builtin_memcpy(
-          x_ + r * kXStride,
-          args_.x.data + (row_ + r) * args_.x.stride + k * static_cast<std::int64_t>(sizeof(float)),
-          static_cast<std::size_t>(count) * sizeof(float));
+    asked_ = 0;
+    const auto* x = reinterpret_cast<const float*>(args_.x.data + row_ * args_.x.stride) + k;
+    const std::int64_t stride = args_.x.stride / 4;
+    for (std::int64_t r = 0; r < rows_; ++r, x += stride) {
+      std::int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes) store(x_ + r * kXStride + i, load(x + i));
+      if (i < count) store_first(x_ + r * kXStride + i, load_first(x + i, count - i), count - i);
+    }
   }
 
   // Weights of P panels as float32: where they are, or converted.
   template <int P>
   void enter_panels(std::int64_t panel) {
+    // The next block of x, into L2: a few rows with each of a chunk's panels.
+    for (std::int64_t r = 0; r < kRows && asked_ < rows_ && k_ + kBlockK < args_.in; ++r, ++asked_)
+      prefetch(args_.x.data + (row_ + asked_) * args_.x.stride, (k_ + kBlockK) * 4, kBlockK * 4);
     weights_ = buffer_;
     panel_stride_ = kBlockK * kPanel;
     if constexpr (std::is_same_v<Type, AsF32>) {
@@ -98,7 +104,7 @@ class F32Product {
 
   const MatmulArgs& args_;
   const std::int64_t row_, rows_;
-  std::int64_t k_ = 0, count_ = 0;
+  std::int64_t k_ = 0, count_ = 0, asked_ = 0;
   const float* weights_ = nullptr;
   std::int64_t panel_stride_ = 0;
   alignas(64) float x_[kChunkRows * kXStride];

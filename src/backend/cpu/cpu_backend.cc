@@ -160,16 +160,19 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   // Groups of panels: few for a few rows, whose weights all threads read; as many as share a block
   // of x in L2 for more, but enough groups for the threads. Where there are too few of them
   // nevertheless, rows are split too; they are independent.
-  constexpr std::int64_t kRowBlock = 48;
+  constexpr std::int64_t kRowBlock = 48, kSmallGroup = 8;
   if (args.rows == 0) return;
   const std::int64_t panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
-  std::int64_t group = 8;
+  std::int64_t group = kSmallGroup;
   if (args.rows <= kRowBlock)
-    group = panels < 8 * wanted ? 4 : 8;
+    group = panels < kSmallGroup * wanted ? kSmallGroup / 2 : kSmallGroup;
   else
     while (2 * group <= chunk_panels_ && divide_up(panels, 2 * group) >= wanted) group *= 2;
-  const std::int64_t groups = divide_up(panels, group);
+  // The last large groups are handed out in small ones: no thread waits long for another's last.
+  const std::int64_t large = group > kSmallGroup ? panels / group - threads() : 0;
+  const std::int64_t small = std::min(group, kSmallGroup);
+  const std::int64_t groups = large + divide_up(panels - large * group, small);
   const std::int64_t row_blocks =
       groups >= wanted ? 1 : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, groups));
   const std::int64_t rows = divide_up(divide_up(args.rows, row_blocks), kRowBlock) * kRowBlock;
@@ -181,8 +184,9 @@ void CpuBackend::matmul(const MatmulArgs& args) {
       part.x.data += first * args.x.stride;
       part.y += first * args.y_stride;
       part.rows = std::min(rows, args.rows - first);
-      const std::int64_t panel = i % groups * group;
-      kernels_.matmul(part, panel, std::min(panel + group, panels));
+      const std::int64_t g = i % groups;
+      const std::int64_t panel = g < large ? g * group : large * group + (g - large) * small;
+      kernels_.matmul(part, panel, std::min(panel + (g < large ? group : small), panels));
     }
   });
 }
