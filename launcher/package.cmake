@@ -1,9 +1,13 @@
-# What is installed, and the Debian package of it:
+# What is installed, and the Debian packages of it: stagecoach, and where the CUDA Toolkit is stagecoach-cuda.
 #
 #   cmake --build --preset release && cpack --config build/release/CPackConfig.cmake
 include(GNUInstallDirs)
+set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME main)
 
 install(TARGETS stagecoach RUNTIME DESTINATION bin)
+if(TARGET stagecoach_cuda)
+  install(TARGETS stagecoach_cuda LIBRARY DESTINATION lib/stagecoach COMPONENT cuda)
+endif()
 if(TARGET stagecoach_mpi)
   install(TARGETS stagecoach_mpi LIBRARY DESTINATION lib/stagecoach)
 endif()
@@ -23,9 +27,22 @@ set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
-set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_COMPONENTS_ALL main)
+set(CPACK_DEB_COMPONENT_INSTALL ON)
+set(CPACK_DEBIAN_MAIN_PACKAGE_NAME stagecoach)
+set(CPACK_DEBIAN_MAIN_PACKAGE_SHLIBDEPS ON)
 # Without Open MPI everything works but jobs of several hosts.
-set(CPACK_DEBIAN_PACKAGE_RECOMMENDS openmpi-bin)
-set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA "${PROJECT_SOURCE_DIR}/launcher/postinst;${PROJECT_SOURCE_DIR}/launcher/prerm")
-set(CPACK_DEBIAN_PACKAGE_CONTROL_STRICT_PERMISSION ON)
+set(CPACK_DEBIAN_MAIN_PACKAGE_RECOMMENDS openmpi-bin)
+set(CPACK_DEBIAN_MAIN_PACKAGE_CONTROL_EXTRA "${PROJECT_SOURCE_DIR}/launcher/postinst;${PROJECT_SOURCE_DIR}/launcher/prerm")
+set(CPACK_DEBIAN_MAIN_PACKAGE_CONTROL_STRICT_PERMISSION ON)
+# The driver and cuBLAS come from NVIDIA, as packages of its own or without any: none is required. Without them the
+# module cannot be opened, and the CPU computes.
+if(TARGET stagecoach_cuda)
+  list(APPEND CPACK_COMPONENTS_ALL cuda)
+  set(CPACK_DEBIAN_CUDA_PACKAGE_NAME stagecoach-cuda)
+  set(CPACK_DEBIAN_CUDA_PACKAGE_SHLIBDEPS OFF)
+  set(CPACK_DEBIAN_CUDA_PACKAGE_DEPENDS "stagecoach (= ${PROJECT_VERSION})")
+  set(CPACK_DEBIAN_CUDA_PACKAGE_SUGGESTS "libcublas-${CUDAToolkit_VERSION_MAJOR}-${CUDAToolkit_VERSION_MINOR}")
+  set(CPACK_COMPONENT_CUDA_DESCRIPTION "The CUDA module of Stagecoach: computes on NVIDIA GPUs of compute capability 7.5 and up.")
+endif()
 include(CPack)

@@ -8,14 +8,18 @@
 #   scripts/bench/cuda_card.sh [--out DIR] [--limit SECONDS] [--steps LIST]
 #       where the card is, beside that archive: runs all steps, or those of a list ("card,bench"), one after the
 #       other, whatever the others do. Results go to --out, else $OUT, else build/card-results: summary.txt,
-#       summary.json, the lines of cuda_bench and of `time`, and all logs in one archive.
+#       summary.json, the lines of cuda_bench and of `time`, and all logs in one archive. Where a call may take no longer
+#       than ten minutes, these three do it all:
+#         --steps card,conformance,golden,bench
+#         --steps card,probe,gptj,gpt3,streamed,ranks
+#         --steps card,memcheck,racecheck
 #
 # Exit code 1 if a step failed. Steps that find no time left (--limit, default 560 s) say so and count as failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
 readonly archive=$PWD/build/card.tar.gz tree=build/card-tree
-readonly all_steps=card,conformance,bench,memcheck,racecheck,gptj,gpt3,streamed
+readonly all_steps=card,conformance,golden,bench,probe,gptj,gpt3,streamed,ranks,memcheck,racecheck
 usage="usage: scripts/bench/cuda_card.sh --prepare [--architectures LIST] | [--out DIR] [--limit SECONDS] [--steps LIST]"
 
 prepare=0 architectures="" out=${OUT:-build/card-results} limit=560 steps=$all_steps
@@ -39,6 +43,23 @@ libraries_of() {
     grep -vE '/(ld-linux|lib(c|m|dl|rt|pthread|resolv|cuda|cublas|cublasLt|gcc_s|stdc\+\+))[-.0-9x_]*\.so'
 }
 
+# mpirun, libmpi and their components, which a few variables tell where they are: ranks_of below.
+carry_mpi() {
+  local into=$1 components libraries
+  components=$(ompi_info --path pkglibdir --parsable 2>/dev/null | sed -n 's/^path:pkglibdir://p')
+  [[ -d $components ]] || { echo "cuda_card: no Open MPI here: the step 'ranks' will be skipped" && return; }
+  mkdir -p "$into/bin" "$into/lib" "$into/share" || return 1
+  install "$(readlink -f "$(command -v mpirun)")" "$into/bin/mpirun" || return 1
+  cp -r "$components" "$into/lib/components" || return 1
+  cp -rL "$(ompi_info --path pkgdatadir --parsable | sed -n 's/^path:pkgdatadir://p')" "$into/share/openmpi" || return 1
+  mapfile -t libraries < <(libraries_of "$into/bin/mpirun" "$into"/lib/components/mca_*.so "$tree/lib/stagecoach/stagecoach-mpi.so")
+  install -m 644 "${libraries[@]}" "$into/lib/" || return 1
+  local pmix
+  for pmix in /usr/lib/*/pmix2; do
+    [[ -d $pmix ]] && cp -r "$pmix" "$into/pmix" && return
+  done
+}
+
 prepare_card() {
   # Line numbers for compute-sanitizer; the code stays the same.
   local options=(--preset release -B "$tree" -DCMAKE_CUDA_FLAGS=-lineinfo)
@@ -46,13 +67,15 @@ prepare_card() {
   cmake "${options[@]}" >/dev/null || return 1
   cmake --build "$tree" --target help | grep '^cuda_bench:' >/dev/null ||
     { echo "cuda_card: the CUDA Toolkit was not found: nothing to prepare" >&2 && return 1; }
-  cmake --build "$tree" --target stagecoach conformance_backends cuda_bench || return 1
+  cmake --build "$tree" --target stagecoach conformance_backends golden_models cuda_bench || return 1
   local card=$tree/card program libraries
   rm -rf "$card" && mkdir -p "$card/bin" "$card/lib/stagecoach" || return 1
-  for program in stagecoach conformance_backends cuda_bench; do
+  for program in stagecoach conformance_backends golden_models cuda_bench; do
     install -s "$tree/bin/$program" "$card/bin/" || return 1
   done
-  install -s "$tree/lib/stagecoach/stagecoach-cuda.so" "$card/lib/stagecoach/" || return 1
+  install -s "$tree"/lib/stagecoach/*.so "$card/lib/stagecoach/" || return 1
+  cp -r tests/data/golden "$card/golden" || return 1
+  carry_mpi "$card/mpi" || return 1
   mapfile -t libraries < <(libraries_of "$card"/bin/* "$card/lib/stagecoach/stagecoach-cuda.so")
   install -m 644 "${libraries[@]}" "$card/lib/" || return 1
   {
@@ -153,24 +176,34 @@ about_card() {
 }
 
 # A suite without a card skips everything, which here is a failure.
-conformance() {
-  local said=$work/conformance.txt code
-  with_libraries "$card/bin/conformance_backends" --gtest_filter='*/cuda' | tee "$said"
+tested() {
+  local said=$work/tested.$BASHPID code
+  with_libraries "$@" | tee "$said"
   code=${PIPESTATUS[0]}
   ((code == 0)) || return "$code"
   ! grep -q 'SKIPPED' "$said" || { echo "the tests were skipped: no card that the module can use" && return 1; }
+}
+
+conformance() { tested "$card/bin/conformance_backends" --gtest_filter='*/cuda'; }
+
+golden() {
+  STAGECOACH_TEST_DEVICE=cuda STAGECOACH_GOLDEN_DATA=$card/golden tested "$card/bin/golden_models" \
+    --gtest_filter='*Golden.*Transformers/*:*Golden.EqualBatches*'
 }
 
 bench() {
   with_libraries "$card/bin/cuda_bench" --json >"$out/cuda_bench.jsonl"
 }
 
-# All kernels, over small shapes.
+# The backend, its graphs and all kernels against the oracle: every shape that the tests know.
 sanitize() {
   local sanitizer
   sanitizer=$(find_sanitizer) || { echo "no compute-sanitizer on this machine" && return 77; }
-  with_libraries "$sanitizer" --tool "$1" --error-exitcode 9 --print-limit 20 "$card/bin/cuda_bench" --tiny --quick
+  tested "$sanitizer" --tool "$1" --error-exitcode 9 --print-limit 20 "$card/bin/conformance_backends" --gtest_filter='*/cuda'
 }
+
+# What the reports' shares are of.
+probe() { stagecoach probe --store "$work" --json | tee "$out/probe.json"; }
 
 # create_store NAME PRESET WEIGHTS DISTINCT
 create_store() {
@@ -187,7 +220,7 @@ time_store() {
 
 time_gptj() {
   local weights
-  for weights in q8 f16; do
+  for weights in q4 q8 f16; do
     create_store "gptj-$weights" gpt-j-6b "$weights" 2 &&
       time_store "gptj-$weights" "GPT-J $weights, 8 layers" --layers 0:8 --tokens 2048 --repeat 5 || return 1
   done
@@ -213,15 +246,40 @@ time_streamed() {
       --memory 2GB --device-memory 2GB
 }
 
-rm -f "$out/cuda_bench.jsonl" "$out/time.jsonl"
+# Several ranks on the one card, each within a part of its memory, with the Open MPI that was carried along.
+ranks_of() {
+  local mpi=$card/mpi count=$1
+  shift
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OPAL_PREFIX=$mpi OPAL_LIBDIR=$mpi/lib OPAL_PKGLIBDIR=$mpi/lib/components \
+    OPAL_DATADIR=$mpi/share OPAL_PKGDATADIR=$mpi/share/openmpi OPAL_SYSCONFDIR=$mpi/share PMIX_INSTALL_PREFIX=$mpi/pmix
+  LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${cublas:+$cublas:}$card/lib:$mpi/lib \
+    "$mpi/bin/mpirun" --mca btl self,vader --oversubscribe --bind-to none -np "$count" "$card/bin/stagecoach" "$@"
+}
+
+# GPT-J over four GPUs of 4 GiB: one prompt, which leaves three idle, and eight.
+time_ranks() {
+  [[ -x $card/mpi/bin/mpirun ]] || { echo "no Open MPI was carried along" && return 77; }
+  create_store gptj-f16 gpt-j-6b f16 2 || return 1
+  local batch lines=$work/lines.ranks
+  for batch in 1 8; do
+    ranks_of 4 time --store "$work/gptj-f16" --device cuda:0 --device-memory 4GiB --cpu-layers 0 --phase decode --tokens 128 \
+      --batch "$batch" --micro-batch 2 --repeat 20 --json >"$lines" || return 1
+    sed "s/^{/{\"run\": \"GPT-J f16, 4 ranks of 4 GiB, $batch prompts\", /" "$lines" >>"$out/time.jsonl"
+  done
+}
+
+rm -f "$out/cuda_bench.jsonl" "$out/time.jsonl" "$out/probe.json"
 step card 30 about_card
 step conformance 150 conformance
+step golden 100 golden
 step bench 300 bench
+step probe 60 probe
 step gptj 120 time_gptj
 step gpt3 150 time_gpt3
 step streamed 100 time_streamed
-step memcheck 120 sanitize memcheck
-step racecheck 120 sanitize racecheck
+step ranks 120 time_ranks
+step memcheck 240 sanitize memcheck
+step racecheck 300 sanitize racecheck
 
 cp "$work/steps.tsv" "$out/steps.tsv"
 tar -czf "$out/logs.tar.gz" -C "$work" logs

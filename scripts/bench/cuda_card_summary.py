@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Turns what cuda_card.sh left in a folder (steps.tsv, cuda_bench.jsonl, time.jsonl) into summary.txt and summary.json,
-and prints the former. A step that left nothing, or half a line, is shown as far as it got."""
+"""Turns what cuda_card.sh left in a folder (steps.tsv, cuda_bench.jsonl, probe.json, time.jsonl) into summary.txt and
+summary.json, and prints the former. A step that left nothing, or half a line, is shown as far as it got."""
 
 import json
 import pathlib
@@ -17,6 +17,14 @@ def json_lines(path):
         except json.JSONDecodeError:
             pass
     return objects
+
+
+def rates_of(folder):
+    """The card's rates as `probe` found them, where cuda_bench has not run in this call; {} without either."""
+    for probed in json_lines(folder / "probe.json"):
+        for gpu in probed.get("gpus") or ():
+            return {"read_gb_per_s": gpu["device_gb_per_s"], "to_device_gb_per_s": gpu["bus_gb_per_s"], "bf16_gflop_per_s": gpu["device_bf16_gflop_per_s"]}
+    return {}
 
 
 def steps_of(path):
@@ -39,8 +47,40 @@ def timings_of(objects):
             rows.append({"run": run, "phase": summary["phase"], "ms": summary["ms"], "tokens_per_second": summary["tokens_per_second"],
                          "layers": len(layers), "layer_ms": middle("ms"), "layer_compute_ms": middle("compute_ms"),
                          "layer_gb_per_s": middle("gb_per_s"), "layer_gflop_per_s": middle("gflop_per_s"),
-                         "critical_path": summary.get("critical_path")})
+                         "ranks": summary.get("ranks_detail") or [], "critical_path": summary.get("critical_path")})
     return rows
+
+
+def goals_of(times, card):
+    """What the project wants of a card: (goal, wanted, reached or None, whether met or None). Shares are of what the card itself was
+    measured to do, in the same run or by `probe`."""
+    def found(run, phase):
+        return next((row for row in times if row["run"].startswith(run) and row["phase"] == phase), None)
+
+    def ratio(part, whole):
+        return part / whole if part is not None and whole else None
+
+    goals = []
+
+    def goal(text, wanted, reached, at_most=False):
+        met = None if reached is None else (reached <= wanted if at_most else reached >= wanted)
+        goals.append({"goal": text, "wanted": ("at most " if at_most else "at least ") + f"{wanted:.2f}", "reached": reached, "met": met})
+
+    layer = found("GPT-3 bf16, 1 layer, --device-memory 24GB", "prefill")
+    goal("GPT-3 layer, 2,048 tokens, bf16: time over that of its operations in cuBLAS", 1.2,
+         layer and ratio(card.get("bf16_gflop_per_s"), layer["layer_gflop_per_s"]), at_most=True)
+    for run, weights in (("GPT-3 bf16, 1 layer, --device-memory 24GB", "bf16"), ("GPT-J q8, 8 layers", "q8"), ("GPT-J q4, 8 layers", "q4")):
+        row = found(run, "decode")
+        goal(f"decode, one row, {weights}: share of the card's memory bandwidth", 0.85,
+             row and ratio(row["layer_gb_per_s"], card.get("read_gb_per_s")))
+    streamed = found("GPT-3 bf16, 3 layers", "decode")
+    buses = [rank for rank in (streamed["ranks"] if streamed else []) if rank.get("bus_gb_per_s")]
+    goal("streamed layers: share of the bus while copies are under way", 0.95, buses[0]["bus_gb_per_s"] / card["to_device_gb_per_s"] if buses and card else None)
+    goal("streamed layers: part of the time in which the bus was busy", 0.95, buses[0]["bus_busy"] if buses else None)
+    eight = found("GPT-J f16, 4 ranks of 4 GiB, 8 prompts", "decode")
+    goal("GPT-J f16 on four ranks, 8 prompts: part of the time in which ranks computed, their mean", 0.85,
+         statistics.mean(rank["busy"] for rank in eight["ranks"]) if eight and eight["ranks"] else None)
+    return goals
 
 
 def number(value, digits=1):
@@ -66,6 +106,10 @@ def text(summary):
     for row in summary["times"]:
         lines.append(f"{row['run']:<56} {row['phase']:<8} {number(row['ms'], 2):>10} {number(row['tokens_per_second']):>10} {number(row['layer_ms'], 2):>9} "
                      f"{number(row['layer_compute_ms'], 2):>9} {number(row['layer_gb_per_s']):>8} {number(row['layer_gflop_per_s']):>9}")
+    lines += ["", f"{'goal':<92} {'wanted':>14} {'reached':>8}"]
+    for goal in summary["goals"]:
+        verdict = {None: "not measured", True: "met", False: "not met"}[goal["met"]]
+        lines.append(f"{goal['goal']:<92} {goal['wanted']:>14} {number(goal['reached'], 2):>8} {verdict}")
     return "\n".join(lines) + "\n"
 
 
@@ -76,8 +120,9 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     bench = json_lines(folder / "cuda_bench.jsonl")
     kernels = [o for o in bench if "kernel" in o]
-    summary = {"steps": steps_of(folder / "steps.tsv"), "card": next((o for o in bench if "card" in o), None), "kernels": kernels,
-               "wrong": [o["kernel"] for o in kernels if not o.get("agrees", True)], "times": timings_of(json_lines(folder / "time.jsonl"))}
+    card, times = next((o for o in bench if "card" in o), None), timings_of(json_lines(folder / "time.jsonl"))
+    summary = {"steps": steps_of(folder / "steps.tsv"), "card": card, "kernels": kernels,
+               "wrong": [o["kernel"] for o in kernels if not o.get("agrees", True)], "times": times, "goals": goals_of(times, card or rates_of(folder))}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (folder / "summary.txt").write_text(text(summary), encoding="utf-8")
     print("\n" + text(summary), end="")

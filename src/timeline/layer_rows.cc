@@ -20,7 +20,7 @@ struct Interval {
 // One pass of one phase through one layer on one rank.
 struct PassTotals {
   std::map<std::int64_t, Interval> micro_batches;  // number → from its first span to its last
-  std::vector<Interval> reads;
+  std::vector<Interval> reads, copies;
   std::int64_t attention_ns = 0, mlp_ns = 0, wait_ns = 0;
   std::int64_t attention_tokens = 0, mlp_tokens = 0;
   std::int64_t bytes = 0, flops = 0;
@@ -53,8 +53,8 @@ void add_layer_work(PassTotals& pass, const Span& span) {
   pass.computed = true;
 }
 
-// Whoever reads ahead does not know for which pass: such a read (phase none) belongs to the first
-// pass whose computation began after it had ended.
+// Whoever reads or copies ahead does not know for which pass: such a span (phase none) belongs to
+// the first pass whose computation began after it had ended.
 class ReadOwners {
  public:
   explicit ReadOwners(const std::vector<Span>& spans) {
@@ -87,10 +87,12 @@ LayerPhases collect(const std::vector<Span>& spans) {
     if (span.layer < 0) continue;
     if (is_layer_work(span.kind) && span.phase != Phase::kNone)
       add_layer_work(phases[{span.layer, span.phase}][span.pass], span);
-    if (is_read(span.kind)) {
+    const bool copy = span.kind == SpanKind::kCopy;
+    if (copy || is_read(span.kind)) {
       const auto [phase, pass] = owners.find(span);
       if (phase == Phase::kNone) continue;
-      phases[{span.layer, phase}][pass].reads.push_back({span.begin_ns, span.end_ns});
+      PassTotals& totals = phases[{span.layer, phase}][pass];
+      (copy ? totals.copies : totals.reads).push_back({span.begin_ns, span.end_ns});
     }
   }
   return phases;
@@ -135,6 +137,7 @@ LayerRow summarize(const std::vector<const PassTotals*>& passes) {
   row.ms_q3 = wall.q3;
   row.ms = to_ms(median_of(wall_ns));
   row.read_ms = to_ms(median_of([](const PassTotals& p) { return covered_ns(p.reads); }));
+  row.copy_ms = to_ms(median_of([](const PassTotals& p) { return covered_ns(p.copies); }));
   row.wait_ms = to_ms(median_of([](const PassTotals& p) { return p.wait_ns; }));
   row.compute_ms = to_ms(median_of([](const PassTotals& p) {
     std::int64_t sum = p.attention_ns;

@@ -18,30 +18,44 @@ Group group_of(const LayerRow& row) {
   return {row.rank, row.phase};
 }
 
-std::string short_host(const std::string& host) {
-  constexpr std::size_t kWidth = 12;
-  return host.size() <= kWidth ? host : host.substr(0, kWidth - 2) + "..";
-}
+// Within 120 columns. Copies to a GPU have a column where the job has one, devices where a rank has
+// two.
+class Lines {
+ public:
+  Lines(bool copies, bool devices) : copies_(copies), devices_(devices) {}
 
-std::string header(const char* first) {
-  return fmt::format(
-      "{:>6} {:>4}  {:<12} {:<7} {:>9} {:>9} {:>9} {:>8} {:>8} {:>7} {:>7} {:>8} {:>6}\n", first,
-      "rank", "host", "phase", "ms", "attention", "mlp", "wait", "read", "weights", "GB/s",
-      "GFLOP/s", "limit");
-}
+  std::string header(const char* first) const {
+    const std::string copy = copies_ ? fmt::format(" {:>8}", "copy") : std::string();
+    return fmt::format(
+        "{:>6} {:>4}  {:<{}} {:<7} {:>{}} {:>{}} {:>{}} {:>8} {:>8}{} {:>7} {:>7} {:>8} {:>6}\n",
+        first, "rank", "host", host_width(), "phase", "ms", time_width(),
+        copies_ ? "attn" : "attention", time_width(), "mlp", time_width(), "wait", "read", copy,
+        "weights", "GB/s", "GFLOP/s", "limit");
+  }
 
-std::string line(const std::string& first, const LayerRow& row, const std::string& device = {}) {
-  const std::string limit =
-      row.share_of_limit ? fmt::format("{:.0f} %", *row.share_of_limit * 100) : "-";
-  return fmt::format(
-      "{:>6} {:>4}  {:<12} {:<7} {:>9.3f} {:>9.3f} {:>9.3f} {:>8.3f} {:>8.3f} {:>7} {:>7.2f} "
-      "{:>8.2f} {:>6}{}\n",
-      first, row.rank, short_host(row.host), phase_name(row.phase), row.ms, row.attention_ms,
-      row.mlp_ms, row.wait_ms, row.read_ms, format_bytes(row.bytes), row.gb_per_s(),
-      row.gflop_per_s(), limit, device);
-}
+  std::string line(const std::string& first, const LayerRow& row) const {
+    const std::string limit =
+        row.share_of_limit ? fmt::format("{:.0f} %", *row.share_of_limit * 100) : "-";
+    const std::string copy = copies_ ? fmt::format(" {:>8.3f}", row.copy_ms) : std::string();
+    return fmt::format(
+        "{:>6} {:>4}  {:<{}} {:<7} {:>{}.3f} {:>{}.3f} {:>{}.3f} {:>8.3f} {:>8.3f}{} {:>7} "
+        "{:>7.2f} {:>8.2f} {:>6}{}\n",
+        first, row.rank, short_host(row.host), host_width(), phase_name(row.phase), row.ms,
+        time_width(), row.attention_ms, time_width(), row.mlp_ms, time_width(), row.wait_ms,
+        row.read_ms, copy, format_bytes(row.bytes), row.gb_per_s(), row.gflop_per_s(), limit,
+        devices_ && !row.device.empty() ? " " + row.device : "");
+  }
 
-// Who computed what is worth its place where a rank has two devices.
+ private:
+  std::size_t host_width() const { return copies_ ? 8 : 12; }
+  std::size_t time_width() const { return copies_ ? 8 : 9; }
+  std::string short_host(const std::string& host) const {
+    return host.size() <= host_width() ? host : host.substr(0, host_width() - 2) + "..";
+  }
+
+  bool copies_, devices_;
+};
+
 bool has_two_devices(const std::vector<LayerRow>& rows) {
   std::map<int, std::string> devices;
   return std::any_of(rows.begin(), rows.end(), [&](const LayerRow& row) {
@@ -67,6 +81,7 @@ std::map<Group, Total> totals_of(const std::vector<LayerRow>& rows) {
     sum.phase = row.phase;
     sum.ms += row.ms;
     sum.read_ms += row.read_ms;
+    sum.copy_ms += row.copy_ms;
     sum.wait_ms += row.wait_ms;
     sum.compute_ms += row.compute_ms;
     sum.attention_ms += row.attention_ms;
@@ -123,19 +138,21 @@ std::string format_layer_table(const std::vector<LayerRow>& rows) {
   // Two headers, a note about rows left out and one about ranks left out.
   const std::size_t row_lines = std::min(rows.size(), kMaxLines - total_lines - 4);
 
-  const bool two = has_two_devices(rows);
-  std::string table = header("layer");
+  const bool has_gpu =
+      std::ranges::any_of(rows, [](const LayerRow& row) { return !row.device.empty(); });
+  const Lines lines(has_gpu, has_two_devices(rows));
+  std::string table = lines.header("layer");
   for (const std::size_t i : choose_rows(rows, row_lines))
-    table += line(std::to_string(rows[i].layer), rows[i], two ? "  " + rows[i].device : "");
+    table += lines.line(std::to_string(rows[i].layer), rows[i]);
   if (row_lines < rows.size())
     table +=
         fmt::format("({} of {} rows; --report DIR writes all of them)\n", row_lines, rows.size());
 
-  table += header("layers");
+  table += lines.header("layers");
   std::size_t shown = 0;
   for (const auto& [group, total] : totals) {
     if (shown++ == total_lines) break;
-    table += line(std::to_string(total.layers), total.sum);
+    table += lines.line(std::to_string(total.layers), total.sum);
   }
   if (total_lines < totals.size())
     table += fmt::format("({} of {} totals)\n", total_lines, totals.size());

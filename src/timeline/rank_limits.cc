@@ -13,6 +13,7 @@ void add_limits(RankUsage& usage, const std::optional<MachineLimits>& limits,
     const DeviceLimit* const device = limits->device(usage.device);
     if (device == nullptr) return;
     usage.memory_bytes_per_s = device->memory;
+    usage.bus_bytes_per_s = device->to_device;
     // Products of many rows multiply int8 as f16.
     usage.flops_per_s = usage.inputs == "f32"    ? device->f32
                         : usage.inputs == "bf16" ? device->bf16.value_or(device->f32)

@@ -20,9 +20,9 @@ bool computes(Activity activity) {
 // Sums over all measured passes of a phase.
 struct Totals {
   std::int64_t by_activity[kActivities] = {};
-  std::vector<TimeRange> computing, reading;
+  std::vector<TimeRange> computing, reading, copying;
   std::map<int, std::int64_t> waited_for;  // by sender
-  double read_bytes = 0;
+  double read_bytes = 0, copied_bytes = 0;
 };
 
 class PhaseSplitter {
@@ -44,12 +44,16 @@ class PhaseSplitter {
     const std::vector<TimeRange> reading = merged(totals.reading);
     split.disk_ms = a_pass(common_ns(reading, ranges_));
     split.read_bytes = static_cast<std::int64_t>(totals.read_bytes / passes());
+    split.bus_ms = a_pass(common_ns(merged(totals.copying), ranges_));
+    split.copied_bytes = static_cast<std::int64_t>(totals.copied_bytes / passes());
     totals.computing.insert(totals.computing.end(), reading.begin(), reading.end());
     if (wall > 0)
       split.busy = static_cast<double>(common_ns(merged(totals.computing), ranges_)) /
                    static_cast<double>(wall);
     if (usage.disk_bytes_per_s > 0 && split.disk_ms > 0)
       split.share_of_disk = split.disk_gb_per_s() * 1e9 / usage.disk_bytes_per_s;
+    if (usage.bus_bytes_per_s > 0 && split.bus_ms > 0)
+      split.share_of_bus = split.bus_gb_per_s() * 1e9 / usage.bus_bytes_per_s;
     const auto longest =
         std::max_element(totals.waited_for.begin(), totals.waited_for.end(),
                          [](const auto& a, const auto& b) { return a.second < b.second; });
@@ -84,16 +88,18 @@ class PhaseSplitter {
                   covered_ns(ranges_) - known);
   }
 
-  // Of a read that lies partly outside, its bytes in proportion.
+  // Of a read or a copy that lies partly outside, its bytes in proportion.
   void add_reads(std::size_t rank, Totals& totals) const {
     for (const Span& span : lanes_.reads(rank)) {
-      if (span.kind != SpanKind::kRead) continue;
+      const bool copy = span.kind == SpanKind::kCopy;
+      if (!copy && span.kind != SpanKind::kRead) continue;
       const TimeRange range{span.begin_ns, span.end_ns};
       const std::int64_t inside = inside_ns(range, ranges_);
       if (inside == 0) continue;
-      totals.reading.push_back(range);
-      totals.read_bytes += static_cast<double>(span.bytes) * static_cast<double>(inside) /
-                           static_cast<double>(range.length());
+      (copy ? totals.copying : totals.reading).push_back(range);
+      (copy ? totals.copied_bytes : totals.read_bytes) += static_cast<double>(span.bytes) *
+                                                          static_cast<double>(inside) /
+                                                          static_cast<double>(range.length());
     }
   }
 
@@ -120,6 +126,14 @@ double RankSplit::disk_gb_per_s() const {
 
 double RankSplit::disk_busy() const {
   return wall_ms > 0 ? disk_ms / wall_ms : 0;
+}
+
+double RankSplit::bus_gb_per_s() const {
+  return bus_ms > 0 ? static_cast<double>(copied_bytes) / bus_ms * 1e-6 : 0;
+}
+
+double RankSplit::bus_busy() const {
+  return wall_ms > 0 ? bus_ms / wall_ms : 0;
 }
 
 std::vector<RankSplit> rank_splits(const std::vector<RankTimeline>& ranks) {

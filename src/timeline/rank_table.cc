@@ -37,6 +37,16 @@ std::string line(const RankSplit& split) {
                             percent_text(split.disk_busy()));
 }
 
+std::string bus_line(const RankSplit& split) {
+  if (split.bus_ms <= 0) return {};
+  return fmt::format(
+      "bus of rank {} in {}: {} a pass to its GPU, {:.2f} GB/s{}, busy {} of the time\n",
+      split.rank, phase_name(split.phase), format_bytes(split.copied_bytes), split.bus_gb_per_s(),
+      split.share_of_bus ? fmt::format(" ({} of its limit)", percent_text(*split.share_of_bus))
+                         : std::string(),
+      percent_text(split.bus_busy()));
+}
+
 // Those that idled least hold the others up.
 std::vector<std::size_t> busiest(const std::vector<RankSplit>& splits) {
   std::vector<std::size_t> order(splits.size());
@@ -63,6 +73,7 @@ std::string format_rank_table(const std::vector<RankSplit>& splits) {
     table +=
         fmt::format("({} of {} ranks and phases, the busiest; --report DIR shows all of them)\n",
                     shown.size(), splits.size());
+  for (const std::size_t i : shown) table += bus_line(splits[i]);
   return table;
 }
 

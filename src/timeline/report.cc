@@ -15,8 +15,8 @@
 namespace stagecoach {
 namespace {
 
-// The one list of columns: CSV header, CSV values and JSON keys come from here. The device is one
-// where a job has a GPU.
+// The one list of columns: CSV header, CSV values and JSON keys come from here. The last two are
+// there where a job has a GPU.
 template <typename Visitor>
 void for_each_column(const LayerRow& row, bool with_device, Visitor&& visit) {
   visit("layer", row.layer);
@@ -32,7 +32,9 @@ void for_each_column(const LayerRow& row, bool with_device, Visitor&& visit) {
   visit("gb_per_s", row.gb_per_s());
   visit("gflop_per_s", row.gflop_per_s());
   visit("share_of_limit", row.share_of_limit);
-  if (with_device) visit("device", row.device);
+  if (!with_device) return;
+  visit("device", row.device);
+  visit("copy_ms", row.copy_ms);
 }
 
 using OrderedJson = nlohmann::ordered_json;

@@ -29,9 +29,10 @@ struct LayerRow {
   int rank = 0;
   std::string host;
   Phase phase = Phase::kNone;
-  double ms = 0;                // wall, from hidden state in to hidden state out
-  double ms_q1 = 0, ms_q3 = 0;  // its quartiles
-  double read_ms = 0, wait_ms = 0, compute_ms = 0;
+  double ms = 0;                    // wall, from hidden state in to hidden state out
+  double ms_q1 = 0, ms_q3 = 0;      // its quartiles
+  double read_ms = 0, copy_ms = 0;  // from disk; to a device
+  double wait_ms = 0, compute_ms = 0;
   double attention_ms = 0, mlp_ms = 0;  // add up to compute_ms within a pass
   std::int64_t bytes = 0;               // weights used: a micro-batch uses all of them again
   std::int64_t flops = 0, tokens = 0;

@@ -27,14 +27,15 @@ struct RankUsage {
   // What its threads, or its GPU, can reach at most; 0: not probed. Bytes read, and operations with
   // such inputs.
   double memory_bytes_per_s = 0, flops_per_s = 0;
-  double disk_bytes_per_s =
-      0;  // direct reads of the file system that its store is on; 0: not probed
+  // Direct reads of the file system that its store is on; copies from page-locked memory to its
+  // GPU. 0: not probed.
+  double disk_bytes_per_s = 0, bus_bytes_per_s = 0;
 
   template <class Archive>
   void serialize(Archive& archive) {
     archive(layers, isa, device, cpu_layers, inputs, threads, weights_bytes, kv_bytes,
             device_weights_bytes, device_kv_bytes, peak_bytes, memory_bytes_per_s, flops_per_s,
-            disk_bytes_per_s);
+            disk_bytes_per_s, bus_bytes_per_s);
   }
 };
 

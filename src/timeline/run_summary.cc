@@ -65,6 +65,14 @@ void for_each_field(Split& split, Visitor&& visit) {
   visit("share_of_disk", split.share_of_disk);
 }
 
+// More of them, where a GPU got weights over the bus.
+template <typename Split, typename Visitor>
+void for_each_bus_field(Split& split, Visitor&& visit) {
+  visit("copied_bytes", split.copied_bytes);
+  visit("bus_ms", split.bus_ms);
+  visit("share_of_bus", split.share_of_bus);
+}
+
 template <typename T>
 OrderedJson field_json(const std::optional<T>& value) {
   return value ? OrderedJson(*value) : OrderedJson(nullptr);
@@ -81,6 +89,11 @@ OrderedJson rank_split_json(const RankSplit& split) {
   // Quotients of what stands before.
   json["disk_gb_per_s"] = split.disk_gb_per_s();
   json["disk_busy"] = split.disk_busy();
+  if (split.bus_ms <= 0) return json;
+  for_each_bus_field(split,
+                     [&](const char* name, const auto& value) { json[name] = field_json(value); });
+  json["bus_gb_per_s"] = split.bus_gb_per_s();
+  json["bus_busy"] = split.bus_busy();
   return json;
 }
 
@@ -186,11 +199,17 @@ PhaseSplit parse_split(const JsonObject& object) {
       .phase = parse_phase(object), .critical_path = object.string("critical_path"), .ranks = {}};
   for (const JsonObject& rank : objects(object, "ranks_detail")) {
     RankSplit& parsed = split.ranks.emplace_back();
-    std::vector<std::string_view> known{"disk_gb_per_s", "disk_busy"};
-    for_each_field(parsed, [&](const char* name, auto&) { known.push_back(name); });
+    std::vector<std::string_view> known{"disk_gb_per_s", "disk_busy", "bus_gb_per_s", "bus_busy"};
+    const auto add = [&](const char* name, auto&) { known.push_back(name); };
+    for_each_field(parsed, add);
+    for_each_bus_field(parsed, add);
     rank.only(known);
     for_each_field(parsed, FieldReader{rank});
     for (const char* quotient : {"disk_gb_per_s", "disk_busy"}) amount(rank, quotient);
+    if (rank.has("bus_ms")) {
+      for_each_bus_field(parsed, FieldReader{rank});
+      for (const char* quotient : {"bus_gb_per_s", "bus_busy"}) amount(rank, quotient);
+    }
     parsed.phase = split.phase;
   }
   return split;

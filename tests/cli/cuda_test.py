@@ -241,6 +241,11 @@ class CudaReports(DeepStore):
             self.assertGreater(float(row["compute_ms"]), 0)
             self.assertGreaterEqual(float(row["wait_ms"]), 0)
             self.assertGreaterEqual(float(row["read_ms"]), 0)
+            self.assertGreater(float(row["copy_ms"]), 0)
+        for split in json.loads((report / "run.json").read_text())["splits"]:
+            self.assertGreater(split["ranks_detail"][0]["copied_bytes"], 0)
+            self.assertGreater(split["ranks_detail"][0]["bus_gb_per_s"], 0)
+        self.assertRegex(process.stderr, r"bus of rank 0 in decode: .* a pass to its GPU, ")
         summary = json.loads((report / "run.json").read_text())
         self.assertEqual([r["isa"] for r in summary["ranks"]], ["sm_86x8"])
         self.assertIn("sm_86", (report / "report.html").read_text())

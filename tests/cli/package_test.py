@@ -1,4 +1,4 @@
-"""The Debian package has what a PC of a cluster needs, and the program in it starts."""
+"""The Debian packages have what a PC of a cluster needs, and the program in them starts."""
 
 import pathlib
 import shutil
@@ -28,6 +28,21 @@ class Package(unittest.TestCase):
             self.assertIn("stagecoach ", version.stdout)
             fields = subprocess.run(["dpkg-deb", "-f", package], capture_output=True, text=True, check=True).stdout
             self.assertIn("libssl3", fields)
+            self.assertFalse((root / "lib/stagecoach/stagecoach-cuda.so").exists())
+            if not (BUILD / "lib/stagecoach/stagecoach-cuda.so").exists():
+                return  # no CUDA Toolkit here
+            package, = folder.glob("stagecoach-cuda_*.deb")
+            subprocess.run(["dpkg-deb", "-x", package, folder / "root"], check=True)
+            self.assertTrue((root / "lib/stagecoach/stagecoach-cuda.so").exists())
+            fields = subprocess.run(["dpkg-deb", "-f", package], capture_output=True, text=True, check=True).stdout
+            self.assertRegex(fields, r"Depends: stagecoach \(= \d")
+            # It is found beside the binary and opened, whether a card is here or not.
+            store = folder / "store"
+            subprocess.run([BINARY, "create", SOURCE / "tests/data/golden/gpt2-f32/config.json", store, "--quiet"], capture_output=True, check=True)
+            tried = subprocess.run([root / "bin/stagecoach", "time", "--device", "cuda", "--store", store, "--tokens", "1"],
+                                   capture_output=True, text=True, env=ENVIRONMENT, check=False)
+            self.assertIn(tried.returncode, (0, 4))
+            self.assertNotIn("cannot be opened", tried.stderr)
 
     @unittest.skipUnless(shutil.which("systemd-analyze"), "no systemd here")
     def test_the_unit_is_one(self):

@@ -107,10 +107,14 @@ std::string notes(const RunSummary& summary, const std::vector<RankTimeline>& ra
   return html;
 }
 
-// Thin, as disks are in the charts; nothing where a rank has read nothing.
-std::string disk_bar(const RankSplit& split) {
-  if (split.disk_ms <= 0) return {};
-  return "<div class=\"stack disk\">" + segment("read", split.disk_ms, split.wall_ms) + "</div>";
+// Thin, as disks are in the charts: reads, and copies to a GPU; nothing where there were none.
+std::string beside_bars(const RankSplit& split) {
+  std::string bars;
+  if (split.disk_ms > 0)
+    bars += "<div class=\"stack disk\">" + segment("read", split.disk_ms, split.wall_ms) + "</div>";
+  if (split.bus_ms > 0)
+    bars += "<div class=\"stack disk\">" + segment("copy", split.bus_ms, split.wall_ms) + "</div>";
+  return bars;
 }
 
 // One line for each rank: what its main thread did, for whom it waited, and its disk.
@@ -139,7 +143,7 @@ std::string rank_time_table(const std::vector<RankSplit>& splits) {
         "<td class=\"optional\">{:.0f} %</td><td>{:.0f} %</td><td class=\"left optional\">{}</td>"
         "<td>{:.0f} %</td><td>{:.0f} %</td><td class=\"optional\">{}</td><td>{}</td>"
         "<td class=\"optional\">{}</td></tr>\n",
-        split.rank, bar, disk_bar(split), 100 * split.busy, part(Activity::kWait),
+        split.rank, bar, beside_bars(split), 100 * split.busy, part(Activity::kWait),
         waits ? fmt::format("rank {}", *split.mostly_for) : "–", part(Activity::kWeightWait),
         100 * split.disk_busy(), reads ? format_bytes(split.read_bytes) : "–",
         reads ? fmt::format("{:.2f}", split.disk_gb_per_s()) : "–", limit);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -9,11 +10,17 @@
 
 namespace stagecoach {
 
-// Folders of tests/data/golden, in order.
+// tests/data/golden, or where STAGECOACH_GOLDEN_DATA says: the tests also run where the sources are
+// not (scripts/bench/cuda_card.sh).
+inline std::filesystem::path golden_folder() {
+  const char* const folder = std::getenv("STAGECOACH_GOLDEN_DATA");
+  return folder != nullptr ? folder : std::filesystem::path(TEST_DATA_DIR) / "golden";
+}
+
+// Its folders, in order.
 inline std::vector<std::string> fixtures() {
   std::vector<std::string> names;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(std::filesystem::path(TEST_DATA_DIR) / "golden"))
+  for (const auto& entry : std::filesystem::directory_iterator(golden_folder()))
     if (entry.is_directory()) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;

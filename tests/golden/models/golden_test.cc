@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 class Golden : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    const fs::path directory = fs::path(TEST_DATA_DIR) / "golden" / GetParam();
+    const fs::path directory = golden_folder() / GetParam();
     const auto source = open_huggingface(directory);
     import_store(*source, folder_ / "store", {});
     store_.emplace(folder_ / "store");

@@ -39,7 +39,7 @@ class InputTypes : public testing::TestWithParam<std::string> {
  protected:
   template <typename Test>
   void for_each_mode(const Test& test) {
-    const fs::path directory = fs::path(TEST_DATA_DIR) / "golden" / GetParam();
+    const fs::path directory = golden_folder() / GetParam();
     const Json golden = read_json_file(directory / "golden.json", 1 << 24);
     std::vector<PipelineRequest> requests;
     for (const Json& prompt : golden["prompts"]) {

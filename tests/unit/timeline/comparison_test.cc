@@ -79,12 +79,20 @@ TEST(LayersCsv, NamesTheDeviceWhereAJobHasAGpu) {
   rows.resize(2);
   rows[0].device = "cuda";
   rows[1].device = "cpu";
+  rows[0].copy_ms = 0.3;
   const std::string csv = layers_csv(rows), header = layers_csv({});
-  EXPECT_EQ(csv.rfind(header.substr(0, header.size() - 1) + ",device\n", 0), 0u) << csv;
+  const std::string columns = header.substr(0, header.size() - 1);
+  EXPECT_EQ(csv.rfind(columns + ",device,copy_ms\n", 0), 0u) << csv;
   const auto read = parse_layers_csv(csv, "f");
   ASSERT_EQ(read.size(), 2u);
   EXPECT_EQ(read[0].device, "cuda");
   EXPECT_EQ(read[1].device, "cpu");
+  EXPECT_DOUBLE_EQ(read[0].copy_ms, 0.3);
+  // As it was written before copies had a column.
+  const auto old =
+      parse_layers_csv(columns + ",device\n0,0,pc,decode,1,0,0,1,10,20,0.1,0.2,,cuda\n", "f");
+  ASSERT_EQ(old.size(), 1u);
+  EXPECT_EQ(old[0].device, "cuda");
 }
 
 TEST(Comparison, SaysWhereTheDifferenceIs) {

@@ -259,6 +259,15 @@ TEST(LayerRows, ParallelReadsCountOnce) {
   EXPECT_DOUBLE_EQ(layer_rows({rank.get()}).at(0).read_ms, 13);
 }
 
+TEST(LayerRows, CopiesToAGpuAreNoReads) {
+  RankBuilder rank(0, "a");
+  rank.at(Phase::kNone, 0).add(kRead, 0, 0, 4).add(kCopy, 0, 4, 6).add(kCopy, 0, 5, 7);
+  rank.at(Phase::kPrefill, 0).add(kMlp, 0, 10, 20);
+  const LayerRow row = layer_rows({rank.get()}).at(0);
+  EXPECT_DOUBLE_EQ(row.read_ms, 4);
+  EXPECT_DOUBLE_EQ(row.copy_ms, 3);
+}
+
 TEST(LayerRows, NothingMeasuredGivesNoRows) {
   EXPECT_TRUE(layer_rows({}).empty());
   RankBuilder rank(0, "a");

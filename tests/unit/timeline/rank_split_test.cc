@@ -79,6 +79,26 @@ TEST(RankSplit, TheDiskBesideIt) {
   EXPECT_NEAR(disk.busy, 800.0 / 900, 1e-12);
 }
 
+TEST(RankSplit, TheBusBesideIt) {
+  std::vector<RankTimeline> ranks = two_ranks();
+  EXPECT_EQ(format_rank_table(rank_splits(ranks)).find("bus of"), std::string::npos);
+  // Half a copy lies before the first measured pass.
+  ranks[0].spans.push_back(
+      {.kind = SpanKind::kCopy, .bytes = 4000, .begin_ns = 900'000, .end_ns = 1'100'000});
+  ranks[0].usage.bus_bytes_per_s = 40e6;
+  const std::vector<RankSplit> splits = rank_splits(ranks);
+  EXPECT_EQ(splits[0].copied_bytes, 2000 / 2);  // of two passes
+  EXPECT_DOUBLE_EQ(splits[0].bus_ms, 0.05);
+  EXPECT_DOUBLE_EQ(splits[0].share_of_bus.value(), 0.5);
+  EXPECT_EQ(splits[0].read_bytes, 0);
+  EXPECT_EQ(splits[1].bus_ms, 0);
+  const std::string table = format_rank_table(splits);
+  EXPECT_NE(table.find("bus of rank 0 in decode: 1.00 kB a pass to its GPU, 0.02 GB/s (50 % of its "
+                       "limit), busy 11 % of the time\n"),
+            std::string::npos)
+      << table;
+}
+
 TEST(RankSplit, PhasesDoNotMix) {
   const std::vector<RankTimeline> ranks{RankBuilder(0, "a")
                                             .label(Phase::kPrefill, -1, 0)

@@ -170,6 +170,8 @@ TEST(RunJson, ReadsBackWhatItWrote) {
                     .device_weights_bytes = 700,
                     .device_kv_bytes = 60,
                     .peak_bytes = 5000};
+  ranks[0].spans.push_back(ranks[0].spans.back());
+  ranks[0].spans.back().kind = SpanKind::kCopy;
   RunInfo info = info_of(ranks);
   info.model = "m";
   info.work = "w";
@@ -190,6 +192,8 @@ TEST(RunJson, ReadsBackWhatItWrote) {
   ASSERT_EQ(read.splits[0].ranks.size(), 2u);
   EXPECT_EQ(read.splits[0].ranks[1].mostly_for, 0);
   EXPECT_FALSE(read.splits[0].ranks[1].share_of_disk);
+  EXPECT_GT(read.splits[0].ranks[0].bus_ms, 0);
+  EXPECT_EQ(read.splits[0].ranks[1].bus_ms, 0);
 }
 
 TEST(RunJson, OfVersionOneIsReadWithoutASplit) {

@@ -70,9 +70,23 @@ TEST(LayerTable, NamesTheDeviceWhereARankHasTwo) {
   rows[2].device = "cpu";
   EXPECT_EQ(format_layer_table(rows).find("cuda"), std::string::npos);
   rows[1].device = "cpu";
+  rows[1].host = "a-host-of-a-long-name";
   const std::vector<std::string> lines = lines_of(format_layer_table(rows));
-  EXPECT_TRUE(lines[1].ends_with("  cuda"));
-  EXPECT_TRUE(lines[2].ends_with("  cpu"));
+  EXPECT_TRUE(lines[1].ends_with(" cuda"));
+  EXPECT_TRUE(lines[2].ends_with(" cpu"));
+  for (const std::string& line : lines) EXPECT_LE(line.size(), 120u);
+}
+
+TEST(LayerTable, CopiesHaveAColumnWhereTheJobHasAGpu) {
+  std::vector<LayerRow> rows{make_row(0, 0, 1), make_row(1, 0, 1)};
+  EXPECT_EQ(format_layer_table(rows).find("copy"), std::string::npos);
+  rows[0].device = rows[1].device = "cuda";
+  rows[0].copy_ms = 4.25;
+  rows[1].copy_ms = 0.5;
+  const std::vector<std::string> lines = lines_of(format_layer_table(rows));
+  EXPECT_NE(lines[0].find("    copy "), std::string::npos);
+  EXPECT_NE(lines[1].find("   4.250 "), std::string::npos);
+  EXPECT_NE(lines.back().find("   4.750 "), std::string::npos);  // the rank's sum
 }
 
 TEST(LayerTable, TotalsWeighTheSharesByComputeTime) {
@@ -116,10 +130,11 @@ TEST(LayersCsv, FloatsReadBackExactly) {
   LayerRow row = make_row(7, 2, 0.1 + 0.2);
   row.share_of_limit = 1.0 / 3;
   row.device = "cuda";
+  row.copy_ms = 0.1 + 0.7;
   std::vector<std::string> fields;
   std::istringstream line(lines_of(layers_csv({row})).at(1));
   for (std::string field; std::getline(line, field, ',');) fields.push_back(field);
-  ASSERT_EQ(fields.size(), 14u);
+  ASSERT_EQ(fields.size(), 15u);
   EXPECT_EQ(fields[0], "7");
   EXPECT_EQ(fields[1], "2");
   EXPECT_EQ(fields[2], "pc-2");
@@ -131,6 +146,7 @@ TEST(LayersCsv, FloatsReadBackExactly) {
   EXPECT_EQ(std::stod(fields[11]), row.gflop_per_s());
   EXPECT_EQ(std::stod(fields[12]), *row.share_of_limit);
   EXPECT_EQ(fields[13], "cuda");
+  EXPECT_EQ(std::stod(fields[14]), row.copy_ms);
 }
 
 TEST(LayersCsv, QuotesHostsAndLeavesAnUnknownShareEmpty) {
