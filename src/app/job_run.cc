@@ -311,8 +311,9 @@ CheckpointIdentity JobRun::checkpoint_identity() {
           {"text", hash_to_hex(shape_.work)},
           {"KV type", settings_.kv},
           {"activation type", settings_.activations},
-          {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)},
-          {"instruction set", any_plan ? isa_ : isas}};
+          // Before the plan, which another device is another of, too.
+          {"instruction set", any_plan ? isa_ : isas},
+          {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
 }
 
 // With the layers that are the processor's.

@@ -280,7 +280,10 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
   command
       .add_option("--checkpoint", s.checkpoint,
                   "Keep what is computed there, on every host; the same command goes on from it")
-      ->type_name("DIR");
+      ->type_name("DIR")
+      ->check([](const std::string& folder) {
+        return folder.empty() ? "expected a folder, found an empty text" : "";
+      });
   command
       .add_option("--checkpoint-launch", s.checkpoint_care.launch,
                   "Of a launch: what another plan of the same one has kept is thrown away")

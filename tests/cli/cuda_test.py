@@ -439,6 +439,12 @@ class CudaCpuLayers(DeepStore):
         # A checkpoint of passes fits one split only, and memory may be another when it is read.
         self.assertEqual(chosen(1000, *tight, "--checkpoint", self.folder / "kept"), 0)
 
+    def test_a_checkpoint_of_the_processor_is_refused_by_name(self):
+        folder = self.folder / "kept"
+        self.on_cpu("generate", *self.words(), "--checkpoint", folder)
+        self.fails(self.run_simulated("generate", *self.words(), "--checkpoint", folder), 3,
+                   "belongs to another instruction set: expected GPU sm_86")
+
     def test_heads_that_attention_on_a_gpu_does_not_take(self):
         (self.folder / "config.json").write_text(json.dumps(DEEP | {"n_embd": 512, "n_head": 1, "n_layer": 2}))
         store = self.folder / "wide"

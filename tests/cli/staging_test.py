@@ -291,6 +291,7 @@ class PassCheckpoints(Staging):
         self.succeeds(run("create", self.shared / "config.json", self.folder / "twin", "--weights", "f32", "--seed", 4, "--quiet"))
         self.fails(run(*self.score("--memory", "170MB", "--checkpoint", folder, store=self.folder / "twin")), 3, "belongs to another model")
         self.assertEqual(self.windows(folder), before)
+        self.fails(run(*self.score("--memory", "170MB", "--checkpoint", "")), 2, "--checkpoint", "expected a folder")
 
     @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
     def test_one_rank_that_cannot_ends_all(self):
