@@ -297,9 +297,8 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   const CheckpointOrigin all =
       gather_origin(control_, {.slab_checksums = own.slab_checksums,
                                .isas = {on_host ? who_computes() : "GPU " + who_computes()}});
-  std::string slabs, isas;
+  std::string slabs;
   for (const std::uint64_t checksum : all.slab_checksums) slabs += hash_to_hex(checksum);
-  for (const std::string& isa : all.isas) isas += (isas.empty() ? "" : ",") + isa;
   // Hidden states are the same whoever computes them, unless instruction sets differ or they are
   // rounded on their way, or a GPU's library has summed as the micro-batch's size made it. Keys and
   // values are kept as the plan's micro-batches wrote them.
@@ -312,7 +311,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
           {"KV type", settings_.kv},
           {"activation type", settings_.activations},
           // Before the plan, which another device is another of, too.
-          {"instruction set", any_plan ? isa_ : isas},
+          {"instruction set", one_isa ? isa_ : fmt::format("{}", fmt::join(all.isas, ","))},
           {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
 }
 
