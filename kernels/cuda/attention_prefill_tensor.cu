@@ -56,11 +56,18 @@ struct Sizes {
   static constexpr bool kKeepsQueries = kDims <= 128;
 };
 
+// A base, since an empty one takes no room.
+template <int kDims, bool kKeepsQueries = Sizes<kDims>::kKeepsQueries>
+struct SharedQueries {};
 template <int kDims>
-struct TensorShared {
+struct SharedQueries<kDims, false> {
+  MatrixA queries[Sizes<kDims>::kSteps * kThreads];
+};
+
+template <int kDims>
+struct TensorShared : SharedQueries<kDims> {
   SharedTile<kDims, Sizes<kDims>::kKeys / kChunk> keys;
   SharedTile<Sizes<kDims>::kKeys, kDims / kChunk> values;
-  MatrixA queries[Sizes<kDims>::kKeepsQueries ? 1 : Sizes<kDims>::kSteps * kThreads];
 };
 
 // Keys of one page that a step works on.
@@ -294,10 +301,14 @@ struct WarpRows {
   }
 };
 
+// Of a multiprocessor, at least.
+template <int kDims>
+constexpr int kBlocks = Sizes<kDims>::kKeepsQueries ? 2 : 1;
+
 // grid: x tile of the span's rows, the last ones first, since they have the most to do; y query
 // head, z span.
 template <typename T, int kDims>
-__global__ void __launch_bounds__(kThreads, Sizes<kDims>::kKeepsQueries ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kBlocks<kDims>)
     prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t head_bytes) {
   constexpr int kKeys = Sizes<kDims>::kKeys;
   const KvSpan& span = spans[blockIdx.z];
@@ -328,18 +339,17 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDims>::kKeepsQueries ? 2 : 1)
     return a;
   };
   MatrixA kept[Sizes<kDims>::kKeepsQueries ? Sizes<kDims>::kSteps : 1];
-  MatrixA* const own = shared.queries + threadIdx.x;
 #pragma unroll
   for (int step = 0; step < Sizes<kDims>::kSteps; ++step)
     if constexpr (Sizes<kDims>::kKeepsQueries)
       kept[step] = query(step);
     else
-      own[step * kThreads] = query(step);
+      shared.queries[step * kThreads + threadIdx.x] = query(step);
   const auto queries = [&](int step) -> const MatrixA& {
     if constexpr (Sizes<kDims>::kKeepsQueries)
       return kept[step];
     else
-      return own[step * kThreads];
+      return shared.queries[step * kThreads + threadIdx.x];
   };
 
   // Of the tile's first row, and of the keys that the tile and this warp see.
@@ -421,8 +431,8 @@ struct Prefill {
 
   template <typename T, int kDims>
   void run() const {
-    // What compute capability 7.5 has for a block.
-    static_assert(sizeof(TensorShared<kDims>) <= 64 * 1024);
+    // As many blocks as __launch_bounds__ says fit into what compute capability 7.5 has.
+    static_assert(kBlocks<kDims> * sizeof(TensorShared<kDims>) <= 64 * 1024);
     launch("attention_prefill", prefill_tensor_kernel<T, kDims>,
            {.grid = dim3(divide_up(spans.largest_rows, kQueries), static_cast<unsigned>(args.heads),
                          static_cast<unsigned>(spans.count)),
