@@ -102,48 +102,24 @@ template <>
 struct ChunkReader<Q8Kv> {
   static constexpr int kAhead = 4;
   static __device__ void keys(uint4* to, const std::byte* head, int d, int key, bool there) {
-    uint4 halves{};
-    if (there) {
-      const std::byte* const group = KvReader<Q8Kv>::group_of(head, d);
-      const uint4 scales = *reinterpret_cast<const uint4*>(group + 2 * key);
-      halves = chunk(group + kKvScalesBytes + d % kGroupDims * kPageKeys + key,
-                     [&](int i) { return to_float(bfloat16s(scales)[i]); });
-    }
-    *to = halves;
+    float run[kChunk];
+    KvReader<Q8Kv>::keys(head, d, key, {head, d, key}, there, run);
+    *to = halves(run);
   }
   static __device__ void values(uint4* to, const std::byte* head, int head_dim, int slot, int d,
                                 bool there) {
-    uint4 halves{};
-    if (there) {
-      const std::byte* const group = KvReader<Q8Kv>::group_of(head, d);
-      const int left = head_dim - d / kGroupDims * kGroupDims;
-      const int dims = left < kGroupDims ? left : kGroupDims;
-      const float scale = KvReader<Q8Kv>::scale(group, slot);
-      halves =
-          chunk(group + kKvScalesBytes + slot * dims + d % kGroupDims, [&](int) { return scale; });
-    }
-    *to = halves;
+    float run[kChunk];
+    KvReader<Q8Kv>::values(head, head_dim, slot, d, there, run);
+    *to = halves(run);
   }
 
  private:
-  static __device__ const __nv_bfloat16* bfloat16s(const uint4& chunk) {
-    return reinterpret_cast<const __nv_bfloat16*>(&chunk);
-  }
-  template <typename Scale>
-  static __device__ uint4 chunk(const std::byte* at, Scale scale) {
-    const uint2 quants = *reinterpret_cast<const uint2*>(at);
-    uint4 halves{};
-    std::uint32_t* const pairs = &halves.x;
-#pragma unroll
-    for (int i = 0; i < kChunk; i += 2) {
-      const std::uint32_t word = i < 4 ? quants.x : quants.y;
-      pairs[i / 2] =
-          saturated_pair(scale(i) * static_cast<float>(signed_byte(word, i % 4)),
-                         scale(i + 1) * static_cast<float>(signed_byte(word, i % 4 + 1)));
-    }
-    return halves;
+  static __device__ uint4 halves(const float (&run)[kChunk]) {
+    return {saturated_pair(run[0], run[1]), saturated_pair(run[2], run[3]),
+            saturated_pair(run[4], run[5]), saturated_pair(run[6], run[7])};
   }
 };
+static_assert(kChunk == kRun);
 
 __device__ int padded(int head_dim) {
   return (head_dim + kStep - 1) / kStep * kStep;
