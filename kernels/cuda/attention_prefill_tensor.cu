@@ -16,6 +16,7 @@
 #include "kernels/cuda/kv_reader.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/mma.h"
+#include "kernels/cuda/span_tiles.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -277,19 +278,26 @@ struct WarpRows {
   }
 };
 
+// Spans of one row are attended to as in decode.
+__device__ int prefill_tiles(const KvSpan& span) {
+  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kQueries - 1) / kQueries);
+}
+
 // Of a multiprocessor, at least.
 template <int kDims>
 constexpr int kBlocks = Sizes<kDims>::kKeepsQueries ? 2 : 1;
 
-// grid: x tile of the span's rows, the last ones first, since they have the most to do; y query
-// head, z span.
+// grid: x tile of the spans' rows, of each span the last ones first, since they have the most to
+// do; y query head.
 template <typename T, int kDims>
 __global__ void __launch_bounds__(kThreads, kBlocks<kDims>)
-    prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t head_bytes) {
+    prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t count,
+                          std::int64_t head_bytes) {
   constexpr int kKeys = Sizes<kDims>::kKeys;
-  const KvSpan& span = spans[blockIdx.z];
-  const std::int64_t first = (gridDim.x - 1 - std::int64_t{blockIdx.x}) * kQueries;
-  if (span.rows == 1 || first >= span.rows) return;
+  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles);
+  if (at.span == nullptr) return;
+  const KvSpan& span = *at.span;
+  const std::int64_t first = std::int64_t{at.tiles - 1 - at.tile} * kQueries;
   const std::int64_t head = blockIdx.y;
   const std::int64_t kv_head = head / (args.heads / args.kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
@@ -410,12 +418,11 @@ struct Prefill {
     // As many blocks as __launch_bounds__ says fit into what compute capability 7.5 has.
     static_assert(kBlocks<kDims> * sizeof(TensorShared<kDims>) <= 64 * 1024);
     launch("attention_prefill", prefill_tensor_kernel<T, kDims>,
-           {.grid = dim3(divide_up(spans.largest_rows, kQueries), static_cast<unsigned>(args.heads),
-                         static_cast<unsigned>(spans.count)),
+           {.grid = dim3(tiles_at_most(spans, kQueries), static_cast<unsigned>(args.heads)),
             .threads = kThreads,
             .shared_bytes = sizeof(TensorShared<kDims>),
             .stream = stream},
-           args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim));
+           args, spans.spans, spans.count, kv_head_bytes(args.kv_type, args.head_dim));
   }
   template <typename T>
   void of_type() const {

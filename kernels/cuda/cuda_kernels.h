@@ -21,6 +21,7 @@ namespace stagecoach::cuda {
 struct DeviceSpans {
   const KvSpan* spans = nullptr;
   std::int64_t count = 0;
+  std::int64_t rows = 0;          // of all spans
   std::int64_t largest_rows = 0;  // of a span
   std::int64_t splits = 0;        // decode_splits() of the longest span of one row; 0: none
 };
