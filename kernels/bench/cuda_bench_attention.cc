@@ -79,6 +79,7 @@ SentSpans send(Bench& bench, const std::vector<KvSpan>& spans) {
   sent.spans.count = static_cast<std::int64_t>(spans.size());
   std::int64_t longest = 0;
   for (const KvSpan& span : spans) {
+    sent.spans.rows += span.rows;
     sent.spans.largest_rows = std::max(sent.spans.largest_rows, span.rows);
     if (span.rows == 1) longest = std::max(longest, span.position + 1);
   }

@@ -115,6 +115,7 @@ class StepBench {
   cuda::DeviceSpans spans(const Layer& layer) const {
     return {.spans = reinterpret_cast<const KvSpan*>(layer.table.data()),
             .count = 1,
+            .rows = 1,
             .largest_rows = 1,
             .splits = decode_splits(model_.context)};
   }

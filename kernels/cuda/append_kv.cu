@@ -5,6 +5,7 @@
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rotation.h"
+#include "kernels/cuda/span_tiles.h"
 #include "kernels/cuda/warp.h"
 
 namespace stagecoach::cuda {
@@ -60,14 +61,16 @@ struct Rotaries {
   RotaryArgs query, key;
 };
 
-// blockIdx: x row of the span, y kv head and, where there is something to rotate, query heads after
-// them, z span; warps share out the groups.
+// blockIdx: x row of all spans, y kv head and, where there is something to rotate, query heads
+// after them; warps share out the groups.
 template <typename T, bool kRotates>
-__global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64_t head_bytes,
-                              Rotaries rotary) {
-  const KvSpan& span = spans[blockIdx.z];
-  const std::int64_t r = blockIdx.x, head = blockIdx.y;
-  if (r >= span.rows) return;
+__global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64_t count,
+                              std::int64_t head_bytes, Rotaries rotary) {
+  const SpanTile at_row = find_tile(spans, count, blockIdx.x,
+                                    [](const KvSpan& span) { return static_cast<int>(span.rows); });
+  if (at_row.span == nullptr) return;
+  const KvSpan& span = *at_row.span;
+  const std::int64_t r = at_row.tile, head = blockIdx.y;
   if (kRotates && head >= args.kv_heads) {
     const std::int64_t half = rotary.query.rotary_dim / 2, first = (head - args.kv_heads) * half;
     for (std::int64_t i = threadIdx.x; i < half; i += kWarps * kWarp)
@@ -103,17 +106,16 @@ __global__ void append_kernel(AppendKvArgs args, const KvSpan* spans, std::int64
 template <bool kRotates>
 void launch_append(const char* name, const AppendKvArgs& args, const Rotaries& rotary,
                    std::int64_t heads, const DeviceSpans& spans, cudaStream_t stream) {
-  if (spans.largest_rows == 0) return;
+  if (spans.rows == 0) return;
   const auto kernel = args.kv_type == KvType::kF32   ? append_kernel<float, kRotates>
                       : args.kv_type == KvType::kF16 ? append_kernel<__half, kRotates>
                                                      : append_kernel<Q8, kRotates>;
   launch(name, kernel,
-         {.grid = dim3(static_cast<unsigned>(spans.largest_rows), static_cast<unsigned>(heads),
-                       static_cast<unsigned>(spans.count)),
+         {.grid = dim3(tiles_at_most(spans, 1), static_cast<unsigned>(heads)),
           .threads = kWarps * kWarp,
           .shared_bytes = 0,
           .stream = stream},
-         args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim), rotary);
+         args, spans.spans, spans.count, kv_head_bytes(args.kv_type, args.head_dim), rotary);
 }
 
 }  // namespace

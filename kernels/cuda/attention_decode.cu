@@ -3,9 +3,13 @@
 //
 //   grid    (split of the keys, kv head and tile of its query heads, span)
 //   block   kWarps warps; each takes one page of the split, 64 keys
-//   lane    keys `lane` and `lane + 32` of a page's scores; dimensions lane, lane + 32, … of values
+//   lane    scores: a run of 8 keys, in every fourth dimension; values: a run of 8 dimensions, of
+//           every fourth key with heads of up to 64, of every second of up to 128, else of each
 //
+// Lanes that have sums of the same keys or dimensions exchange them until each has its own part.
 // A split is always the same 256 positions, so a row's sums do not depend on its batch-mates.
+#include <type_traits>
+
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/kv_reader.h"
 #include "kernels/cuda/launch.h"
@@ -15,7 +19,9 @@ namespace stagecoach::cuda {
 namespace {
 
 constexpr int kWarps = static_cast<int>(kSplitPages);
-constexpr int kKeysOfLane = kPageKeys / kWarp;
+constexpr int kLanesOfKeys = kPageKeys / kRun;
+constexpr int kDimsAtOnce = kWarp / kLanesOfKeys;
+constexpr int kKeysOfLane = kPageKeys / kWarp;  // whose scores it ends up with
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // What a warp found over its pages, for one query head: softmax is Σ weight · value ÷ Σ weight with
@@ -45,37 +51,98 @@ __device__ float rescale(float old_max, float new_max) {
   return old_max == kMinusInfinity ? 0.0f : expf(old_max - new_max);
 }
 
-// Scores of a page's keys for all query heads of the tile: keys lane + 32 i.
-template <typename T, int kDims, int kHeads>
-__device__ void page_scores(const std::byte* keys, int head_dim,
-                            const DecodeShared<kDims, kHeads>& shared, int lane,
-                            float (&scores)[kHeads][kKeysOfLane]) {
-  for (int begin = 0; begin < head_dim; begin += kGroupDims) {
-    const int end = head_dim < begin + kGroupDims ? head_dim : begin + kGroupDims;
-    float sums[kHeads][kKeysOfLane] = {};
-#pragma unroll 16
-    for (int d = begin; d < end; ++d)
+// kCount sums in each lane; lanes whose numbers differ by multiples of kLanes have sums of the same
+// things. Afterwards each has an equal share of the totals in front: those from
+// lane / kLanes · share on.
+template <int kLanes, int kCount>
+__device__ void share_out_sums(float (&sums)[kCount], int lane) {
+  int count = kCount;
 #pragma unroll
-      for (int i = 0; i < kKeysOfLane; ++i) {
-        const float key = KvReader<T>::key(keys, d, lane + kWarp * i);
+  for (int step = kWarp / 2; step >= kLanes; step /= 2) {
+    count /= 2;
+    const bool upper = (lane & step) != 0;
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) sums[h][i] = fmaf(shared.q[h][d], key, sums[h][i]);
-      }
-#pragma unroll
-    for (int i = 0; i < kKeysOfLane; ++i) {
-      const float scale = KvReader<T>::key_scale(keys, begin, lane + kWarp * i);
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) scores[h][i] = fmaf(sums[h][i], scale, scores[h][i]);
+    for (int i = 0; i < count; ++i) {
+      const float other = upper ? sums[i] : sums[i + count];
+      sums[i] = (upper ? sums[i + count] : sums[i]) + __shfl_xor_sync(kAllLanes, other, step);
     }
   }
 }
 
+// Loads of a run that a lane has under way.
+template <typename T>
+constexpr int kAhead = std::is_same_v<T, float> ? 4 : 8;
+
+// q · k of a page's keys for all query heads of the tile, of a lane the kKeysOfLane first: keys
+// lane % kLanesOfKeys · kRun + lane / kLanesOfKeys · kKeysOfLane + i.
 template <typename T, int kDims, int kHeads>
-// Six blocks a multiprocessor, so that the compiler does not trade loads under way for registers.
-__global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6 : 1)
+__device__ void page_scores(const std::byte* keys, int head_dim,
+                            const DecodeShared<kDims, kHeads>& shared, int lane,
+                            float (&scores)[kHeads][kRun]) {
+  [[maybe_unused]] constexpr int kUnrolled = kAhead<T>;
+  const int first = lane % kLanesOfKeys * kRun;
+  for (int begin = 0; begin < head_dim; begin += kGroupDims) {
+    const typename KvReader<T>::KeyScales scales(keys, begin, first);
+#pragma unroll(kUnrolled)
+    for (int step = 0; step < kGroupDims; step += kDimsAtOnce) {
+      const int d = begin + step + lane / kLanesOfKeys;
+      float run[kRun];
+      KvReader<T>::keys(keys, d, first, scales, d < head_dim, run);
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h)
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) scores[h][i] = fmaf(shared.q[h][d], run[i], scores[h][i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) share_out_sums<kLanesOfKeys>(scores[h], lane);
+}
+
+// weights · values over slots [begin, end) of a page, the only ones that are read: what is not seen
+// may be NaN. Of a lane the dimensions from lane % kLanes · kRun + lane / kLanes · kDimsOfLane on.
+// kWhole: head_dim is a multiple of kRun; else rows begin anywhere.
+template <typename T, bool kWhole, int kDims, int kHeads>
+__device__ void page_values(const std::byte* stored, int head_dim, int begin, int end,
+                            const float (&weights)[kHeads][kPageKeys], int lane,
+                            float (&values)[kHeads][kRun]) {
+  constexpr int kLanes = kDims / kRun;  // of a slot
+  constexpr int kSlotsAtOnce = kWarp / kLanes;
+  constexpr int kUnrolled = kWhole ? kAhead<T> : 1;
+  constexpr int kSlots = kSlotsAtOnce * kUnrolled;
+  const int d = lane % kLanes * kRun;
+  for (int at = begin / kSlots * kSlots; at < end; at += kSlots)
+#pragma unroll
+    for (int step = 0; step < kSlots; step += kSlotsAtOnce) {
+      const int slot = at + step + lane / kLanes;
+      const bool seen = slot >= begin && slot < end;
+      float run[kRun];
+      if constexpr (kWhole) {
+        KvReader<T>::values(stored, head_dim, slot, d, seen && d < head_dim, run);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kRun; ++i)
+          run[i] =
+              seen && d + i < head_dim ? KvReader<T>::value(stored, head_dim, slot, d + i) : 0.0f;
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h)
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) values[h][i] = fmaf(weights[h][slot], run[i], values[h][i]);
+    }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) share_out_sums<kLanes>(values[h], lane);
+}
+
+// Four of heads of up to 128 dimensions on a multiprocessor leave room for the loads under way.
+template <int kDims>
+constexpr int kBlocks = kDims <= 128 ? 4 : 1;
+
+template <typename T, int kDims, int kHeads>
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks<kDims>)
     decode_kernel(AttentionArgs args, const KvSpan* spans, float* scratch, std::int64_t splits,
                   std::int64_t head_bytes) {
-  constexpr int kDimsOfLane = kDims / kWarp;
+  constexpr int kDimsOfLane = kDims / kWarp;  // whose values it ends up with
+  constexpr int kLanesOfDims = kDims / kRun;
   const KvSpan& span = spans[blockIdx.z];
   if (span.rows != 1) return;
   const Visible seen = visible_keys(span.position, args.window);
@@ -93,14 +160,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int head_dim = static_cast<int>(args.head_dim);
-  for (int i = static_cast<int>(threadIdx.x); i < kHeads * head_dim; i += kWarps * kWarp) {
-    const int h = i / head_dim, d = i % head_dim;
+  for (int i = static_cast<int>(threadIdx.x); i < kHeads * kDims; i += kWarps * kWarp) {
+    const int h = i / kDims, d = i % kDims;
     const int source = h < heads ? h : heads - 1;  // a tile that is not full repeats its last head
-    shared.q[h][d] = args.q[span.row * args.q_stride + (first_head + source) * head_dim + d];
+    const float* const q = args.q + span.row * args.q_stride + (first_head + source) * head_dim;
+    shared.q[h][d] = d < head_dim ? q[d] : 0.0f;
   }
   __syncthreads();
 
-  float max[kHeads], sum[kHeads] = {}, values[kHeads][kDimsOfLane] = {};
+  float max[kHeads], sum[kHeads] = {}, values[kHeads][kRun] = {};
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) max[h] = kMinusInfinity;
   const std::int64_t page = split * kSplitPages + warp;
@@ -111,8 +179,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
     const int begin = static_cast<int>(seen.first > page_key ? seen.first - page_key : 0);
     const int end =
         static_cast<int>(seen.end - page_key < kPageKeys ? seen.end - page_key : kPageKeys);
-    float scores[kHeads][kKeysOfLane] = {};
-    page_scores<T, kDims, kHeads>(keys, head_dim, shared, lane, scores);
+    float scores[kHeads][kRun] = {};
+    page_scores<T>(keys, head_dim, shared, lane, scores);
+    const int first_key = lane % kLanesOfKeys * kRun + lane / kLanesOfKeys * kKeysOfLane;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       const std::int64_t head = first_head + (h < heads ? h : heads - 1);
@@ -120,7 +189,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
       float largest = kMinusInfinity;
 #pragma unroll
       for (int i = 0; i < kKeysOfLane; ++i) {
-        const int key = lane + kWarp * i;
+        const int key = first_key + i;
         const float distance = static_cast<float>(span.position - page_key - key);
         const float score = scores[h][i] * args.scale - slope * distance;
         scores[h][i] = key >= begin && key < end ? score : kMinusInfinity;
@@ -131,29 +200,24 @@ __global__ void __launch_bounds__(kWarps* kWarp, kHeads == 1 && kDims <= 128 ? 6
 #pragma unroll
       for (int i = 0; i < kKeysOfLane; ++i) {
         const float weight = rescale(scores[h][i], max[h]);
-        shared.weights[warp][h][lane + kWarp * i] = weight;
+        shared.weights[warp][h][first_key + i] = weight;
         weights += weight;
       }
       sum[h] = warp_sum(weights);
     }
     __syncwarp();
-#pragma unroll 4
-    for (int slot = begin; slot < end; ++slot)  // what is not seen may be NaN
-#pragma unroll
-      for (int j = 0; j < kDimsOfLane; ++j) {
-        const int d = lane + kWarp * j;
-        if (d >= head_dim) continue;
-        const float value = KvReader<T>::value(stored, head_dim, slot, d);
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h)
-          values[h][j] = fmaf(shared.weights[warp][h][slot], value, values[h][j]);
-      }
+    if (head_dim % kRun == 0)
+      page_values<T, true, kDims>(stored, head_dim, begin, end, shared.weights[warp], lane, values);
+    else
+      page_values<T, false, kDims>(stored, head_dim, begin, end, shared.weights[warp], lane,
+                                   values);
   }
+  const int first_dim = lane % kLanesOfDims * kRun + lane / kLanesOfDims * kDimsOfLane;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     Found<kDims>& found = shared.found[warp][h];
 #pragma unroll
-    for (int j = 0; j < kDimsOfLane; ++j) found.values[lane + kWarp * j] = values[h][j];
+    for (int j = 0; j < kDimsOfLane; ++j) found.values[first_dim + j] = values[h][j];
     if (lane == 0) {
       found.max = max[h];
       found.sum = sum[h];

@@ -11,6 +11,7 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/kv_reader.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/span_tiles.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -105,14 +106,21 @@ __device__ void add_values(const Tile& tile, PrefillShared<kDims>& shared, int t
   }
 }
 
-// grid: x tile of the span's rows, the last ones first, since they have the most to do; y query
-// head, z span.
+// Spans of one row are attended to as in decode.
+__device__ int prefill_tiles(const KvSpan& span) {
+  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kQueries - 1) / kQueries);
+}
+
+// grid: x tile of the spans' rows, of each span the last ones first, since they have the most to
+// do; y query head.
 template <int kDims>
 __global__ void __launch_bounds__(kThreads)
-    prefill_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t head_bytes) {
-  const KvSpan& span = spans[blockIdx.z];
-  const std::int64_t first = (gridDim.x - 1 - std::int64_t{blockIdx.x}) * kQueries;
-  if (span.rows == 1 || first >= span.rows) return;
+    prefill_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t count,
+                   std::int64_t head_bytes) {
+  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles);
+  if (at.span == nullptr) return;
+  const KvSpan& span = *at.span;
+  const std::int64_t first = std::int64_t{at.tiles - 1 - at.tile} * kQueries;
   const std::int64_t head = blockIdx.y;
   const std::int64_t kv_head = head / (args.heads / args.kv_heads);
   const int rows = static_cast<int>(span.rows - first < kQueries ? span.rows - first : kQueries);
@@ -208,12 +216,11 @@ struct Prefill {
     constexpr std::size_t kBytes = sizeof(PrefillShared<kDims>);
     static_assert(kBytes <= 48 * 1024);
     launch("attention_prefill", kernel,
-           {.grid = dim3(divide_up(spans.largest_rows, kQueries), static_cast<unsigned>(args.heads),
-                         static_cast<unsigned>(spans.count)),
+           {.grid = dim3(tiles_at_most(spans, kQueries), static_cast<unsigned>(args.heads)),
             .threads = kThreads,
             .shared_bytes = kBytes,
             .stream = stream},
-           args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim));
+           args, spans.spans, spans.count, kv_head_bytes(args.kv_type, args.head_dim));
   }
 };
 

@@ -16,6 +16,7 @@
 #include "kernels/cuda/kv_reader.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/mma.h"
+#include "kernels/cuda/span_tiles.h"
 
 namespace stagecoach::cuda {
 namespace {
@@ -56,11 +57,18 @@ struct Sizes {
   static constexpr bool kKeepsQueries = kDims <= 128;
 };
 
+// A base, since an empty one takes no room.
+template <int kDims, bool kKeepsQueries = Sizes<kDims>::kKeepsQueries>
+struct SharedQueries {};
 template <int kDims>
-struct TensorShared {
+struct SharedQueries<kDims, false> {
+  MatrixA queries[Sizes<kDims>::kSteps * kThreads];
+};
+
+template <int kDims>
+struct TensorShared : SharedQueries<kDims> {
   SharedTile<kDims, Sizes<kDims>::kKeys / kChunk> keys;
   SharedTile<Sizes<kDims>::kKeys, kDims / kChunk> values;
-  MatrixA queries[Sizes<kDims>::kKeepsQueries ? 1 : Sizes<kDims>::kSteps * kThreads];
 };
 
 // Keys of one page that a step works on.
@@ -95,48 +103,24 @@ template <>
 struct ChunkReader<Q8Kv> {
   static constexpr int kAhead = 4;
   static __device__ void keys(uint4* to, const std::byte* head, int d, int key, bool there) {
-    uint4 halves{};
-    if (there) {
-      const std::byte* const group = KvReader<Q8Kv>::group_of(head, d);
-      const uint4 scales = *reinterpret_cast<const uint4*>(group + 2 * key);
-      halves = chunk(group + kKvScalesBytes + d % kGroupDims * kPageKeys + key,
-                     [&](int i) { return to_float(bfloat16s(scales)[i]); });
-    }
-    *to = halves;
+    float run[kChunk];
+    KvReader<Q8Kv>::keys(head, d, key, {head, d, key}, there, run);
+    *to = halves(run);
   }
   static __device__ void values(uint4* to, const std::byte* head, int head_dim, int slot, int d,
                                 bool there) {
-    uint4 halves{};
-    if (there) {
-      const std::byte* const group = KvReader<Q8Kv>::group_of(head, d);
-      const int left = head_dim - d / kGroupDims * kGroupDims;
-      const int dims = left < kGroupDims ? left : kGroupDims;
-      const float scale = KvReader<Q8Kv>::scale(group, slot);
-      halves =
-          chunk(group + kKvScalesBytes + slot * dims + d % kGroupDims, [&](int) { return scale; });
-    }
-    *to = halves;
+    float run[kChunk];
+    KvReader<Q8Kv>::values(head, head_dim, slot, d, there, run);
+    *to = halves(run);
   }
 
  private:
-  static __device__ const __nv_bfloat16* bfloat16s(const uint4& chunk) {
-    return reinterpret_cast<const __nv_bfloat16*>(&chunk);
-  }
-  template <typename Scale>
-  static __device__ uint4 chunk(const std::byte* at, Scale scale) {
-    const uint2 quants = *reinterpret_cast<const uint2*>(at);
-    uint4 halves{};
-    std::uint32_t* const pairs = &halves.x;
-#pragma unroll
-    for (int i = 0; i < kChunk; i += 2) {
-      const std::uint32_t word = i < 4 ? quants.x : quants.y;
-      pairs[i / 2] =
-          saturated_pair(scale(i) * static_cast<float>(signed_byte(word, i % 4)),
-                         scale(i + 1) * static_cast<float>(signed_byte(word, i % 4 + 1)));
-    }
-    return halves;
+  static __device__ uint4 halves(const float (&run)[kChunk]) {
+    return {saturated_pair(run[0], run[1]), saturated_pair(run[2], run[3]),
+            saturated_pair(run[4], run[5]), saturated_pair(run[6], run[7])};
   }
 };
+static_assert(kChunk == kRun);
 
 __device__ int padded(int head_dim) {
   return (head_dim + kStep - 1) / kStep * kStep;
@@ -294,15 +278,26 @@ struct WarpRows {
   }
 };
 
-// grid: x tile of the span's rows, the last ones first, since they have the most to do; y query
-// head, z span.
+// Spans of one row are attended to as in decode.
+__device__ int prefill_tiles(const KvSpan& span) {
+  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kQueries - 1) / kQueries);
+}
+
+// Of a multiprocessor, at least.
+template <int kDims>
+constexpr int kBlocks = Sizes<kDims>::kKeepsQueries ? 2 : 1;
+
+// grid: x tile of the spans' rows, of each span the last ones first, since they have the most to
+// do; y query head.
 template <typename T, int kDims>
-__global__ void __launch_bounds__(kThreads, Sizes<kDims>::kKeepsQueries ? 2 : 1)
-    prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t head_bytes) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kDims>)
+    prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t count,
+                          std::int64_t head_bytes) {
   constexpr int kKeys = Sizes<kDims>::kKeys;
-  const KvSpan& span = spans[blockIdx.z];
-  const std::int64_t first = (gridDim.x - 1 - std::int64_t{blockIdx.x}) * kQueries;
-  if (span.rows == 1 || first >= span.rows) return;
+  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles);
+  if (at.span == nullptr) return;
+  const KvSpan& span = *at.span;
+  const std::int64_t first = std::int64_t{at.tiles - 1 - at.tile} * kQueries;
   const std::int64_t head = blockIdx.y;
   const std::int64_t kv_head = head / (args.heads / args.kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
@@ -328,18 +323,17 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDims>::kKeepsQueries ? 2 : 1)
     return a;
   };
   MatrixA kept[Sizes<kDims>::kKeepsQueries ? Sizes<kDims>::kSteps : 1];
-  MatrixA* const own = shared.queries + threadIdx.x;
 #pragma unroll
   for (int step = 0; step < Sizes<kDims>::kSteps; ++step)
     if constexpr (Sizes<kDims>::kKeepsQueries)
       kept[step] = query(step);
     else
-      own[step * kThreads] = query(step);
+      shared.queries[step * kThreads + threadIdx.x] = query(step);
   const auto queries = [&](int step) -> const MatrixA& {
     if constexpr (Sizes<kDims>::kKeepsQueries)
       return kept[step];
     else
-      return own[step * kThreads];
+      return shared.queries[step * kThreads + threadIdx.x];
   };
 
   // Of the tile's first row, and of the keys that the tile and this warp see.
@@ -421,15 +415,14 @@ struct Prefill {
 
   template <typename T, int kDims>
   void run() const {
-    // What compute capability 7.5 has for a block.
-    static_assert(sizeof(TensorShared<kDims>) <= 64 * 1024);
+    // As many blocks as __launch_bounds__ says fit into what compute capability 7.5 has.
+    static_assert(kBlocks<kDims> * sizeof(TensorShared<kDims>) <= 64 * 1024);
     launch("attention_prefill", prefill_tensor_kernel<T, kDims>,
-           {.grid = dim3(divide_up(spans.largest_rows, kQueries), static_cast<unsigned>(args.heads),
-                         static_cast<unsigned>(spans.count)),
+           {.grid = dim3(tiles_at_most(spans, kQueries), static_cast<unsigned>(args.heads)),
             .threads = kThreads,
             .shared_bytes = sizeof(TensorShared<kDims>),
             .stream = stream},
-           args, spans.spans, kv_head_bytes(args.kv_type, args.head_dim));
+           args, spans.spans, spans.count, kv_head_bytes(args.kv_type, args.head_dim));
   }
   template <typename T>
   void of_type() const {

@@ -21,6 +21,7 @@ namespace stagecoach::cuda {
 struct DeviceSpans {
   const KvSpan* spans = nullptr;
   std::int64_t count = 0;
+  std::int64_t rows = 0;          // of all spans
   std::int64_t largest_rows = 0;  // of a span
   std::int64_t splits = 0;        // decode_splits() of the longest span of one row; 0: none
 };
@@ -39,8 +40,9 @@ void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStrea
 // x (rows, cols) → packed rows, as PackInputArgs says; kF16 saturates.
 void pack_input(const PackInputArgs& args, cudaStream_t stream);
 
-// Products of few rows: reads each weight once for kFewRows rows.
-inline constexpr std::int64_t kFewRows = 8;
+// Products of few rows, up to some tens: computes on each weight once for kFewRows rows, and reads
+// it from memory once for all.
+inline constexpr int kFewRows = 8;
 void matmul_few_rows(const MatmulArgs& args, cudaStream_t stream);
 
 // Outputs [first, first + count) of a packed weight (out, in) → column-major (count, in), that is

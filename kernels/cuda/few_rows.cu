@@ -1,7 +1,9 @@
-// Products of few rows (decode): as fast as the weights can be read, so each is read once for up to
-// kFewRows rows, in whole 16-byte words that neighbouring lanes read side by side.
+// Products of few rows (decode): as fast as the weights can be read, in whole 16-byte words that
+// neighbouring lanes read side by side.
 //
-// A block makes the 16 outputs of one panel; its warps take turns along k, its lanes share a step:
+// A block makes the 16 outputs of one panel for up to kFewRows rows. Where there are more, the
+// blocks of a panel are neighbours, which run together: the first to read a weight brings it into
+// L2 for the others. A block's warps take turns along k, its lanes share a step:
 //
 //   f32     8 columns a step: lane l has outputs 4 (l % 4) … + 3 of column l / 4
 //   16 bit  16 columns: lane l has outputs 8 (l % 2) … + 7 of column l / 2
@@ -33,6 +35,9 @@ struct RowPointers {
 
   __device__ const std::byte* operator[](int row) const {
     return data + (row < rows ? row : rows - 1) * stride;
+  }
+  __device__ RowPointers from(int row) const {
+    return {.data = data + row * stride, .stride = stride, .rows = rows - row};
   }
 };
 
@@ -269,7 +274,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
   auto* const shared = shared_memory<BlockSums<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::byte* const panel = args.weight + blockIdx.x * Weight::panel_bytes(args.in);
+  const unsigned blocks = kRows == kFewRows ? divide_up(args.rows, kRows) : 1;  // of a panel
+  const std::int64_t panel_index = blockIdx.x / blocks;
+  const int first = static_cast<int>(blockIdx.x % blocks) * kRows;
+  x.data = x.data.from(first);
+  const std::byte* const panel = args.weight + panel_index * Weight::panel_bytes(args.in);
   float sums[kRows][Weight::kOutputs] = {};
   const std::int64_t steps = Weight::steps(args.in);
 #pragma unroll(kRows == 1 ? 4 : 2)
@@ -279,19 +288,19 @@ __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPanel; i += kWarps * kWarp) {
     const int row = i / kPanel;
-    const std::int64_t n = std::int64_t{blockIdx.x} * kPanel + i % kPanel;
-    if (n >= args.out || row >= args.rows) continue;
+    const std::int64_t n = panel_index * kPanel + i % kPanel;
+    if (n >= args.out || first + row >= args.rows) continue;
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) sum += shared->of_warp[w][row][i % kPanel];
     if (args.bias != nullptr) sum += args.bias[n];
-    float& y = args.y[row * args.y_stride + n];
+    float& y = args.y[(first + row) * args.y_stride + n];
     y = args.accumulate ? y + sum : sum;
   }
 }
 
 template <typename Weight, typename Input>
 void launch_rows(const MatmulArgs& args, const Input& x, cudaStream_t stream) {
-  LaunchShape shape{.grid = dim3(divide_up(args.out, kPanel)),
+  LaunchShape shape{.grid = dim3(divide_up(args.out, kPanel) * divide_up(args.rows, kFewRows)),
                     .threads = kWarps * kWarp,
                     .shared_bytes = 0,
                     .stream = stream};
@@ -306,7 +315,8 @@ void launch_rows(const MatmulArgs& args, const Input& x, cudaStream_t stream) {
   else if (args.rows <= 4)
     run(few_rows_kernel<Weight, 4, Input>, "gemv_4", static_cast<BlockSums<4>*>(nullptr));
   else
-    run(few_rows_kernel<Weight, 8, Input>, "gemv_8", static_cast<BlockSums<8>*>(nullptr));
+    run(few_rows_kernel<Weight, kFewRows, Input>, "gemv_8",
+        static_cast<BlockSums<kFewRows>*>(nullptr));
 }
 
 RowPointers row_pointers(const MatmulArgs& args) {

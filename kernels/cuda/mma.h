@@ -2,16 +2,20 @@
 // elements (PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix"); and 16-byte copies into
 // shared memory that run beside what their thread does. All lanes of a warp call together.
 //
+// Their asm is volatile, as CUTLASS's is: the compiler, which does not know that all lanes take
+// part, may neither drop one whose result a lane does not use nor move it into a branch.
+//
 // Lane l = 4 g + t holds pairs of neighbouring 16-bit elements, the lower one in the lower half:
 //
-//   a (16 rows, 16 k)     pair[0]  row g,     k 2t, 2t + 1       pair[2]  row g,     k 2t + 8, 2t +
-//   9
-//                         pair[1]  row g + 8, k 2t, 2t + 1       pair[3]  row g + 8, k 2t + 8, 2t +
-//                         9
-//   b (16 k, 8 columns)   pair[0]  k 2t, 2t + 1, column g        pair[1]  k 2t + 8, 2t + 9, column
-//   g c (16 rows, 8 columns), float32
-//                         value[0], value[1]  row g, columns 2t, 2t + 1
-//                         value[2], value[3]  row g + 8, the same columns
+//   a (16 rows, 16 k)      pair[0]  row g,      k 2t, 2t + 1
+//                          pair[1]  row g + 8,  k 2t, 2t + 1
+//                          pair[2]  row g,      k 2t + 8, 2t + 9
+//                          pair[3]  row g + 8,  k 2t + 8, 2t + 9
+//   b (16 k, 8 columns)    pair[0]  k 2t, 2t + 1, column g
+//                          pair[1]  k 2t + 8, 2t + 9, column g
+//   c (16 rows, 8 columns), float32
+//                          value[0], value[1]  row g, columns 2t, 2t + 1
+//                          value[2], value[3]  row g + 8, the same columns
 //
 // So two neighbouring c, rounded, are an a: pair[0] of the first's value[0] and value[1], pair[1]
 // of its others, pair[2] and pair[3] of the second's.
@@ -61,13 +65,15 @@ __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
                          b.pair, c.value);
 #elif __CUDA_ARCH__ >= 800
   if constexpr (kHalf)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
         : "r"(a.pair[0]), "r"(a.pair[1]), "r"(a.pair[2]), "r"(a.pair[3]), "r"(b.pair[0]),
           "r"(b.pair[1]));
   else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
         : "r"(a.pair[0]), "r"(a.pair[1]), "r"(a.pair[2]), "r"(a.pair[3]), "r"(b.pair[0]),
@@ -76,7 +82,8 @@ __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
   if constexpr (kHalf) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)  // of k
-      asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      asm volatile(
+          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
           "{%0, %1, %2, %3};"
           : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
           : "r"(a.pair[2 * half]), "r"(a.pair[2 * half + 1]), "r"(b.pair[half]));

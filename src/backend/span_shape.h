@@ -12,6 +12,7 @@ namespace stagecoach {
 
 struct SpanShape {
   std::int64_t count = 0;
+  std::int64_t rows = 0;          // of all spans
   std::int64_t largest_rows = 0;  // of a span
   std::int64_t splits = 0;        // of the keys of spans of one row (decode_splits); 0: none
 
@@ -22,6 +23,7 @@ inline SpanShape shape_of(std::span<const KvSpan> spans) {
   SpanShape shape{.count = static_cast<std::int64_t>(spans.size())};
   std::int64_t longest = 0;
   for (const KvSpan& span : spans) {
+    shape.rows += span.rows;
     shape.largest_rows = std::max(shape.largest_rows, span.rows);
     if (span.rows == 1) longest = std::max(longest, span.position + 1);
   }

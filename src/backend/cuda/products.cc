@@ -74,14 +74,9 @@ void Products::multiply(const MatmulArgs& args) {
     multiply_many(args);
 }
 
-void Products::multiply_few(MatmulArgs args) {
-  for (std::int64_t left = args.rows; left > 0; left -= kFewRows) {
-    args.rows = std::min(left, kFewRows);
-    matmul_few_rows(args, stream_);
-    check_launch("a product of few rows");
-    args.x.data += args.rows * args.x.stride;
-    args.y += args.rows * args.y_stride;
-  }
+void Products::multiply_few(const MatmulArgs& args) {
+  matmul_few_rows(args, stream_);
+  check_launch("a product of few rows");
 }
 
 // To cuBLAS all matrices are column-major: y (out, rows) = unpacked weights (count, in) · x (in,

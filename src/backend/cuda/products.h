@@ -25,7 +25,7 @@ class Products {
   const void* inputs() const { return inputs_.data(); }
 
  private:
-  void multiply_few(MatmulArgs args);
+  void multiply_few(const MatmulArgs& args);
   void multiply_many(const MatmulArgs& args);
 
   cudaStream_t stream_;

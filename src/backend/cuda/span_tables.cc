@@ -51,6 +51,7 @@ DeviceSpans SpanTables::part(const KvSpan* spans, std::int64_t count) const {
   const SpanShape shape = shape_of({spans, static_cast<std::size_t>(count)});
   return {.spans = reinterpret_cast<const KvSpan*>(memory_) + first,
           .count = count,
+          .rows = shape.rows,
           .largest_rows = shape.largest_rows,
           .splits = shape.splits};
 }

@@ -17,6 +17,13 @@ struct Case {
   std::int64_t window = 0;
 };
 
+// More spans than a warp has lanes.
+std::vector<Case::Run> many_runs() {
+  std::vector<Case::Run> runs;
+  for (std::int64_t i = 0; i < 70; ++i) runs.push_back({i, i == 40 ? 70 : 1 + i % 2});
+  return runs;
+}
+
 const Case kCases[] = {
     {"one row at the beginning", 2, 2, 16, {{0, 1}}},
     {"decode of different lengths", 3, 3, 20, {{70, 1}, {0, 1}, {300, 1}, {255, 1}, {256, 1}}},
@@ -39,6 +46,7 @@ const Case kCases[] = {
     {"prefill, heads that fill no product", 2, 2, 33, {{50, 30}}, true},
     {"prefill, heads of several products", 4, 2, 80, {{0, 17}, {64, 64}}},
     {"both", 4, 2, 32, {{100, 1}, {0, 33}, {17, 1}, {64, 40}}},
+    {"both, of many sequences", 1, 1, 8, many_runs()},
 };
 
 using Doubles = std::vector<double>;
