@@ -80,6 +80,8 @@ class Backend {
   virtual std::string device_label() const { return {}; }
 
   virtual Buffer allocate(std::int64_t bytes) = 0;
+  // What pin() has page-locked is read in the order of ops, and stays as it is until then; any
+  // other memory is the caller's again when this returns.
   virtual void upload(std::byte* device, std::span<const std::byte> host) = 0;
   virtual void download(std::span<std::byte> host, const std::byte* device) = 0;  // synchronises
   virtual void copy(std::byte* to, std::span<const std::byte> from) = 0;  // both of the device

@@ -32,6 +32,19 @@ constexpr std::int64_t kOriginServesNs = 10'000'000'000;
 // Of row ids, from the start on.
 constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 
+// Where kernels find memory of the host; null: it is not page-locked, or not as a whole.
+const std::byte* page_locked(std::span<const std::byte> host) {
+  const auto address = [](const std::byte& byte) -> const std::byte* {
+    cudaPointerAttributes known{};
+    if (cudaPointerGetAttributes(&known, &byte) != cudaSuccess) cudaGetLastError();
+    return known.type == cudaMemoryTypeHost ? static_cast<const std::byte*>(known.devicePointer)
+                                            : nullptr;
+  };
+  const std::byte* const first = address(host.front());
+  if (first == nullptr || address(host.back()) != first + host.size() - 1) return nullptr;
+  return first;
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
@@ -202,9 +215,10 @@ Buffer CudaBackend::allocate(std::int64_t bytes) {
 void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
   if (host.empty()) return;
   device_.use();
-  // From pageable memory the driver takes a copy before it returns: the caller's is free.
-  check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, ops_),
-        "copying to the device");
+  const std::byte* const locked = page_locked(host);
+  if (locked == nullptr) return arguments_.send_copy(host, device);
+  run("fetching from the host",
+      [&] { fetch(device, locked, static_cast<std::int64_t>(host.size()), ops_); });
 }
 
 void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
@@ -217,9 +231,8 @@ void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
 
 void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
   if (from.empty()) return;
-  device_.use();
-  check(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyDeviceToDevice, ops_),
-        "copying within the device");
+  run("copying within the device",
+      [&] { fetch(to, from.data(), static_cast<std::int64_t>(from.size()), ops_); });
 }
 
 std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
