@@ -114,7 +114,8 @@ class Backend {
   // Whether ops can be recorded.
   virtual bool records() const { return false; }
   // Records what `ops` queues, without running it, on this thread. They must have been queued
-  // before, with spans of an equal SpanShape, and be no transfers. Null: this device or its driver
+  // before, with spans of an equal SpanShape, and be no transfers and no products of more than
+  // kMostFewRows rows. Null: this device or its driver
   // refuses; from then on records() is false.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& /*ops*/) {
     return nullptr;
@@ -128,7 +129,7 @@ class Backend {
   virtual bool multiplies(InputType input, DType weights) const = 0;
   // Rows of x as matmul reads them; see PackInputArgs.
   virtual void pack_input(const PackInputArgs& args) = 0;
-  // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs.
+  // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs. Weights are what upload or copy_ahead has brought.
   virtual void matmul(const MatmulArgs& args) = 0;
   virtual void norm(const NormArgs& args) = 0;
   virtual void rotary(const RotaryArgs& args) = 0;

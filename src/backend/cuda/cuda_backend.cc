@@ -94,7 +94,12 @@ class CudaBackend final : public Backend {
     if (recorder_.recording()) return recorder_.mark();
     return std::make_shared<CudaEvent>(origin(), ops_);
   }
-  void wait_for(const EventPtr& event) override { wait(ops_, event); }
+  void wait_for(const EventPtr& event) override {
+    if (event == nullptr) return;
+    device_.use();
+    wait(ops_, event);
+    products_.wait_for(static_cast<const CudaEvent&>(*event).handle());
+  }
   void send_spans(std::span<const KvSpan> spans) override {
     device_.use();
     spans_.send(spans);
@@ -117,6 +122,8 @@ class CudaBackend final : public Backend {
   }
   void matmul(const MatmulArgs& args) override {
     device_.use();
+    // Of many rows it would be on two streams.
+    STAGECOACH_CHECK(args.rows <= kMostFewRows || !recorder_.recording());
     products_.multiply(args);
   }
   void norm(const NormArgs& args) override {
@@ -175,10 +182,8 @@ class CudaBackend final : public Backend {
     return origin_;
   }
 
-  // Of memory that ops hold here, and that moves when it grows.
-  GraphRecorder::Addresses addresses() const {
-    return {spans_.memory(), attention_.data(), products_.weights(), products_.inputs()};
-  }
+  // Of memory that recorded ops use here, and that moves when it grows.
+  GraphRecorder::Addresses addresses() const { return {spans_.memory(), attention_.data()}; }
 
   const Device device_;
   const int threads_;
@@ -208,6 +213,7 @@ Buffer CudaBackend::allocate(std::int64_t bytes) {
   }
   check(status, "allocating device memory");
   Buffer buffer(this, static_cast<std::byte*>(data), bytes);
+  products_.ops_bring_weights();
   check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(bytes), ops_), "clearing memory");
   return buffer;
 }
@@ -215,6 +221,7 @@ Buffer CudaBackend::allocate(std::int64_t bytes) {
 void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
   if (host.empty()) return;
   device_.use();
+  products_.ops_bring_weights();
   const std::byte* const locked = page_locked(host);
   if (locked == nullptr) return arguments_.send_copy(host, device);
   run("fetching from the host",
