@@ -77,6 +77,7 @@ class PipelineRun {
                           .timeline = timeline,
                           .wire = WireType::kF32,
                           .device_messages = transport.device_messages(),
+                          .waiting_on_device = 2,  // and others on the host
                           .in_passes = shape_.streamed_layers > 0,
                           .has_head = true,
                           .interrupted = nullptr,

@@ -112,6 +112,7 @@ Memory Bench::copies_on_device(std::span<const std::byte> host, std::int64_t cop
   Memory memory(bytes * copies);
   check(cudaMemcpyAsync(memory.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream_),
         "copying to the GPU");
+  synchronize();  // `host` may be gone, or another's, when this has returned
   for (std::int64_t i = 1; i < copies; ++i) copy(memory.data() + i * bytes, memory.data(), bytes);
   return memory;
 }

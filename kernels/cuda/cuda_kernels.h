@@ -32,10 +32,10 @@ inline constexpr unsigned kReadThreads = 256;
 void read_memory(const std::byte* data, std::int64_t bytes, unsigned blocks, std::uint32_t* sums,
                  cudaStream_t stream);
 
-// Small tables from page-locked host memory, which the kernel reads over the bus: a copy would
-// queue behind those of weights, which the card's copy engine does one after the other. `bytes` and
-// both addresses are multiples of 16.
-void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStream_t stream);
+// From page-locked host memory, which the kernel reads over the bus, or from the device's own: a
+// copy would queue behind those of weights, which the card's copy engine does one after the other.
+// Fast where both addresses are multiples of 16.
+void fetch(std::byte* to, const std::byte* from, std::int64_t bytes, cudaStream_t stream);
 
 // x (rows, cols) → packed rows, as PackInputArgs says; kF16 saturates.
 void pack_input(const PackInputArgs& args, cudaStream_t stream);

@@ -33,9 +33,10 @@ __global__ void unpack_groups(UnpackInputArgs args) {
 
 // ---- The rest
 
-__global__ void fetch_kernel(uint4* device, const uint4* pinned, std::int64_t count) {
+template <typename Word>
+__global__ void fetch_kernel(Word* to, const Word* from, std::int64_t count) {
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < count) device[i] = pinned[i];
+  if (i < count) to[i] = from[i];
 }
 
 __global__ void bias_kernel(MatmulArgs args) {
@@ -134,16 +135,32 @@ LaunchShape over(std::int64_t cols, std::int64_t rows, cudaStream_t stream) {
           .stream = stream};
 }
 
-}  // namespace
-
-void fetch_table(void* device, const void* pinned, std::int64_t bytes, cudaStream_t stream) {
-  const std::int64_t count = bytes / static_cast<std::int64_t>(sizeof(uint4));
-  launch("fetch_table", fetch_kernel,
+// A word for each thread: over the bus it is many reads under way that count.
+template <typename Word>
+void fetch_words(std::byte* to, const std::byte* from, std::int64_t count, cudaStream_t stream) {
+  if (count == 0) return;
+  launch("fetch", fetch_kernel<Word>,
          {.grid = dim3(divide_up(count, kThreads)),
           .threads = kThreads,
           .shared_bytes = 0,
           .stream = stream},
-         static_cast<uint4*>(device), static_cast<const uint4*>(pinned), count);
+         reinterpret_cast<Word*>(to), reinterpret_cast<const Word*>(from), count);
+}
+
+bool are_words(const std::byte* to, const std::byte* from) {
+  return (reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) %
+             sizeof(uint4) ==
+         0;
+}
+
+}  // namespace
+
+void fetch(std::byte* to, const std::byte* from, std::int64_t bytes, cudaStream_t stream) {
+  constexpr std::int64_t kWord = sizeof(uint4);
+  const std::int64_t words = are_words(to, from) ? bytes / kWord : 0;
+  fetch_words<uint4>(to, from, words, stream);
+  const std::int64_t done = words * kWord;
+  fetch_words<std::byte>(to + done, from + done, bytes - done, stream);
 }
 
 void pack_input(const PackInputArgs& args, cudaStream_t stream) {

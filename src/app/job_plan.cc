@@ -219,6 +219,7 @@ class Planner {
     plan.needs = memory_needs(sizes);
     plan.batch_rows = largest_batch(sizes);
     plan.head_rows = head_rows(sizes);
+    plan.waiting_on_device = waiting_on_device(sizes);
     if (request_.device == nullptr && (!choice.in_passes || fits_in_memory(plan.stages, true))) {
       plan.staging = all_in_memory({.layers = plan.stages.layers_of(rank),
                                     .embedding = has_embedding(plan.stages),

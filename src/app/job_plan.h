@@ -41,6 +41,7 @@ struct JobPlan {
   std::int64_t micro_batch = 0;  // rows that one may have: --micro-batch, or what ranks agree on
   std::int64_t batch_rows = 0;   // of the largest that the job has
   std::int64_t head_rows = 0;
+  int waiting_on_device = 0;  // batches of a pass
   // Work goes in passes (plan/scheduler.h): some rank streams, or a checkpoint is kept.
   bool in_passes = false;
   // The device is too small for the least of this rank's slice: the processor computes instead.

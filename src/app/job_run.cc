@@ -205,6 +205,7 @@ void JobRun::run() {
                             .timeline = timeline_,
                             .wire = wire(),
                             .device_messages = device_messages(),
+                            .waiting_on_device = plan_.waiting_on_device,
                             .in_passes = plan_.in_passes,
                             .has_head = layer_end_ == spec().num_hidden_layers,
                             .checkpoint = checkpoint_ ? &*checkpoint_ : nullptr,

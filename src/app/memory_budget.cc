@@ -105,6 +105,14 @@ std::int64_t head_rows(const NeedsRequest& request) {
   return std::clamp(wanted, std::int64_t{1}, std::max(largest_batch(request), std::int64_t{1}));
 }
 
+int waiting_on_device(const NeedsRequest& request) {
+  const std::int64_t batch = largest_batch(request), pass = request.shape.largest_pass;
+  if (!request.on_device || !request.in_passes || request.frugal || request.cpu_layers > 0 ||
+      request.largest_window <= 1 || pass <= batch)
+    return 0;
+  return static_cast<int>((pass + batch - 1) / batch);
+}
+
 MemoryNeeds memory_needs(const NeedsRequest& request) {
   const ModelSpec& spec = request.spec;
   const JobShape& shape = request.shape;
@@ -142,6 +150,7 @@ MemoryNeeds memory_needs(const NeedsRequest& request) {
     needs.device =
         needs.workspace + KvCache::device_bytes(kv_pages_of(device_layers), kv_page) +
         needs.logits + (request.device_messages ? kDeviceRows * batch * row : 0) +
+        waiting_on_device(request) * StageRunner::waiting_bytes(spec, batch) +
         device_scratch_bytes(std::max(batch, head_rows(request)), widest) +
         decode_scratch_bytes(std::min(shape.sequences, batch), shape.positions,
                              spec.num_attention_heads, spec.head_dim) +

@@ -44,12 +44,14 @@ struct NeedsRequest {
   // Beside it: layers that the processor computes, and what it packs rows to.
   std::int64_t cpu_layers = 0;
   InputPacking cpu_packing = std::nullopt;
-  bool frugal = false;  // as few logits at once as will do
+  bool frugal = false;  // as few logits at once as will do, and batches wait on the host
 };
 // Rows of the largest micro-batch that such a job can have.
 std::int64_t largest_batch(const NeedsRequest& request);
 // Rows whose logits are in memory at once.
 std::int64_t head_rows(const NeedsRequest& request);
+// Batches of a pass that may wait for each other in the device's memory.
+int waiting_on_device(const NeedsRequest& request);
 MemoryNeeds memory_needs(const NeedsRequest& request);
 
 // Bytes that are resident in this process now.

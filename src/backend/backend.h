@@ -80,6 +80,8 @@ class Backend {
   virtual std::string device_label() const { return {}; }
 
   virtual Buffer allocate(std::int64_t bytes) = 0;
+  // What pin() has page-locked is read in the order of ops, and stays as it is until then; any
+  // other memory is the caller's again when this returns.
   virtual void upload(std::byte* device, std::span<const std::byte> host) = 0;
   virtual void download(std::span<std::byte> host, const std::byte* device) = 0;  // synchronises
   virtual void copy(std::byte* to, std::span<const std::byte> from) = 0;  // both of the device
@@ -112,7 +114,8 @@ class Backend {
   // Whether ops can be recorded.
   virtual bool records() const { return false; }
   // Records what `ops` queues, without running it, on this thread. They must have been queued
-  // before, with spans of an equal SpanShape, and be no transfers. Null: this device or its driver
+  // before, with spans of an equal SpanShape, and be no transfers and no products of more than
+  // kMostFewRows rows. Null: this device or its driver
   // refuses; from then on records() is false.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& /*ops*/) {
     return nullptr;
@@ -126,7 +129,7 @@ class Backend {
   virtual bool multiplies(InputType input, DType weights) const = 0;
   // Rows of x as matmul reads them; see PackInputArgs.
   virtual void pack_input(const PackInputArgs& args) = 0;
-  // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs.
+  // y = x · Wᵀ [+ bias] [+ y]; see MatmulArgs. Weights are what upload or copy_ahead has brought.
   virtual void matmul(const MatmulArgs& args) = 0;
   virtual void norm(const NormArgs& args) = 0;
   virtual void rotary(const RotaryArgs& args) = 0;

@@ -15,7 +15,7 @@ namespace stagecoach {
 // which reads and writes them for a library to read again; and as many sequences decode together
 // with results that do not depend on each other.
 inline constexpr std::int64_t kMostFewRows = 32;
-// Of unpacked weights: enough outputs to fill a large device, little beside a model.
+// Of unpacked weights, twice: enough outputs to fill a large device, little beside a model.
 inline constexpr std::int64_t kUnpackedBytes = std::int64_t{64} << 20;
 // Of a head at most so many dimensions.
 inline constexpr std::int64_t kLargestDeviceHead = 256;
@@ -47,7 +47,7 @@ constexpr std::int64_t device_scratch_bytes(std::int64_t rows, std::int64_t wide
   constexpr std::int64_t kLargestElement = 4, kHalf = 2;
   const std::int64_t always = kCublasBytes + kArgumentBytes;
   if (rows <= kMostFewRows) return always;
-  return always + std::max(kUnpackedBytes, kPanelRows * widest * kLargestElement) +
+  return always + 2 * std::max(kUnpackedBytes, kPanelRows * widest * kLargestElement) +
          rows * widest * kHalf;
 }
 

@@ -19,6 +19,14 @@ bool recordable(const Backend& backend, std::span<const TokenRun> runs) {
          std::ranges::all_of(runs, decodes);
 }
 
+// Of all rows, in order.
+std::vector<std::int64_t> positions_of(std::span<const TokenRun> runs) {
+  std::vector<std::int64_t> positions;
+  for (const TokenRun& run : runs)
+    for (std::int64_t i = 0; i < run.count(); ++i) positions.push_back(run.position + i);
+  return positions;
+}
+
 }  // namespace
 
 StageRunner::StageRunner(const ModelSpec& spec, Backend& backend, LayerSource& weights,
@@ -191,17 +199,58 @@ void StageRunner::move_hidden(Side& to, std::int64_t rows) {
   hidden_at_ = &to;
 }
 
+std::int64_t StageRunner::waiting_bytes(const ModelSpec& spec, std::int64_t rows) {
+  const std::int64_t angles = spec.position == PositionKind::kRotary ? spec.rotary_dim : 0;
+  return rows * (spec.hidden_size + angles) * static_cast<std::int64_t>(sizeof(float));
+}
+
+std::unique_ptr<DeviceRows> StageRunner::make_waiting_rows(int batches) {
+  if (backend_.is_host() || cpu_ || batches == 0) return nullptr;
+  return std::make_unique<DeviceRows>(backend_, batches, waiting_bytes(spec_, workspace_.max_rows));
+}
+
+// Of the workspace, what is a batch's own between its layers.
+std::vector<StageRunner::Piece> StageRunner::pieces_of(std::span<const TokenRun> runs) {
+  const auto rows = static_cast<std::size_t>(total_rows(runs));
+  const auto floats = [&](const Buffer& buffer, std::int64_t width) {
+    return Piece{buffer.data(), rows * static_cast<std::size_t>(width) * sizeof(float)};
+  };
+  std::vector<Piece> pieces{floats(workspace_.hidden, spec_.hidden_size)};
+  if (spec_.position == PositionKind::kRotary)
+    for (const Buffer* angles : {&workspace_.cos, &workspace_.sin})
+      pieces.push_back(floats(*angles, spec_.rotary_dim / 2));
+  return pieces;
+}
+
+void StageRunner::set_aside(std::byte* to, std::span<const TokenRun> runs) {
+  if (spec_.position == PositionKind::kRotary) prepare_rotary(main_, runs);
+  for (const Piece& piece : pieces_of(runs)) {
+    backend_.copy(to, {piece.data, piece.bytes});
+    to += piece.bytes;
+  }
+}
+
+void StageRunner::take_up(const std::byte* from, std::span<const TokenRun> runs) {
+  hidden_at_ = &main_;
+  main_.angles_of = positions_of(runs);
+  for (const Piece& piece : pieces_of(runs)) {
+    backend_.copy(piece.data, {from, piece.bytes});
+    from += piece.bytes;
+  }
+}
+
 void StageRunner::finish() {
   backend_.synchronize();
   ops_.resolve();
 }
 
+// A batch comes layer by layer, and finds its angles from the first on.
 void StageRunner::prepare_rotary(Side& side, std::span<const TokenRun> runs) {
-  std::vector<std::int64_t> positions;
-  for (const TokenRun& run : runs)
-    for (std::int64_t i = 0; i < run.count(); ++i) positions.push_back(run.position + i);
+  std::vector<std::int64_t> positions = positions_of(runs);
+  if (positions == side.angles_of) return;
   side.backend.rotary_table(positions, spec_.rotary_inv_freq, side.workspace.cos.f32(),
                             side.workspace.sin.f32());
+  side.angles_of = std::move(positions);
 }
 
 void StageRunner::run_layers(std::int64_t begin, std::int64_t end, std::span<const TokenRun> runs,

@@ -87,6 +87,14 @@ class StageRunner {
   // they are.
   void set_device_hidden(std::shared_ptr<const std::byte> rows, std::size_t bytes);
   void get_device_hidden(std::byte* rows, std::size_t bytes);
+  // Memory of the device for batches that take turns at layers; null where there is none but the
+  // host's, or the processor has layers.
+  std::unique_ptr<DeviceRows> make_waiting_rows(int batches);
+  static std::int64_t waiting_bytes(const ModelSpec& spec, std::int64_t rows);  // of a batch
+  // What a batch has in the workspace (the hidden state, the angles of its positions) to such
+  // memory, and from there. In the order of ops: nobody waits.
+  void set_aside(std::byte* to, std::span<const TokenRun> runs);
+  void take_up(const std::byte* from, std::span<const TokenRun> runs);
   // Waits for what has been queued, and records when it was done. What brings something to the host
   // does so too.
   void finish();
@@ -120,6 +128,7 @@ class StageRunner {
     OpTimeline ops;
     RecordedSteps steps;
     Workspace workspace;
+    std::vector<std::int64_t> angles_of;  // positions of workspace.cos and .sin
     KvCache kv;
   };
 
@@ -134,6 +143,11 @@ class StageRunner {
   void norm(const float* x, const TensorView& weight, const TensorView& bias, float* y,
             std::int64_t rows);
   void prepare_rotary(Side& side, std::span<const TokenRun> runs);
+  struct Piece {
+    std::byte* data;
+    std::size_t bytes;
+  };
+  std::vector<Piece> pieces_of(std::span<const TokenRun> runs);
   std::int64_t gather(TensorRole table, std::span<const TokenId> ids, float* out,
                       std::int64_t width, bool accumulate);
   void head_rows(std::span<const TokenId> rows, const BatchLabel& label);

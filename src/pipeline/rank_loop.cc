@@ -36,7 +36,9 @@ void record_arrival(Timeline& timeline, const Arrival& arrival, const BatchLabel
 class Worker {
  public:
   explicit Worker(const RankContext& context)
-      : c_(context), rows_(c_.runner.make_host_rows(c_.runner.max_rows())) {
+      : c_(context),
+        waiting_rows_(c_.runner.make_waiting_rows(c_.waiting_on_device)),
+        rows_(c_.runner.make_host_rows(c_.runner.max_rows())) {
     for (std::size_t w = 0; w < c_.plan.windows.size(); ++w)
       if (c_.plan.windows[w].rank == c_.transport.rank())
         last_window_ = static_cast<std::int32_t>(w);
@@ -158,25 +160,53 @@ class Worker {
   // They wait for each other instead, and all go through a layer before the next one is read.
   void gather(MicroBatch batch) {
     const bool complete = batch.pass.last;
-    const std::int64_t rows = total_rows(batch.runs);
-    Gathered& last = gathered_.emplace_back(Gathered{std::move(batch), take_rows(rows)});
-    last.hidden.values.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
-    c_.runner.get_hidden(last.hidden.values);
+    Gathered& last = gathered_.emplace_back(begin_to_wait(std::move(batch)));
+    set_aside(last);
     if (!complete) return;
     const Window& window = window_of(last.batch);
     for (std::int64_t layer = first_layer(last.batch); layer < window.end; ++layer)
       for (Gathered& one : gathered_) {
         const NextUse next = one.batch.pass.last ? NextUse::kNextPass : NextUse::kThisPass;
-        c_.runner.set_hidden(one.hidden.values);
+        take_up(one);
         c_.runner.run_layers(layer, layer + 1, one.batch.runs, one.batch.label, next);
-        c_.runner.get_hidden(one.hidden.values);
+        set_aside(one);
         after_layers(layer, layer + 1, one.batch);
       }
     for (Gathered& one : std::exchange(gathered_, {})) {
-      c_.runner.set_hidden(one.hidden.values);
+      take_up(one);
       leave(std::move(one.batch));
       if (one.hidden.lock != nullptr) spare_.push_back(std::move(one.hidden));
     }
+  }
+
+  struct Gathered {
+    MicroBatch batch;
+    std::shared_ptr<std::byte> on_device;  // null: in `hidden`
+    StageRunner::HostRows hidden;
+  };
+  Gathered begin_to_wait(MicroBatch batch) {
+    const std::int64_t rows = total_rows(batch.runs);
+    Gathered one{std::move(batch), nullptr, {}};
+    if (waiting_rows_ != nullptr)
+      one.on_device =
+          waiting_rows_->take(static_cast<std::size_t>(StageRunner::waiting_bytes(c_.spec, rows)));
+    if (one.on_device == nullptr) {
+      one.hidden = take_rows(rows);
+      one.hidden.values.resize(static_cast<std::size_t>(rows * c_.spec.hidden_size));
+    }
+    return one;
+  }
+  void set_aside(Gathered& one) {
+    if (one.on_device != nullptr)
+      c_.runner.set_aside(one.on_device.get(), one.batch.runs);
+    else
+      c_.runner.get_hidden(one.hidden.values);
+  }
+  void take_up(const Gathered& one) {
+    if (one.on_device != nullptr)
+      c_.runner.take_up(one.on_device.get(), one.batch.runs);
+    else
+      c_.runner.set_hidden(one.hidden.values);
   }
 
   // For hidden states that wait here.
@@ -359,14 +389,10 @@ class Worker {
     }
   }
 
-  struct Gathered {
-    MicroBatch batch;
-    StageRunner::HostRows hidden;
-  };
-
   const RankContext& c_;
   Sampler sampler_;
-  std::vector<Gathered> gathered_;  // of one pass and window, in order
+  std::unique_ptr<DeviceRows> waiting_rows_;  // null: batches wait in the host's memory
+  std::vector<Gathered> gathered_;            // of one pass and window, in order
   std::vector<StageRunner::HostRows> spare_;
   std::unique_ptr<DeviceRows> device_rows_;  // null: messages are in the host's memory
   StageRunner::HostRows rows_;

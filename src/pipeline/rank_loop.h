@@ -41,6 +41,8 @@ struct RankContext {
   // Of the transport: hidden states go from device memory to device memory, as float32. Null:
   // through the host's.
   DeviceMessages* device_messages = nullptr;
+  // Batches of a pass that wait for each other in the device's memory; any more in the host's.
+  int waiting_on_device = 0;
   bool in_passes = false;  // the source forms passes (plan/scheduler.h)
   bool has_head = true;    // false: the plan ends before the last layer (time --layers)
   // Keeps what the first pass has computed, window by window; may be null.

@@ -45,6 +45,47 @@ struct UnderWay {
 
 }  // namespace
 
+// Page-locked memory between disk and device while layers are loaded: one half is read into while
+// the other is on its way.
+class DeviceStager::LoadTiles {
+ public:
+  LoadTiles(Backend& device, const PinMemory& pin, std::int64_t bytes)
+      : device_(device), block_(std::max<std::int64_t>(1, bytes / 2)) {
+    for (Tile& tile : tiles_) {
+      tile.memory = AlignedBuffer(StoreReader::scan_memory(block_));
+      if (pin) tile.lock = pin(tile.memory.span());
+    }
+  }
+  std::int64_t block() const { return block_; }
+  // The half that is free first.
+  std::byte* next() {
+    Tile& tile = tiles_[++turn_ % std::size(tiles_)];
+    if (tile.sent != nullptr) tile.sent->synchronize();
+    return tile.memory.data();
+  }
+  // Of what next() gave last.
+  void send(std::byte* to, std::span<const std::byte> bytes) {
+    device_.upload(to, bytes);
+    tiles_[turn_ % std::size(tiles_)].sent = device_.mark();
+  }
+
+ private:
+  struct Tile {
+    AlignedBuffer memory;
+    std::shared_ptr<void> lock;
+    EventPtr sent;
+
+    Tile() = default;
+    Tile(const Tile&) = delete;
+    Tile& operator=(const Tile&) = delete;
+    ~Tile() { wait_quietly(sent); }
+  };
+  Backend& device_;
+  const std::int64_t block_;
+  Tile tiles_[2];
+  std::size_t turn_ = 0;
+};
+
 DeviceStager::DeviceStager(LayerStager& host, const LayerStore& store, const StagingPlan& plan,
                            const StagerOptions& options, Backend& device, Timeline& timeline)
     : host_(host),
@@ -87,6 +128,8 @@ void DeviceStager::load_resident() {
   for (const StagedLayer& layer : plan_.layers)
     if (layer.on_device)
       for (const PartEntry& part : store_.layer_slab(layer.layer).parts) total += part.bytes;
+  if (total == 0) return;
+  LoadTiles tiles(device_, options_.pin, options_.tile_bytes);
   for (const StagedLayer& layer : plan_.layers) {
     if (!layer.on_device) continue;
     const SlabEntry& slab = store_.layer_slab(layer.layer);
@@ -98,7 +141,7 @@ void DeviceStager::load_resident() {
                                          .layer = static_cast<std::int32_t>(layer.layer),
                                          .bytes = part.bytes});
       ResidentPart loaded{.memory = device_.allocate(part.bytes)};
-      upload_part(slab, part, loaded.memory.data());
+      upload_part(slab, part, tiles, loaded.memory.data());
       loaded.tensors = part_tensors(part, loaded.memory.data());
       resident_.emplace(key, std::move(loaded));
       if (options_.progress) options_.progress(done, total);
@@ -106,16 +149,17 @@ void DeviceStager::load_resident() {
   }
 }
 
-void DeviceStager::upload_part(const SlabEntry& slab, const PartEntry& part, std::byte* to) {
+void DeviceStager::upload_part(const SlabEntry& slab, const PartEntry& part, LoadTiles& tiles,
+                               std::byte* to) {
   std::optional<StreamingHash> hash;
   if (options_.verify != VerifyMode::kOff) hash.emplace();
-  host_.reader().scan(slab, part, part.offset, part.bytes, options_.tile_bytes,
-                      [&](std::span<const std::byte> bytes) {
-                        if (hash) hash->update(bytes);
-                        device_.upload(to, bytes);
-                        device_.synchronize();
-                        to += bytes.size();
-                      });
+  host_.reader().scan(
+      slab, part, part.offset, part.bytes, tiles.block(), [&] { return tiles.next(); },
+      [&](std::span<const std::byte> bytes) {
+        tiles.send(to, bytes);
+        if (hash) hash->update(bytes);
+        to += bytes.size();
+      });
   if (!hash || hash->digest() == part.checksum) return;
   throw data_error(fmt::format("{} is damaged: its checksum differs from the manifest's",
                                part_label(store_, slab, part)),

@@ -80,8 +80,9 @@ class DeviceStager : public LayerSource {
   };
 
   Key key_of(std::int64_t layer, PartKind part) const;
+  class LoadTiles;
   void load_resident();
-  void upload_part(const SlabEntry& slab, const PartEntry& part, std::byte* to);
+  void upload_part(const SlabEntry& slab, const PartEntry& part, LoadTiles& tiles, std::byte* to);
   void load_end(PartKind kind, std::optional<End>& end);
   void load_head_matrix();
   void begin_stream();

@@ -141,14 +141,27 @@ StoreReader::Tensor StoreReader::read_tensor(const SlabEntry& slab, const PartEn
 
 void StoreReader::scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset,
                        std::int64_t size, std::int64_t block, const Visit& visit) {
-  AlignedBuffer buffer(align_up(std::min(block, size)) + 2 * kDirectAlignment);
+  AlignedBuffer buffer(scan_memory(std::min(block, size)));
+  scan(
+      slab, part, offset, size, block, [&] { return buffer.data(); }, visit);
+}
+
+// A block may begin and end within pages.
+std::int64_t StoreReader::scan_memory(std::int64_t block) {
+  return align_up(block) + 2 * kDirectAlignment;
+}
+
+void StoreReader::scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset,
+                       std::int64_t size, std::int64_t block, const NextMemory& next,
+                       const Visit& visit) {
   for (std::int64_t done = 0; done < size; done += block) {
     const std::int64_t count = std::min(block, size - done);
     const std::int64_t begin = align_down(offset + done);
     const std::int64_t end = align_up(offset + done + count);
-    read({slab, part}, begin, buffer.span().subspan(0, static_cast<std::size_t>(end - begin)));
-    visit(buffer.span().subspan(static_cast<std::size_t>(offset + done - begin),
-                                static_cast<std::size_t>(count)));
+    const std::span<std::byte> memory(next(), static_cast<std::size_t>(end - begin));
+    read({slab, part}, begin, memory);
+    visit(memory.subspan(static_cast<std::size_t>(offset + done - begin),
+                         static_cast<std::size_t>(count)));
   }
 }
 

@@ -45,6 +45,11 @@ class StoreReader {
   using Visit = std::function<void(std::span<const std::byte>)>;
   void scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset, std::int64_t size,
             std::int64_t block, const Visit& visit);
+  // … each block in memory that `next` gives: page-aligned, scan_memory(block) bytes.
+  using NextMemory = std::function<std::byte*()>;
+  static std::int64_t scan_memory(std::int64_t block);
+  void scan(const SlabEntry& slab, const PartEntry& part, std::int64_t offset, std::int64_t size,
+            std::int64_t block, const NextMemory& next, const Visit& visit);
 
   // Many extents of a slab at once, of any alignment: visit(i, bytes of extents[i]), in order.
   struct Extent {

@@ -24,7 +24,7 @@ std::size_t extent(const Copy& copy, std::size_t pitch) {
   return pitch * (copy.height - 1) + copy.width;
 }
 
-// Rows of pageable memory, copied now: the program may change them as soon as the call returns.
+// Rows of pageable memory, copied now, as if the driver had staged them.
 void stage(Copy& copy) {
   auto bytes = std::make_shared<std::vector<std::byte>>(copy.width * copy.height);
   for (std::size_t row = 0; row < copy.height; ++row)
@@ -80,7 +80,9 @@ cudaError_t copy_async(Runtime& runtime, Copy copy, cudaStream_t stream) {
     runtime.say(fmt::format("{} of pageable memory while the stream is captured", copy.what));
     return cudaErrorStreamCaptureUnsupported;
   }
-  if (places.source == Place::kPageable && !blocks) stage(copy);
+  // When a driver reads pageable memory is its own affair: at the call, or as late as the copy
+  // runs.
+  if (places.source == Place::kPageable && !blocks && runtime.random.chance(1, 2)) stage(copy);
   Operation operation{.what = copy.what};
   operation.work = make_copy_work(std::move(copy));
   const CompletionPtr completion = operation.completion;
@@ -190,6 +192,22 @@ cudaError_t cudaHostUnregister(void* pointer) {
     return runtime.pinned.remove(pointer) == PinnedMemory::Registered::kDone
                ? cudaSuccess
                : cudaErrorHostMemoryNotRegistered;
+  });
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  return call("cudaPointerGetAttributes", CallKind::kAsync, [&](Runtime& runtime) {
+    *attributes = {.type = cudaMemoryTypeUnregistered,
+                   .device = -2,
+                   .devicePointer = nullptr,
+                   .hostPointer = nullptr};
+    auto* const address = const_cast<void*>(pointer);
+    for (int number = 0; number < runtime.config.devices; ++number)
+      if (runtime.device(number).memory.find(pointer) != nullptr)
+        *attributes = {cudaMemoryTypeDevice, number, address, nullptr};
+    if (runtime.pinned.contains(pointer, 1))
+      *attributes = {cudaMemoryTypeHost, thread_state().device, address, address};
+    return cudaSuccess;
   });
 }
 

@@ -1,6 +1,7 @@
 #include "backend/cuda/argument_ring.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "backend/device_scratch.h"
@@ -51,8 +52,20 @@ std::byte* ArgumentRing::begin(std::int64_t bytes) {
 }
 
 void ArgumentRing::send(const std::byte* table, std::int64_t bytes, std::byte* device) {
-  fetch_table(device, table, aligned(bytes), stream_);
+  fetch(device, table, aligned(bytes), stream_);
   check_launch("fetching a table");
+}
+
+void ArgumentRing::send_copy(std::span<const std::byte> host, std::byte* device) {
+  while (!host.empty()) {
+    const auto some = host.first(std::min(host.size(), static_cast<std::size_t>(segment_bytes_)));
+    std::byte* const piece = begin(static_cast<std::int64_t>(some.size()));
+    std::memcpy(piece, some.data(), some.size());
+    fetch(device, piece, static_cast<std::int64_t>(some.size()), stream_);
+    check_launch("fetching from the host");
+    device += some.size();
+    host = host.subspan(some.size());
+  }
 }
 
 }  // namespace stagecoach::cuda

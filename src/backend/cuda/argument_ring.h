@@ -1,6 +1,6 @@
-// Small tables on their way to kernels (spans, row ids): written into page-locked memory, fetched
-// by a kernel on the stream of those that read them. Nobody waits, unless a whole ring of tables is
-// still on its way.
+// What is on its way from the host's memory to kernels (spans, row ids, rows): written into
+// page-locked memory, fetched by a kernel on the stream of those that read it. Nobody waits, unless
+// a whole ring of it is still on its way.
 #pragma once
 
 #include <array>
@@ -29,6 +29,8 @@ class ArgumentRing {
   // send() read it at `device`, those before what was there.
   std::byte* begin(std::int64_t bytes);
   void send(const std::byte* table, std::int64_t bytes, std::byte* device);
+  // Of any memory, and as much as there is: it is the caller's again when this returns.
+  void send_copy(std::span<const std::byte> host, std::byte* device);
 
  private:
   // A segment is written again once what was copied from it is done.

@@ -32,6 +32,19 @@ constexpr std::int64_t kOriginServesNs = 10'000'000'000;
 // Of row ids, from the start on.
 constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 
+// Where kernels find memory of the host; null: it is not page-locked, or not as a whole.
+const std::byte* page_locked(std::span<const std::byte> host) {
+  const auto address = [](const std::byte& byte) -> const std::byte* {
+    cudaPointerAttributes known{};
+    if (cudaPointerGetAttributes(&known, &byte) != cudaSuccess) cudaGetLastError();
+    return known.type == cudaMemoryTypeHost ? static_cast<const std::byte*>(known.devicePointer)
+                                            : nullptr;
+  };
+  const std::byte* const first = address(host.front());
+  if (first == nullptr || address(host.back()) != first + host.size() - 1) return nullptr;
+  return first;
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
@@ -81,7 +94,12 @@ class CudaBackend final : public Backend {
     if (recorder_.recording()) return recorder_.mark();
     return std::make_shared<CudaEvent>(origin(), ops_);
   }
-  void wait_for(const EventPtr& event) override { wait(ops_, event); }
+  void wait_for(const EventPtr& event) override {
+    if (event == nullptr) return;
+    device_.use();
+    wait(ops_, event);
+    products_.wait_for(static_cast<const CudaEvent&>(*event).handle());
+  }
   void send_spans(std::span<const KvSpan> spans) override {
     device_.use();
     spans_.send(spans);
@@ -104,6 +122,8 @@ class CudaBackend final : public Backend {
   }
   void matmul(const MatmulArgs& args) override {
     device_.use();
+    // Of many rows it would be on two streams.
+    STAGECOACH_CHECK(args.rows <= kMostFewRows || !recorder_.recording());
     products_.multiply(args);
   }
   void norm(const NormArgs& args) override {
@@ -162,10 +182,8 @@ class CudaBackend final : public Backend {
     return origin_;
   }
 
-  // Of memory that ops hold here, and that moves when it grows.
-  GraphRecorder::Addresses addresses() const {
-    return {spans_.memory(), attention_.data(), products_.weights(), products_.inputs()};
-  }
+  // Of memory that recorded ops use here, and that moves when it grows.
+  GraphRecorder::Addresses addresses() const { return {spans_.memory(), attention_.data()}; }
 
   const Device device_;
   const int threads_;
@@ -195,6 +213,7 @@ Buffer CudaBackend::allocate(std::int64_t bytes) {
   }
   check(status, "allocating device memory");
   Buffer buffer(this, static_cast<std::byte*>(data), bytes);
+  products_.ops_bring_weights();
   check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(bytes), ops_), "clearing memory");
   return buffer;
 }
@@ -202,9 +221,11 @@ Buffer CudaBackend::allocate(std::int64_t bytes) {
 void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
   if (host.empty()) return;
   device_.use();
-  // From pageable memory the driver takes a copy before it returns: the caller's is free.
-  check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, ops_),
-        "copying to the device");
+  products_.ops_bring_weights();
+  const std::byte* const locked = page_locked(host);
+  if (locked == nullptr) return arguments_.send_copy(host, device);
+  run("fetching from the host",
+      [&] { fetch(device, locked, static_cast<std::int64_t>(host.size()), ops_); });
 }
 
 void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
@@ -217,9 +238,8 @@ void CudaBackend::download(std::span<std::byte> host, const std::byte* device) {
 
 void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
   if (from.empty()) return;
-  device_.use();
-  check(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyDeviceToDevice, ops_),
-        "copying within the device");
+  run("copying within the device",
+      [&] { fetch(to, from.data(), static_cast<std::int64_t>(from.size()), ops_); });
 }
 
 std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {

@@ -68,16 +68,14 @@ Device::Device(const CudaOptions& options) {
   use();
 }
 
+// Each time: a library that works on the same thread, as an MPI that knows CUDA does, may have
+// chosen another one, and that this one is chosen already is soon found out.
 void Device::use() const {
-  if (!try_use()) check(cudaSetDevice(ordinal_), "choosing the device");
+  check(cudaSetDevice(ordinal_), "choosing the device");
 }
 
 bool Device::try_use() const noexcept {
-  thread_local int current = -1;
-  if (current == ordinal_) return true;
-  if (cudaSetDevice(ordinal_) != cudaSuccess) return false;
-  current = ordinal_;
-  return true;
+  return cudaSetDevice(ordinal_) == cudaSuccess;
 }
 
 std::string Device::architecture() const {

@@ -78,6 +78,23 @@ class CudaEvent final : public Event {
   cudaEvent_t event_ = nullptr;
 };
 
+// Orders streams, as often as it is recorded. Nothing waits for one that never was.
+class Order {
+ public:
+  Order() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event"); }
+  ~Order() { cudaEventDestroy(event_); }
+  Order(const Order&) = delete;
+  Order& operator=(const Order&) = delete;
+
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void hold(cudaStream_t stream) const {
+    check(cudaStreamWaitEvent(stream, event_, 0), "ordering streams");
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // Device memory that grows when more is wanted; what was in it is then gone.
 class Scratch {
  public:

@@ -1,6 +1,8 @@
 #include "backend/cuda/products.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "backend/device_scratch.h"
 #include "base/error.h"
@@ -74,6 +76,10 @@ void Products::multiply(const MatmulArgs& args) {
     multiply_many(args);
 }
 
+void Products::wait_for(cudaEvent_t event) {
+  check(cudaStreamWaitEvent(unpacking_, event, 0), "ordering streams");
+}
+
 void Products::multiply_few(const MatmulArgs& args) {
   matmul_few_rows(args, stream_);
   check_launch("a product of few rows");
@@ -86,10 +92,10 @@ void Products::multiply_many(const MatmulArgs& args) {
   const void* x = args.x.data;
   std::int64_t x_stride = args.x.stride / use.bytes;
   if (args.x.type == InputType::kInt8) {
-    void* const unpacked = inputs_.get(args.rows * args.in * use.bytes);
-    unpack_input({.x = args.x, .rows = args.rows, .cols = args.in, .to = unpacked}, stream_);
+    void* const inputs = inputs_.get(args.rows * args.in * use.bytes);
+    unpack_input({.x = args.x, .rows = args.rows, .cols = args.in, .to = inputs}, stream_);
     check_launch("unpacking inputs");
-    x = unpacked;
+    x = inputs;
     x_stride = args.in;
   }
   add_bias(args, stream_);
@@ -97,9 +103,15 @@ void Products::multiply_many(const MatmulArgs& args) {
   const float one = 1.0f, beta = args.accumulate || args.bias != nullptr ? 1.0f : 0.0f;
   const std::int64_t all = padded_outputs(args.out);
   const std::int64_t at_once = std::min(all, outputs_at_once(args.in, use.bytes));
-  void* const weights = weights_.get(at_once * args.in * use.bytes);
+  if (std::exchange(brought_, false)) {
+    weights_are_there_.record(stream_);
+    weights_are_there_.hold(unpacking_);
+  }
   for (std::int64_t first = 0; first < all; first += at_once) {
     const std::int64_t count = std::min(at_once, all - first);
+    Unpacked& unpacked = unpacked_[turn_++ % std::size(unpacked_)];
+    void* const weights = unpacked.weights.get(at_once * args.in * use.bytes);
+    unpacked.read.hold(unpacking_);
     unpack_weight({.weight = args.weight,
                    .weight_type = args.weight_type,
                    .in = args.in,
@@ -107,8 +119,10 @@ void Products::multiply_many(const MatmulArgs& args) {
                    .count = count,
                    .to = weights,
                    .to_type = use.type},
-                  stream_);
+                  unpacking_);
     check_launch("unpacking weights");
+    unpacked.written.record(unpacking_);
+    unpacked.written.hold(stream_);
     const std::int64_t outputs = std::min(count, args.out - first);
     check(cublasGemmEx(cublas_.handle, CUBLAS_OP_N, CUBLAS_OP_N, static_cast<int>(outputs),
                        static_cast<int>(args.rows), static_cast<int>(args.in), &one, weights,
@@ -116,6 +130,7 @@ void Products::multiply_many(const MatmulArgs& args) {
                        &beta, args.y + first, CUDA_R_32F, static_cast<int>(args.y_stride),
                        use.compute, CUBLAS_GEMM_DEFAULT),
           "a matrix product");
+    unpacked.read.record(stream_);
   }
 }
 

@@ -1,4 +1,7 @@
 // Matrix products on the device: own kernels for few rows, cuBLAS for many.
+//
+// For many rows weights are unpacked first, some outputs at a time, on a stream of their own:
+// beside the product before, or whatever else the ops' stream does. Two buffers take turns.
 #pragma once
 
 #include <cublas_v2.h>
@@ -20,9 +23,11 @@ class Products {
   bool multiplies(InputType input, DType weights) const;
   void multiply(const MatmulArgs& args);
 
-  // Scratch memory, which moves when it grows.
-  const void* weights() const { return weights_.data(); }
-  const void* inputs() const { return inputs_.data(); }
+  // Unpacking is not in the order of ops: it is told when weights are there. Once what is queued by
+  // then, on the ops' stream, is done:
+  void ops_bring_weights() { brought_ = true; }
+  // … or once `event` has passed.
+  void wait_for(cudaEvent_t event);
 
  private:
   void multiply_few(const MatmulArgs& args);
@@ -38,8 +43,17 @@ class Products {
     Cublas& operator=(const Cublas&) = delete;
     cublasHandle_t handle = nullptr;
   } cublas_;
-  Scratch weights_;  // unpacked, some outputs at a time
-  Scratch inputs_;   // unpacked, of kInt8
+  struct Unpacked {
+    Scratch weights;  // of some outputs
+    Order written, read;
+  };
+
+  Stream unpacking_;
+  Unpacked unpacked_[2];
+  std::size_t turn_ = 0;
+  bool brought_ = false;
+  Order weights_are_there_;
+  Scratch inputs_;  // unpacked, of kInt8
 };
 
 }  // namespace stagecoach::cuda

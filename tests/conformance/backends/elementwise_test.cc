@@ -13,6 +13,34 @@ TEST_P(Elementwise, MemoryIsZeroedAndComesBack) {
   EXPECT_EQ(floats_of(on_device(values)), values);
 }
 
+// Any length at any address, more than is in flight at once, and from both kinds of memory.
+TEST_P(Elementwise, UploadsReadMemoryWhileItIsTheirs) {
+  constexpr std::int64_t kMost = 3 << 20;
+  const Bytes zeros(kMost);
+  Bytes bytes(kMost);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + i / 251);
+  Bytes locked = bytes;
+  const std::shared_ptr<void> lock = backend().pin(locked);
+  for (const std::int64_t count :
+       {std::int64_t{1}, std::int64_t{16}, std::int64_t{4099}, kMost - 1})
+    for (const std::int64_t offset : {0, 1}) {
+      const Buffer plain = backend().allocate(kMost), pinned = backend().allocate(kMost);
+      {
+        Bytes source(bytes.begin(), bytes.begin() + count);
+        backend().upload(plain.data() + offset, source);
+        source.assign(source.size(), std::byte{0xee});
+      }
+      backend().upload(pinned.data() + offset, std::span(locked).first(count));
+      Bytes expected = zeros;
+      std::copy_n(bytes.begin(), count, expected.begin() + offset);
+      ASSERT_TRUE(bytes_of(plain) == expected) << count << " bytes at " << offset;
+      ASSERT_TRUE(bytes_of(pinned) == expected) << count << " bytes at " << offset;
+      const Buffer copy = backend().allocate(kMost);
+      backend().copy(copy.data(), {pinned.data(), static_cast<std::size_t>(offset + count)});
+      ASSERT_TRUE(bytes_of(copy) == expected) << count << " bytes at " << offset;
+    }
+}
+
 TEST_P(Elementwise, CopiesGoAheadAndOpsWaitForThem) {
   // Two slots that a chain of copies and ops takes turns with.
   constexpr std::int64_t kCount = 5000, kRounds = 12;

@@ -138,6 +138,43 @@ TEST_P(Products, AgreeWithTheOracleOverAwkwardShapes) {
       }
 }
 
+// Weights that pass through slots, as a rank's do, with nobody waiting but the device: products
+// get them when they are there, and what a product makes of them is its own until it has read it.
+TEST_P(Products, InARowLeaveWhatEachLeavesAlone) {
+  constexpr Shape kShape{40, 96, 48};
+  constexpr std::size_t kProducts = 12, kSlots = 5;
+  for (const InputType input : kInputs) {
+    const DType type = input == InputType::kBF16 ? DType::kBF16 : DType::kQ8;
+    if (!backend().multiplies(input, type)) continue;
+    std::vector<Problem> problems;
+    std::vector<Floats> expected;
+    std::vector<std::shared_ptr<void>> pinned;
+    std::vector<Buffer> results;
+    for (std::size_t i = 0; i < kProducts; ++i) {
+      problems.push_back(make(kShape, input, type));
+      problems.back().packed_x = problems.front().packed_x;
+      expected.push_back(run(problems.back(), false, false));
+      results.push_back(on_device(problems.back().y));
+    }
+    for (Problem& p : problems) pinned.push_back(backend().pin(p.packed));
+    const auto bytes = static_cast<std::int64_t>(problems.front().packed.size());
+    const Buffer x = on_device(problems.front().packed_x);
+    std::vector<Buffer> slots;
+    for (std::size_t i = 0; i < kSlots; ++i) slots.push_back(backend().allocate(bytes));
+    std::vector<EventPtr> used(kSlots, backend().mark());
+    for (std::size_t i = 0; i < kProducts; ++i) {
+      const Problem& p = problems[i];
+      const Buffer& slot = slots[i % kSlots];
+      backend().wait_for(backend().copy_ahead(slot.data(), p.packed, used[i % kSlots]));
+      backend().matmul(p.args(x.data(), slot.data(), nullptr, results[i].f32(), false));
+      used[i % kSlots] = backend().mark();
+    }
+    for (std::size_t i = 0; i < kProducts; ++i)
+      ASSERT_EQ(floats_of(results[i]), expected[i])
+          << "product " << i << ", input " << static_cast<int>(input);
+  }
+}
+
 // A decode step's bits do not depend on who else decodes.
 TEST_P(Products, FewRowsDoNotDependOnTheirBatchMates) {
   for (const InputType input : kInputs)

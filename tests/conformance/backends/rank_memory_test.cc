@@ -53,6 +53,37 @@ TEST_P(RankMemory, ADevicesPagesAreCountedInWholeSlabs) {
   EXPECT_EQ(KvCache::device_bytes(2, 17 * kMiB), 36 * kMiB);  // a page each
 }
 
+// A tile is read into again while the other, or itself, may still be on its way.
+TEST_P(RankMemory, LayersThatStayAreWhatTheStoreHas) {
+  if (!is_gpu()) GTEST_SKIP() << "the host uses layers where they were read";
+  const ModelSpec spec = small_spec();
+  const TemporaryFolder folder;
+  write_small_store(folder.path() / "store", spec);
+  const LayerStore store(folder.path() / "store");
+  Timeline timeline;
+  StagingPlan plan = all_in_memory({.layers = {{0, spec.num_hidden_layers}}});
+  LayerStager in_memory(store, plan, {}, timeline);
+  for (StagedLayer& layer : plan.layers) layer.on_device = true;
+  StagerOptions options;
+  options.tile_bytes = 512;
+  options.pin = [&](std::span<std::byte> memory) { return backend().pin(memory); };
+  LayerStager host(store, plan, options, timeline);
+  DeviceStager device(host, store, plan, options, backend(), timeline);
+  for (std::int64_t layer = 0; layer < spec.num_hidden_layers; ++layer)
+    for (const PartKind part : {PartKind::kAttention, PartKind::kMlp}) {
+      const LayerLease expected = in_memory.lease(layer, part, NextUse::kNextPass),
+                       found = device.lease(layer, part, NextUse::kNextPass);
+      for (int role = 0; role < kTensorRoles; ++role) {
+        const TensorView& tensor = expected[static_cast<TensorRole>(role)];
+        if (!tensor) continue;
+        Bytes bytes(static_cast<std::size_t>(tensor.bytes()));
+        backend().download(bytes, found[static_cast<TensorRole>(role)].data);
+        ASSERT_EQ(std::memcmp(bytes.data(), tensor.data, bytes.size()), 0)
+            << "layer " << layer << ", " << role_name(static_cast<TensorRole>(role));
+      }
+    }
+}
+
 // The head's matrix in tiles of one panel, from disk and from the host's memory: ops may still read
 // one while the next is copied, and nobody waits but them.
 TEST_P(RankMemory, TilesOfTheHeadAreNotOverwrittenWhileOpsReadThem) {
