@@ -60,7 +60,7 @@ template <typename T>
 __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-#if defined(STAGECOACH_CUDA_SIM)
+#if defined(STAGECOACH_CUDA_SIM) && __CUDA_ARCH__ >= 800
   cuda_sim::mma_m16n8k16(kHalf ? cuda_sim::TensorType::kF16 : cuda_sim::TensorType::kBF16, a.pair,
                          b.pair, c.value);
 #elif __CUDA_ARCH__ >= 800
@@ -82,11 +82,15 @@ __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
   if constexpr (kHalf) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)  // of k
+#ifdef STAGECOACH_CUDA_SIM
+      cuda_sim::mma_m16n8k8({a.pair[2 * half], a.pair[2 * half + 1]}, {b.pair[half]}, c.value);
+#else
       asm volatile(
           "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
           "{%0, %1, %2, %3};"
           : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
           : "r"(a.pair[2 * half]), "r"(a.pair[2 * half + 1]), "r"(b.pair[half]));
+#endif
   } else {
     __trap();
   }
@@ -125,7 +129,7 @@ inline constexpr bool kCopiesAreAsynchronous = true;
 // 16. They have arrived for this thread after wait_for_copies, for others after a barrier behind
 // it. Before compute capability 8.0 the thread copies them itself.
 __device__ inline void copy_async(void* shared, const void* global, bool there) {
-#if defined(STAGECOACH_CUDA_SIM)
+#if defined(STAGECOACH_CUDA_SIM) && __CUDA_ARCH__ >= 800
   cuda_sim::copy_async(shared, global, there ? 16 : 0);
 #elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -140,7 +144,7 @@ __device__ inline void copy_async(void* shared, const void* global, bool there) 
 
 // Ends a group of copies.
 __device__ inline void end_copies() {
-#if defined(STAGECOACH_CUDA_SIM)
+#if defined(STAGECOACH_CUDA_SIM) && __CUDA_ARCH__ >= 800
   cuda_sim::commit_copies();
 #elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -150,7 +154,7 @@ __device__ inline void end_copies() {
 // Waits for all groups of this thread but the latest kLatest.
 template <int kLatest>
 __device__ void wait_for_copies() {
-#if defined(STAGECOACH_CUDA_SIM)
+#if defined(STAGECOACH_CUDA_SIM) && __CUDA_ARCH__ >= 800
   cuda_sim::wait_copies(kLatest);
 #elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" : : "n"(kLatest) : "memory");

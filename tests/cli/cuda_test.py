@@ -1,6 +1,7 @@
 """Runs on a GPU as a user sees them. The GPU is a simulated one (tests/cuda_sim): slow, so models and texts are tiny."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -10,8 +11,8 @@ import subprocess
 import time
 import unittest
 
-from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, TIMEOUT, StoreTest, has_driver, json_lines, mpirun, run,
-                     simulated)
+from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver, json_lines, mpirun,
+                     run, simulated)
 
 # Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
 # megabyte, to which least budgets are rounded up.
@@ -19,6 +20,8 @@ LAYERS = 24
 DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 160,
         "n_layer": LAYERS, "n_head": 4, "activation_function": "gelu_new"}
 IDS = "5 6 7 8"
+# Of simulated devices, for tests of what depends on the order of what is unordered; scripts/sim_soak gives others.
+SEEDS = [int(seed) for seed in os.environ.get("STAGECOACH_TEST_SEEDS", "1 2 3").split()]
 PATIENCE = 60  # seconds that a job may take to get somewhere, or to be gone
 MB = 1_000_000
 # What a driver that is too old has a user read, with --device cuda or auto.
@@ -140,7 +143,7 @@ class CudaResults(Cuda):
 
     def test_any_order_of_what_is_unordered_gives_the_same_text(self):
         memory = self.least_device_memory() + MB
-        for seed in (2, 3, 4):
+        for seed in SEEDS:
             self.generates("--device-memory", memory, count=2, text=self.two_words, seed=seed)
 
     def test_copies_from_memory_that_cannot_be_locked(self):
@@ -290,7 +293,7 @@ class CudaReports(DeepStore):
         self.assertEqual(micro_batch("--device-memory", least), 256)
 
     def test_a_device_does_one_thing_at_a_time(self):
-        for seed in (1, 2):
+        for seed in SEEDS:
             report = self.folder / f"report-{seed}"
             self.generates("--report", report, count=2, text=self.two_words, seed=seed)
             computing = [s for s in self.spans(report) if s["name"].split()[0] in ("attention", "mlp", "head")]
@@ -344,7 +347,7 @@ class CudaCpuLayers(DeepStore):
         flags = ("--cpu-layers", 4, "--device-memory", device)
         host = self.least("--memory", self.generate_deep(*flags, "--memory", "1MB"))
         report = self.folder / "report"
-        for seed in (1, 2):
+        for seed in SEEDS:
             process = self.succeeds(self.generate_deep(*flags, "--memory", host, "--report", report, seed=seed))
             self.assertEqual(json_lines(process)[0]["ids"], self.expected)
         self.assertEqual(self.on_processor(process), 4)
@@ -475,13 +478,49 @@ class CudaRanks(Cuda):
         return subprocess.run([str(word) for word in line], capture_output=True, text=True, timeout=TIMEOUT, check=False,
                               env=ENVIRONMENT | simulated(**settings) | {"STAGECOACH_TEST_JOB": self.job})
 
-    def with_faults_on(self, victim, faults, *flags):
+    def with_faults_on(self, victim, faults, *flags, seed):
         """Two ranks that would generate for long, one of them on a device that fails."""
         words = " ".join(f"'{w}'" for w in (*self.words(100), "--ignore-eos", "--verbose", *flags))
         script = (f'[ "$OMPI_COMM_WORLD_RANK" = {victim} ] && export STAGECOACH_CUDA_SIM_FAULTS={faults}; '
                   f'exec "$0" generate --store {self.store} --device cuda {words}')
         return subprocess.run(mpirun(2) + ["sh", "-c", script, BINARY], capture_output=True, text=True, timeout=TIMEOUT, check=False,
-                              env=ENVIRONMENT | simulated(devices=2) | {"STAGECOACH_TEST_JOB": self.job})
+                              env=ENVIRONMENT | simulated(devices=2, seed=seed) | {"STAGECOACH_TEST_JOB": self.job})
+
+    def example(self, name, ranks, *flags):
+        """A job file of configs/jobs, run where it says for a few tokens of the small model: what one rank on the CPU writes, and what
+        ranks write that have a GPU each."""
+        report = self.folder / name
+        command = [BINARY, "generate", "--job", f"configs/jobs/{name}.toml", "--store", self.store, "--max-new-tokens", 2, "--seed", 5,
+                   *REFERENCE, *flags]
+        processes = []
+        for line in ([*command, "--device", "cpu"], [*mpirun(ranks), *command, "--device-memory", "1GB", "--report", report]):
+            process = subprocess.run([str(word) for word in line], capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=SOURCE,
+                                     env=ENVIRONMENT | simulated(devices=ranks) | {"STAGECOACH_TEST_JOB": self.job})
+            processes.append(self.succeeds(process))
+        devices = [(rank["rank"], rank["device"]) for rank in json.loads((report / "run.json").read_text())["ranks"]]
+        self.assertEqual(devices, [(rank, f"GPU {rank} (Simulated GPU (sm_86))") for rank in range(ranks)])
+        return processes
+
+    def test_the_example_of_several_gpus(self):
+        alone, together = self.example("gptj-several-gpus", 2)
+        self.assertTrue(alone.stdout.strip())
+        self.assertEqual(together.stdout, alone.stdout)
+
+    def test_the_example_of_several_gpus_with_8_prompts(self):
+        alone, together = map(json_lines, self.example("gptj-several-gpus-8-prompts", 4, "--json"))
+        self.assertEqual(len(alone), 8)
+        self.assertEqual([r["ids"] for r in together], [r["ids"] for r in alone])
+
+    def test_four_ranks_on_four_devices(self):
+        self.assertEqual(on_device(self.generates(ranks=4, devices=4)), (1, 1, False))
+
+    def test_four_ranks_whose_layers_stream(self):
+        windows = ("--windows", "0:4,4:5,5:6,6:7")
+        least = self.least("--device-memory", self.run_simulated("generate", *self.words(), *windows, "--device-memory", "1MB",
+                                                                 ranks=4, devices=4))
+        for seed in SEEDS:
+            process = self.generates(*windows, "--device-memory", least, ranks=4, devices=4, seed=seed)
+            self.assertEqual(on_device(process), (0, 4, True))
 
     def test_two_ranks_on_two_devices(self):
         process = self.generates(ranks=2, devices=2)
@@ -540,19 +579,19 @@ class CudaRanks(Cuda):
         self.fails(self.run_simulated("generate", *self.words(), ranks=2, devices=0), 4, "no GPU that CUDA can use")
 
     def test_a_device_lost_on_one_rank_ends_all(self):
-        for victim, error in ((0, "cudaErrorLaunchFailure"), (1, "cudaErrorDevicesUnavailable")):
-            with self.subTest(victim=victim, error=error):
-                process = self.with_faults_on(victim, f"launch:60:{error}")
+        for seed, (victim, error) in itertools.product(SEEDS, ((0, "cudaErrorLaunchFailure"), (1, "cudaErrorDevicesUnavailable"))):
+            with self.subTest(victim=victim, error=error, seed=seed):
+                process = self.with_faults_on(victim, f"launch:60:{error}", seed=seed)
                 self.assertIn("all ranks are ready", process.stderr)
                 self.fails(process, 4, f"rank {victim} on ", "failed on the GPU", error)
                 self.nothing_runs()
 
     def test_a_device_lost_on_one_rank_while_its_layers_stream_ends_all(self):
         least = self.least_device_memory(ranks=2, devices=2)
-        for victim, number in ((0, 40), (0, 43), (1, 41)):
-            with self.subTest(victim=victim, number=number):
+        for seed, (victim, number) in itertools.product(SEEDS, ((0, 40), (0, 43), (1, 41))):
+            with self.subTest(victim=victim, number=number, seed=seed):
                 process = self.with_faults_on(victim, f"cudaEventCreateWithFlags:{number}:cudaErrorDevicesUnavailable",
-                                              "--device-memory", least)
+                                              "--device-memory", least, seed=seed)
                 self.fails(process, 4, f"rank {victim} on ", "failed on the GPU", "cudaErrorDevicesUnavailable")
 
 
@@ -602,49 +641,53 @@ class CudaFailures(Cuda):
         self.generates("--device-memory", least + MB, memory=least + MB)
 
     def test_allocations_that_fail(self):
-        for number in (1, 2, 3, 12, 20, 28):
-            with self.subTest(number):
-                self.refused(4, "memory", "try: a smaller --device-memory", faults=f"cudaMalloc:{number}:cudaErrorMemoryAllocation")
+        for seed, number in itertools.product(SEEDS, (1, 2, 3, 12, 20, 28)):
+            with self.subTest(number=number, seed=seed):
+                self.refused(4, "memory", "try: a smaller --device-memory", faults=f"cudaMalloc:{number}:cudaErrorMemoryAllocation",
+                             seed=seed)
 
-    def fails_midway(self, *words, faults, flags=(), code=4):
-        process = self.run_simulated("generate", *self.words(100), "--ignore-eos", "--verbose", *flags, faults=faults)
+    def fails_midway(self, *words, faults, seed, flags=(), code=4):
+        process = self.run_simulated("generate", *self.words(100), "--ignore-eos", "--verbose", *flags, faults=faults, seed=seed)
         self.assertIn("all ranks are ready", process.stderr)
         self.fails(process, code, *words)
         self.assertNotIn("terminate called", process.stderr)
 
     def test_a_device_that_fails_or_is_lost(self):
-        for faults in ("launch:5:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
-                       "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecordWithFlags:60:cudaErrorDevicesUnavailable",
-                       "cudaStreamSynchronize:40:cudaErrorDevicesUnavailable"):
-            with self.subTest(faults):
-                self.fails_midway("failed on the GPU", faults.split(":")[2], "try: nvidia-smi and dmesg", "--device cpu", faults=faults)
+        all_faults = ("launch:5:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
+                      "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecordWithFlags:60:cudaErrorDevicesUnavailable",
+                      "cudaStreamSynchronize:40:cudaErrorDevicesUnavailable")
+        for seed, faults in itertools.product(SEEDS, all_faults):
+            with self.subTest(faults, seed=seed):
+                self.fails_midway("failed on the GPU", faults.split(":")[2], "try: nvidia-smi and dmesg", "--device cpu", faults=faults,
+                                  seed=seed)
 
     def test_a_device_lost_at_any_call(self):
-        for number in range(1, 400, 37):
-            with self.subTest(number):
-                process = self.run_simulated("generate", *self.words(2), faults=f"any:{number}:cudaErrorDevicesUnavailable")
+        for seed, number in itertools.product(SEEDS, range(1, 400, 37)):
+            with self.subTest(number=number, seed=seed):
+                process = self.run_simulated("generate", *self.words(2), faults=f"any:{number}:cudaErrorDevicesUnavailable", seed=seed)
                 self.fails(process, 4, "try: nvidia-smi")
 
     # Events are waited for in a destructor, and made in another one: std::terminate.
     def test_a_device_that_fails_while_layers_stream(self):
         least = self.least_device_memory()
-        for number in (61, 62, 63):
-            with self.subTest(number):
+        for seed, number in itertools.product(SEEDS, (61, 62, 63)):
+            with self.subTest(number=number, seed=seed):
                 self.fails_midway("failed on the GPU", "cudaErrorLaunchFailure", faults=f"launch:{number}:cudaErrorLaunchFailure",
-                                  flags=("--device-memory", least))
+                                  flags=("--device-memory", least), seed=seed)
 
     def test_a_device_lost_while_layers_stream(self):
         least = self.least_device_memory()
-        for number in (60, 61, 62, 63):
-            with self.subTest(number):
-                self.fails_midway("failed on the GPU", "cudaErrorDevicesUnavailable",
+        for seed, number in itertools.product(SEEDS, (60, 61, 62, 63)):
+            with self.subTest(number=number, seed=seed):
+                self.fails_midway("failed on the GPU", "cudaErrorDevicesUnavailable", seed=seed,
                                   faults=f"cudaEventCreateWithFlags:{number}:cudaErrorDevicesUnavailable", flags=("--device-memory", least))
 
     def test_copies_that_fail(self):
-        for number, error in ((2, "cudaErrorUnknown"), (12, "cudaErrorDevicesUnavailable"), (30, "cudaErrorUnknown"),
-                              (33, "cudaErrorDevicesUnavailable")):
-            with self.subTest(number):
-                process = self.run_simulated("generate", *self.words(100), faults=f"cudaMemcpyAsync:{number}:{error}")
+        all_faults = ((2, "cudaErrorUnknown"), (12, "cudaErrorDevicesUnavailable"), (30, "cudaErrorUnknown"),
+                      (33, "cudaErrorDevicesUnavailable"))
+        for seed, (number, error) in itertools.product(SEEDS, all_faults):
+            with self.subTest(number=number, seed=seed):
+                process = self.run_simulated("generate", *self.words(100), faults=f"cudaMemcpyAsync:{number}:{error}", seed=seed)
                 self.fails(process, 4, "failed on the GPU", error, "try: nvidia-smi")
 
     def test_cublas_that_fails(self):

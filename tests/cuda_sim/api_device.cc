@@ -19,17 +19,32 @@ namespace {
 constexpr int kMaxThreadsPerBlock = 1024;
 constexpr unsigned kMaxBlock[3] = {1024, 1024, 64};
 constexpr unsigned kMaxGrid[3] = {2147483647, 65535, 65535};
-constexpr int kSharedReserved = 1024;
+
+// What a multiprocessor has (CUDA C++ Programming Guide, "Technical Specifications per Compute
+// Capability"). From 8.0 on the driver takes 1 KiB of a block's shared memory.
+struct Multiprocessor {
+  std::size_t shared;  // bytes
+  std::size_t reserved;
+  int threads;
+};
+Multiprocessor multiprocessor_of(int capability) {
+  if (capability < 80) return {.shared = 64 * 1024, .reserved = 0, .threads = 1024};
+  if (capability < 86) return {.shared = 164 * 1024, .reserved = 1024, .threads = 2048};
+  if (capability >= 90 && capability < 120)
+    return {.shared = 228 * 1024, .reserved = 1024, .threads = 2048};
+  return {.shared = 100 * 1024, .reserved = 1024, .threads = 1536};
+}
 
 cudaDeviceProp properties_of(const Config& config, int device) {
+  const Multiprocessor multiprocessor = multiprocessor_of(config.capability);
   cudaDeviceProp p{};
   fmt::format_to_n(p.name, sizeof p.name - 1, "Simulated GPU (sm_{})", config.capability);
   p.uuid.bytes[0] = static_cast<char>(device);
   p.totalGlobalMem = config.memory;
   p.sharedMemPerBlock = config.shared_per_block;
-  p.sharedMemPerBlockOptin = config.shared_per_block_optin;
-  p.sharedMemPerMultiprocessor = config.shared_per_block_optin + kSharedReserved;
-  p.reservedSharedMemPerBlock = kSharedReserved;
+  p.sharedMemPerBlockOptin = multiprocessor.shared - multiprocessor.reserved;
+  p.sharedMemPerMultiprocessor = multiprocessor.shared;
+  p.reservedSharedMemPerBlock = multiprocessor.reserved;
   p.regsPerBlock = p.regsPerMultiprocessor = 65536;
   p.warpSize = 32;
   p.memPitch = 2147483647;
@@ -50,7 +65,7 @@ cudaDeviceProp properties_of(const Config& config, int device) {
   p.unifiedAddressing = 1;
   p.memoryBusWidth = 256;
   p.l2CacheSize = static_cast<int>(config.l2_cache);
-  p.maxThreadsPerMultiProcessor = 1536;
+  p.maxThreadsPerMultiProcessor = multiprocessor.threads;
   p.maxBlocksPerMultiProcessor = 16;
   p.streamPrioritiesSupported = 1;
   p.canUseHostPointerForRegisteredMem = 1;
@@ -317,8 +332,9 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
   return call("cudaFuncSetAttribute", CallKind::kAsync, [&](Runtime& runtime) {
     if (function == nullptr) return cudaErrorInvalidDeviceFunction;
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
+    const Multiprocessor multiprocessor = multiprocessor_of(runtime.config.capability);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-        static_cast<std::size_t>(value) > runtime.config.shared_per_block_optin)
+        static_cast<std::size_t>(value) > multiprocessor.shared - multiprocessor.reserved)
       return cudaErrorInvalidValue;
     runtime.shared_limits[function] = value;
     return cudaSuccess;

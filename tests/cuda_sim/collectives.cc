@@ -17,8 +17,8 @@ const char* name(BarrierKind kind) {
 const char* name(WarpKind kind) {
   constexpr const char* kNames[] = {"__syncwarp",       "__shfl_sync",     "__shfl_up_sync",
                                     "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync",
-                                    "__any_sync",       "__all_sync",      "mma",
-                                    "ldmatrix"};
+                                    "__any_sync",       "__all_sync",      "mma.m16n8k16",
+                                    "mma.m16n8k8",      "ldmatrix"};
   return kNames[static_cast<int>(kind)];
 }
 

@@ -8,11 +8,13 @@
 
 #include "block_state.h"
 #include "kernels/include/dtype.h"
+#include "runtime.h"
 
 namespace cuda_sim {
 namespace {
 
 constexpr std::uintptr_t kRowBytes = 16;  // alignment, too
+constexpr int kAmpere = 80;
 
 struct MmaOperands {
   const std::uint32_t* a;
@@ -33,13 +35,14 @@ float half_of(std::uint32_t pair, unsigned high) {
 
 // Of a: register 2 (k / 8) + row / 8 of lane 4 (row % 8) + k % 8 / 2. Of b: register k / 8 of lane
 // 4 column + k % 8 / 2. Of c: register 2 (row / 8) + column % 2 of lane 4 (row % 8) + column / 2.
-template <TensorType kType>
+// kDepth is the extent of k: with 8 there are half as many registers of a and b.
+template <TensorType kType, unsigned kDepth>
 void multiply(void* const* lanes) {
   const auto of = [&](unsigned lane) -> const MmaOperands& {
     return *static_cast<const MmaOperands*>(lanes[lane]);
   };
-  float a[16][16], b[8][16];
-  for (unsigned k = 0; k < 16; ++k) {
+  float a[16][kDepth], b[8][kDepth];
+  for (unsigned k = 0; k < kDepth; ++k) {
     for (unsigned row = 0; row < 16; ++row)
       a[row][k] = half_of<kType>(of(row % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + row / 8], k % 2);
     for (unsigned column = 0; column < 8; ++column)
@@ -49,7 +52,7 @@ void multiply(void* const* lanes) {
     for (unsigned column = 0; column < 8; ++column) {
       float& c = of(row % 8 * 4 + column / 2).c[row / 8 * 2 + column % 2];
       float sum = c;
-      for (unsigned k = 0; k < 16; ++k) {
+      for (unsigned k = 0; k < kDepth; ++k) {
         const float product = a[row][k] * b[column][k];
         sum += product;
       }
@@ -73,6 +76,14 @@ void load(void* const* lanes) {
       of(lane).to[matrix] = low | high << 16;
     }
   }
+}
+
+void check_capability(const char* what, int lowest, Place place) {
+  const int capability = runtime().config.capability;
+  if (capability >= lowest) return;
+  fail_block(cudaErrorIllegalInstruction,
+             fmt::format("{} ({}:{}) needs sm_{}, the device is sm_{}", what, place.file,
+                         place.line, lowest, capability));
 }
 
 void check_row(const char* what, const void* address, Place place) {
@@ -109,10 +120,18 @@ AsyncCopies& own_copies() {
 
 void mma_m16n8k16(TensorType type, const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                   float (&c)[4], Place place) {
+  check_capability("mma.m16n8k16", kAmpere, place);
   MmaOperands operands{.a = a, .b = b, .c = c};
-  warp_together(WarpKind::kMma, &operands,
-                type == TensorType::kF16 ? multiply<TensorType::kF16> : multiply<TensorType::kBF16>,
-                place);
+  warp_together(
+      WarpKind::kMma, &operands,
+      type == TensorType::kF16 ? multiply<TensorType::kF16, 16> : multiply<TensorType::kBF16, 16>,
+      place);
+}
+
+void mma_m16n8k8(const std::uint32_t (&a)[2], const std::uint32_t (&b)[1], float (&c)[4],
+                 Place place) {
+  MmaOperands operands{.a = a, .b = b, .c = c};
+  warp_together(WarpKind::kMmaK8, &operands, multiply<TensorType::kF16, 8>, place);
 }
 
 void ldmatrix_x4(bool transposed, std::uint32_t (&to)[4], const void* row, Place place) {
@@ -122,6 +141,7 @@ void ldmatrix_x4(bool transposed, std::uint32_t (&to)[4], const void* row, Place
 }
 
 void copy_async(void* shared, const void* global, std::size_t bytes, Place place) {
+  check_capability("cp.async", kAmpere, place);
   check_shared("cp.async", shared, place);
   check_row("cp.async", global, place);
   AsyncCopies& own = own_copies();

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -36,6 +37,7 @@ class BackendTest : public ::testing::TestWithParam<std::string>, protected Rand
     try {
       backend_ = make_cuda_backend({});
     } catch (const Error& error) {
+      if (std::getenv("STAGECOACH_MODULES") != nullptr) throw;  // simulated devices are there
       GTEST_SKIP() << error.what();
     }
   }

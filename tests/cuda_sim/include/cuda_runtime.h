@@ -6,6 +6,12 @@
 #error "simulated CUDA headers are in the include path, but STAGECOACH_CUDA_SIM is not defined"
 #endif
 
+// Kernels are compiled for one architecture, as by nvcc: 750 selects what they do before compute
+// capability 8.0.
+#ifndef __CUDA_ARCH__
+#define __CUDA_ARCH__ 860
+#endif
+
 #define __global__
 #define __device__
 #define __host__

@@ -15,11 +15,10 @@ struct Config {
                        << 30;  // bytes of each device; …_MEMORY: 1073741824 or 512MiB
   int devices = 1;             // …_DEVICES; 0: no device
   int driver = 13000;          // …_DRIVER: CUDA version it can serve; 0: no driver
-  int capability = 86;         // …_CAPABILITY
+  int capability = 86;         // …_CAPABILITY; what a block may share follows from it
   int lowest_capability = 75;  // below it, launches find no kernel image
   int multiprocessors = 8;
   std::size_t shared_per_block = 48 * 1024;
-  std::size_t shared_per_block_optin = 99 * 1024;
   std::size_t l2_cache = 4 << 20;
   bool integrated = false;
   // Host code that touches device memory crashes (costs about 10 µs an op).

@@ -29,6 +29,7 @@ enum class WarpKind : std::uint8_t {
   kAny,
   kAll,
   kMma,
+  kMmaK8,
   kLdmatrix
 };
 
@@ -103,6 +104,9 @@ inline int __all_sync(unsigned mask, int predicate, CUDA_SIM_PLACE) {
 // Which lanes happen to be together is no contract: name the lanes.
 [[noreturn]] inline unsigned __activemask(CUDA_SIM_PLACE) {
   cuda_sim::refuse("__activemask", place);
+}
+[[noreturn]] inline void __trap(CUDA_SIM_PLACE) {
+  cuda_sim::refuse("__trap", place);
 }
 
 #define CUDA_SIM_SHUFFLES(T)                                                                      \

@@ -50,6 +50,27 @@ TEST_F(Launches, SharedMemoryIsLimitedByKernel) {
   EXPECT_CUDA_ERROR(launched(1, 32, 99 * 1024, nothing_either), cudaErrorInvalidValue);
 }
 
+// CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+TEST_F(Launches, SharedMemoryOfABlockFollowsFromTheCapability) {
+  constexpr int kKiB = 1024;
+  const std::pair<int, int> allowed[] = {{75, 64}, {80, 163}, {86, 99},
+                                         {89, 99}, {90, 227}, {120, 99}};
+  for (const auto& [capability, kib] : allowed) {
+    SCOPED_TRACE(capability);
+    cuda_sim::reset({.capability = capability});
+    int value = 0;
+    EXPECT_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    EXPECT_EQ(value, kib * kKiB);
+    EXPECT_CUDA_ERROR(
+        cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, kib * kKiB + 1),
+        cudaErrorInvalidValue);
+    (void)cudaGetLastError();
+    EXPECT_CUDA(
+        cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, kib * kKiB));
+    EXPECT_CUDA(launched(1, 32, static_cast<std::size_t>(kib * kKiB)));
+  }
+}
+
 TEST_F(Devices, AreWhatTheConfigurationSays) {
   cuda_sim::reset({.memory = 5 << 20, .devices = 2, .driver = 13010, .capability = 90});
   int value = 0;

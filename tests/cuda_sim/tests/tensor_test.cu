@@ -111,6 +111,77 @@ TEST_F(Tensor, Bfloat16sMultiplyAsTheLayoutSays) {
   products_of_two_warps<__nv_bfloat16>();
 }
 
+// PTX ISA, mma.m16n8k8, "for .f16": a has elements a0 … a3, b b0 and b1; c as above.
+struct HalfDepth {
+  std::uint32_t a[2], b[1];
+  float c[4];
+};
+__global__ void multiply_half_depth(HalfDepth* lanes) {
+  HalfDepth& own = lanes[threadIdx.x];
+  cuda_sim::mma_m16n8k8(own.a, own.b, own.c);
+}
+
+TEST_F(Tensor, ProductsOfHalfTheDepthAreAsTheLayoutSays) {
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    cuda_sim::reset({.seed = seed, .capability = 75});
+    float a[16][8], b[8][8];
+    for (int i = 0; i < 16; ++i)
+      for (int k = 0; k < 8; ++k) {
+        a[i][k] = static_cast<float>((7 * i + 3 * k * k) % 11 - 5);
+        if (i < 8) b[k][i] = static_cast<float>((5 * k * k + 2 * i) % 13 - 6);
+      }
+    std::vector<HalfDepth> sent(32);
+    for (int lane = 0; lane < 32; ++lane) {
+      HalfDepth& to = sent[static_cast<std::size_t>(lane)];
+      to = {};
+      const int group = lane >> 2, in_group = lane % 4;
+      for (int i = 0; i < 4; ++i)
+        to.a[i / 2] |= bits_of<__half>(a[i < 2 ? group : group + 8][in_group * 2 + (i & 1)])
+                       << (16 * (i % 2));
+      for (int i = 0; i < 2; ++i)
+        to.b[0] |= bits_of<__half>(b[in_group * 2 + i][group]) << (16 * i);
+      for (int i = 0; i < 4; ++i) to.c[i] = static_cast<float>(100 * lane + i);
+    }
+    Stream stream;
+    DeviceArray<HalfDepth> lanes(sent);
+    cuda_sim::launch_kernel("multiply_half_depth", multiply_half_depth, 1, 32, 0, stream,
+                            lanes.get());
+    const std::vector<HalfDepth> found = lanes.read(stream);
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const auto [row, column] = c_element(lane, i);
+        auto sum = static_cast<float>(100 * lane + i);
+        for (int k = 0; k < 8; ++k) sum += a[row][k] * b[k][column];
+        ASSERT_EQ(found[static_cast<std::size_t>(lane)].c[i], sum)
+            << "lane " << lane << " element " << i;
+      }
+  }
+}
+
+__global__ void multiply_nothing(int*) {
+  MatrixC c{};
+  stagecoach::cuda::multiply_add<__half>(MatrixA{}, MatrixB{}, c);
+}
+__global__ void copy_nothing(int* memory) {
+  stagecoach::cuda::copy_async(cuda_sim::shared_memory(), memory, true);
+}
+
+TEST_F(Tensor, WhatTheCapabilityDoesNotHaveFailsTheDevice) {
+  for (const auto kernel : {multiply_nothing, copy_nothing})
+    for (const int capability : {75, 80}) {
+      cuda_sim::reset({.capability = capability});
+      Stream stream;
+      DeviceArray<int> memory(64);
+      cuda_sim::launch_kernel("newer", kernel, 1, 32, 512, stream, memory.get());
+      EXPECT_EQ(cudaDeviceSynchronize(),
+                capability < 80 ? cudaErrorIllegalInstruction : cudaSuccess);
+      if (capability < 80) {
+        EXPECT_TRUE(message_has("needs sm_80, the device is sm_75"));
+      }
+    }
+  cuda_sim::reset({});
+}
+
 // 32 rows of 8 elements, whose values are their indices; lane l names row l of them.
 template <bool kTransposed>
 __global__ void load(std::uint32_t* out) {
