@@ -18,41 +18,57 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 # Of a multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"): warps, blocks, bytes of
 # shared memory, of which each block also costs `reserved`. Registers: 65,536, given to warps in units of 256, four at a time.
-ARCHITECTURES = {
-    "75": {"warps": 32, "blocks": 16, "shared": 64 * 1024, "reserved": 0},
-    "86": {"warps": 48, "blocks": 16, "shared": 100 * 1024, "reserved": 1024},
-    "89": {"warps": 48, "blocks": 24, "shared": 100 * 1024, "reserved": 1024},
-    "120": {"warps": 48, "blocks": 24, "shared": 100 * 1024, "reserved": 1024},
+# `code`: what of the build such a card runs (CMakeLists.txt).
+CAPABILITIES = {
+    "7.5": {"code": "75", "warps": 32, "blocks": 16, "shared": 64 * 1024, "reserved": 0},
+    "8.6": {"code": "80", "warps": 48, "blocks": 16, "shared": 100 * 1024, "reserved": 1024},
+    "8.9": {"code": "80", "warps": 48, "blocks": 24, "shared": 100 * 1024, "reserved": 1024},
+    "12.0": {"code": "120", "warps": 48, "blocks": 24, "shared": 100 * 1024, "reserved": 1024},
 }
+CODES = sorted({limits["code"] for limits in CAPABILITIES.values()}, key=int)
 
-# Kernels of the table: (name, function without namespaces, threads, bytes of shared memory). The last two are what the sources
-# launch: BlockSums in few_rows.cu, PrefillShared, TensorShared and DecodeShared in attention_*.cu.
-FEW_ROWS = [("f32 · f32", r"PlainWeight<float>", r"PlainInput<float>"), ("f16 · f16", r"PlainWeight<__half>", r"PlainInput<__half>"),
-            ("bf16 · bf16", r"PlainWeight<__nv_bfloat16>", r"PlainInput<__nv_bfloat16>"), ("q8 · f32", "Q8Weight", "PlainInput<float>"),
-            ("q8 · int8", "Q8Weight", "QuantInput"), ("q4 · f32", "Q4Weight", "PlainInput<float>"), ("q4 · int8", "Q4Weight", "QuantInput")]
+# C++ types of the kernels' parameters.
+ELEMENTS = {"f32": "float", "f16": "__half", "bf16": "__nv_bfloat16"}
+PACKINGS = {"f32": "PackRounded", "f16": "PackPlain<__half>", "bf16": "PackPlain<__nv_bfloat16>", "int8": "PackGroups"}
+FEW_ROWS = [("f32", "f32"), ("f16", "f32"), ("f16", "f16"), ("bf16", "f32"), ("bf16", "bf16")] + [
+    (weights, inputs) for weights in ("q8", "q4") for inputs in ("f32", "f16", "bf16", "int8")]
 
 
 def kernels():
+    """Every kernel: (name, function without namespaces, threads, bytes of shared memory). The last two are what the sources
+    launch: BlockSums in few_rows.cu, PrefillShared, TensorShared and DecodeShared in attention_*.cu."""
     rows = []
-    for name, weight, x in FEW_ROWS:
-        for count in (1, 8):
-            rows.append((f"few_rows {name}, {count} row{'s'[:count > 1]}", rf"few_rows_kernel<{weight}, {count}, {x}>", 256, 8 * count * 16 * 4))
-    rows.append(("attention_prefill f32, heads of 128", "prefill_kernel<128>", 128, 4 * (32 * 128 + 32 * 64 + 16 * 64)))
+    for weights, inputs in FEW_ROWS:
+        weight = f"PlainWeight<{ELEMENTS[weights]}>" if weights in ELEMENTS else f"{weights.upper()}Weight"
+        x = f"PlainInput<{ELEMENTS[inputs]}>" if inputs in ELEMENTS else "QuantInput"
+        for count in (1, 2, 4, 8):
+            rows.append((f"few_rows {weights} · {inputs}, {count} row{'s'[:count > 1]}", f"few_rows_kernel<{weight}, {count}, {x}>", 256,
+                         8 * count * 16 * 4))
+    for dims in (64, 128, 256):
+        rows.append((f"attention_prefill f32, heads of {dims}", f"prefill_kernel<{dims}>", 128, 4 * (32 * dims + 32 * 64 + max(16 * 64, 8 * dims))))
     for kv, element in (("f16", "__half"), ("q8", "Q8Kv")):
         for dims in (64, 128, 256):
-            keys, queries = (64, 16) if dims <= 128 else (32, 64 * dims * 2)
-            rows.append((f"attention_prefill {kv}, heads of {dims}", rf"prefill_tensor_kernel<{element}, {dims}>", 128, 2 * keys * dims * 2 + queries))
-        for dims in (128, 256):
-            rows.append((f"attention_decode {kv}, heads of {dims}", rf"decode_kernel<{element}, {dims}, 1>", 128, 4 * (dims + 4 * 64 + 4 * (dims + 2))))
-    rows += [("attention_merge", "merge_kernel", 64, 0), ("append_kv f16", "append_kernel<__half, false>", 128, 0), ("append_kv q8", "append_kernel<Q8, false>", 128, 0),
-             ("rotate_and_append f16", "append_kernel<__half, true>", 128, 0), ("rotate_and_append q8", "append_kernel<Q8, true>", 128, 0),
-             ("unpack f16 to f16", "unpack_plain<__half, __half>", 256, 0), ("unpack q8 to f16", "unpack_groups<true, __half>", 256, 0),
-             ("unpack q4 to f16", "unpack_groups<false, __half>", 256, 0), ("norm", "norm_kernel<8, NotPacked>", 256, 32),
-             ("norm_and_pack f16", "norm_kernel<8, PackPlain<__half>>", 256, 32), ("norm_and_pack int8", "norm_kernel<8, PackGroups>", 256, 32),
-             ("activation", "activation_kernel", 256, 0), ("activation_and_pack f16", "activation_pack_kernel<PackPlain<__half>>", 256, 0),
-             ("activation_and_pack int8", "activation_pack_kernel<PackGroups>", 256, 0),
-             ("rotary", "rotary_kernel", 256, 0), ("pack_input f16", "pack_kernel<PackPlain<__half>>", 256, 0), ("pack_input int8", "pack_kernel<PackGroups>", 256, 0),
-             ("gather_rows", "gather_kernel", 256, 0)]
+            keys, queries = (64, 0) if dims <= 128 else (32, 64 * dims * 2)
+            rows.append((f"attention_prefill {kv}, heads of {dims}", f"prefill_tensor_kernel<{element}, {dims}>", 128, 2 * keys * dims * 2 + queries))
+    for kv, element in (("f32", "float"), ("f16", "__half"), ("q8", "Q8Kv")):
+        for dims in (64, 128, 256):
+            for tile in (1, 4):
+                rows.append((f"attention_decode {kv}, heads of {dims}" + (", grouped" if tile > 1 else ""), f"decode_kernel<{element}, {dims}, {tile}>",
+                             128, 4 * tile * (dims + 4 * 64 + 4 * (dims + 2))))
+    rows.append(("attention_merge", "merge_kernel", 64, 0))
+    for name, rotates in (("append_kv", "false"), ("rotate_and_append", "true")):
+        rows += [(f"{name} {kv}", f"append_kernel<{element}, {rotates}>", 128, 0) for kv, element in (("f32", "float"), ("f16", "__half"), ("q8", "Q8"))]
+    rows += [(f"unpack {a} to {b}", f"unpack_plain<{ELEMENTS[a]}, {ELEMENTS[b]}>", 256, 0)
+             for a, b in (("f32", "f32"), ("f16", "f32"), ("f16", "f16"), ("bf16", "f32"), ("bf16", "bf16"))]
+    rows += [(f"unpack {a} to {b}", f"unpack_groups<{is_q8}, {ELEMENTS[b]}>", 256, 0) for a, is_q8 in (("q8", "true"), ("q4", "false")) for b in ("f32", "f16")]
+    for name, warps, shared in (("norm", 8, 32), ("norm, short rows", 1, 0)):
+        rows.append((name, f"norm_kernel<{warps}, NotPacked>", 256, shared))
+        rows += [(name.replace("norm", f"norm_and_pack {inputs}"), f"norm_kernel<{warps}, {packing}>", 256, shared) for inputs, packing in PACKINGS.items()]
+    rows.append(("activation", "activation_kernel", 256, 0))
+    rows += [(f"activation_and_pack {inputs}", f"activation_pack_kernel<{packing}>", 256, 0) for inputs, packing in PACKINGS.items()]
+    rows += [(f"pack_input {inputs}", f"pack_kernel<{packing}>", 256, 0) for inputs, packing in PACKINGS.items()]
+    rows += [(name, function, 256, 0) for name, function in (("unpack_input", "unpack_groups"), ("bias", "bias_kernel"), ("rotary", "rotary_kernel"),
+                                                             ("gather_rows", "gather_kernel"), ("fetch_table", "fetch_kernel"), ("read_memory", "read_kernel"))]
     return rows
 
 
@@ -84,9 +100,9 @@ def compiled(nvcc, architecture):
     return found
 
 
-def occupancy(architecture, registers, threads, shared):
+def occupancy(capability, registers, threads, shared):
     """Share of a multiprocessor's warps that blocks of one kernel fill."""
-    limits = ARCHITECTURES[architecture]
+    limits = CAPABILITIES[capability]
     warps = threads // 32
     per_warp = (registers * 32 + 255) // 256 * 256
     by_registers = 65536 // per_warp // 4 * 4 // warps
@@ -95,18 +111,24 @@ def occupancy(architecture, registers, threads, shared):
     return blocks * warps / limits["warps"]
 
 
+def check_complete(resources):
+    """Exits unless the table has a line for each kernel that was compiled, and no other."""
+    listed = {function for _, function, _, _ in kernels()}
+    for code, found in resources.items():
+        for problem, names in (("have no line", found.keys() - listed), ("are not there", listed - found.keys())):
+            if names:
+                raise SystemExit(f"cuda_table: kernels of sm_{code} that {problem}: {', '.join(sorted(names))}")
+
+
 def resource_table(resources):
-    names = list(ARCHITECTURES)
-    lines = ["| kernel | threads | shared bytes | registers: " + " | ".join(f"sm_{a}" for a in names) + " | occupancy: "
-             + " | ".join(f"sm_{a}" for a in names) + " |", "| --- |" + " ---: |" * (2 + 2 * len(names))]
+    lines = ["| kernel | threads | shared bytes | registers: " + " | ".join(f"sm_{code}" for code in CODES) + " | occupancy: "
+             + " | ".join(CAPABILITIES) + " |", "| --- |" + " ---: |" * (2 + len(CODES) + len(CAPABILITIES))]
     for name, function, threads, shared in kernels():
-        registers, shares = [], []
-        for a in names:
-            used = resources[a].get(function)
-            if used is None:
-                raise SystemExit(f"cuda_table: no kernel '{function}' among: {', '.join(sorted(resources[a]))}")
+        registers = []
+        for code in CODES:
+            used = resources[code][function]
             registers.append(f"{used['registers']}" + (f" + {used['spills']} B spilled" if used["spills"] else ""))
-            shares.append(f"{100 * occupancy(a, used['registers'], threads, shared):.0f} %")
+        shares = [f"{100 * occupancy(capability, resources[limits['code']][function]['registers'], threads, shared):.0f} %" for capability, limits in CAPABILITIES.items()]
         lines.append(f"| {name} | {threads} | {shared:,} | " + " | ".join(registers + shares) + " |")
     return lines
 
@@ -143,9 +165,10 @@ def main():
     if flags.resources and flags.resources.exists():
         resources = json.loads(flags.resources.read_text())
     else:
-        resources = {a: compiled(flags.nvcc, a) for a in ARCHITECTURES}
+        resources = {code: compiled(flags.nvcc, code) for code in CODES}
         if flags.resources:
             flags.resources.write_text(json.dumps(resources, indent=1) + "\n")
+    check_complete(resources)
     out = ["### Registers and occupancy", ""] + resource_table(resources)
     for model in MODELS:
         out += ["", f"### {model['title']}", ""] + time_table(model)

@@ -19,7 +19,7 @@ MODELS = [
 
 WEIGHT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8": 1 + 2 / 32, "q4": 0.5 + 2 / 32}
 INPUT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 40 / 32}  # int8: 32 quants, a scale and their sum
-KV_BYTES = {"f16": 2, "q8": 1 + 2 / 32}
+KV_BYTES = {"f32": 4, "f16": 2, "q8": 1 + 2 / 32}
 
 
 @dataclasses.dataclass
@@ -67,10 +67,17 @@ def cublas(kind, rows, n_in, n_out):
 
 
 def attention(name, kv, m, rows, positions):
-    """`rows` at the end of so many positions; of several rows on tensor cores."""
+    """`rows` at the end of so many positions; of several rows on tensor cores, unless keys and values are float32."""
     seen = sum(range(positions - rows + 1, positions + 1))
     return Launch(f"{name} {kv}, {rows:,} of {positions:,}", 2 * positions * m["hidden"] * KV_BYTES[kv] + 8 * rows * m["hidden"], 4 * seen * m["hidden"],
-                  "f16" if rows > 1 else "f32")
+                  "f16" if rows > 1 and kv != "f32" else "f32")
+
+
+def merge(m, positions):
+    """What a row's splits of 256 positions found, by head: values, their maximum and sum."""
+    splits = (positions + 255) // 256
+    parts = splits * m["heads"] * (m["dims"] + 2)
+    return Launch(f"attention_merge, 1 of {positions:,}", 4 * (parts + m["hidden"]), 4 * parts)
 
 
 def elementwise(name, rows, cols, each, operations):
@@ -86,9 +93,14 @@ def small_ops(m, rows, inputs):
         packed = 4 + INPUT_BYTES[inputs]
         ops = [elementwise(f"norm_and_pack {inputs}", rows, h, packed, 10), elementwise(f"activation_and_pack {inputs}", rows, 4 * h, packed, 22),
                elementwise(f"pack_input {inputs}", rows, h, packed, 2)]
-    append = elementwise("rotate_and_append f16" if m["rotary"] else "append_kv f16", rows, h, 2 * (4 + KV_BYTES["f16"]), 0)
-    turned = rows * m["heads"] * m["rotary"]  # of queries, in place, and of keys on their way
-    return ops + [Launch(append.name, append.bytes + 8 * turned, 6 * turned)]
+    return ops + [append(m, rows, "f16")]
+
+
+def append(m, rows, kv, rotates=True):
+    """New keys and values into their pages; with rotary embedding queries, in place, and keys on their way turn."""
+    turned = rows * m["heads"] * m["rotary"] if rotates else 0
+    plain = elementwise(f"{'rotate_and_append' if turned else 'append_kv'} {kv}", rows, m["hidden"], 2 * (4 + KV_BYTES[kv]), 0)
+    return Launch(plain.name, plain.bytes + 8 * turned, 6 * turned)
 
 
 def layer(m, weights, inputs, rows):
@@ -109,10 +121,21 @@ def layer(m, weights, inputs, rows):
 def launches(m):
     h, rows, context = m["hidden"], m["rows"], m["context"]
     pairs = [("f32", "f32"), ("bf16", "bf16"), ("q8", "int8"), ("q4", "int8")]
-    found = [few_rows(*pair, 1, h, 4 * h) for pair in pairs]
-    found += [few_rows(*pair, 8, h, 4 * h) for pair in pairs]
-    found += [attention("attention_decode", kv, m, 1, context) for kv in KV_BYTES]
-    found += [unpack("q8", "f16", h, 4 * h), unpack("bf16", "bf16", h, 4 * h), cublas("f16", rows, h, 4 * h), cublas("f32", rows, h, 4 * h)]
-    found += [attention("attention_prefill", "f16", m, rows, rows)] + small_ops(m, rows, "int8")
+    all_pairs = [(w, x) for w in WEIGHT_BYTES for x in (("f32", "f16", "bf16", "int8") if w in ("q8", "q4") else sorted({"f32", w}))]
+    found = [few_rows(*pair, count, h, 4 * h) for count in (1, 2, 4, 8) for pair in all_pairs]
+    found += [attention("attention_decode", kv, m, 1, context) for kv in KV_BYTES] + [merge(m, context)]
+    found += [unpack(w, x, h, 4 * h) for w in WEIGHT_BYTES for x in (["f32", "f16"] if w in ("q8", "q4") else sorted({"f32", w}))]
+    found += [cublas(kind, rows, h, 4 * h) for kind in ("f32", "f16", "bf16")]
+    found += [attention("attention_prefill", kv, m, rows, rows) for kv in KV_BYTES]
+    found += [elementwise("norm", rows, h, 8, 8), elementwise("activation", rows, 4 * h, 8, 20)]
+    for inputs, packed in INPUT_BYTES.items():
+        found += [elementwise(f"norm_and_pack {inputs}", rows, h, 4 + packed, 10),
+                  elementwise(f"activation_and_pack {inputs}", rows, 4 * h, 4 + packed, 22), elementwise(f"pack_input {inputs}", rows, h, 4 + packed, 2)]
+    found += [elementwise("unpack_input", rows, h, INPUT_BYTES["int8"] + 2, 1), elementwise("bias", rows, 4 * h, 8, 1),
+              elementwise("gather_rows f16", rows, h, 2 + 4, 0)]
+    found += [append(m, rows, kv, rotates) for rotates in ([False, True] if m["rotary"] else [False]) for kv in KV_BYTES]
+    if m["rotary"]:
+        found.append(elementwise("rotary", rows, m["heads"] * m["rotary"], 8, 3))
+    found += [Launch("fetch_table, 32 spans of the context", 32 * (40 + 2 * 8 * context / 64)), Launch("read_memory, 1 GB", 1e9, 2.5e8)]
     found += [layer(m, *pair, 1) for pair in pairs[1:]] + [layer(m, *pair, rows) for pair in pairs[1:3]]
     return found
