@@ -68,7 +68,8 @@ def kernels():
     rows += [(f"activation_and_pack {inputs}", f"activation_pack_kernel<{packing}>", 256, 0) for inputs, packing in PACKINGS.items()]
     rows += [(f"pack_input {inputs}", f"pack_kernel<{packing}>", 256, 0) for inputs, packing in PACKINGS.items()]
     rows += [(name, function, 256, 0) for name, function in (("unpack_input", "unpack_groups"), ("bias", "bias_kernel"), ("rotary", "rotary_kernel"),
-                                                             ("gather_rows", "gather_kernel"), ("fetch_table", "fetch_kernel"), ("read_memory", "read_kernel"))]
+                                                             ("gather_rows", "gather_kernel"), ("fetch", "fetch_kernel<uint4>"),
+                                                             ("fetch, odd addresses", "fetch_kernel<stdbyte>"), ("read_memory", "read_kernel"))]
     return rows
 
 

@@ -136,6 +136,6 @@ def launches(m):
     found += [append(m, rows, kv, rotates) for rotates in ([False, True] if m["rotary"] else [False]) for kv in KV_BYTES]
     if m["rotary"]:
         found.append(elementwise("rotary", rows, m["heads"] * m["rotary"], 8, 3))
-    found += [Launch("fetch_table, 32 spans of the context", 32 * (40 + 2 * 8 * context / 64)), Launch("read_memory, 1 GB", 1e9, 2.5e8)]
+    found += [Launch("fetch, 32 spans of the context", 32 * (40 + 2 * 8 * context / 64)), Launch("read_memory, 1 GB", 1e9, 2.5e8)]
     found += [layer(m, *pair, 1) for pair in pairs[1:]] + [layer(m, *pair, rows) for pair in pairs[1:3]]
     return found
