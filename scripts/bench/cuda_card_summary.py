@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns what cuda_card.sh left in a folder (steps.tsv, cuda_bench.jsonl, probe.json, time.jsonl) into summary.txt and
+"""Turns what cuda_card.sh left in a folder (steps.tsv, cuda_bench.jsonl, probe.json, time.*.jsonl) into summary.txt and
 summary.json, and prints the former. A step that left nothing, or half a line, is shown as far as it got."""
 
 import json
@@ -120,7 +120,7 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     bench = json_lines(folder / "cuda_bench.jsonl")
     kernels = [o for o in bench if "kernel" in o]
-    card, times = next((o for o in bench if "card" in o), None), timings_of(json_lines(folder / "time.jsonl"))
+    card, times = next((o for o in bench if "card" in o), None), timings_of([o for path in sorted(folder.glob("time.*.jsonl")) for o in json_lines(path)])
     summary = {"steps": steps_of(folder / "steps.tsv"), "card": card, "kernels": kernels,
                "wrong": [o["kernel"] for o in kernels if not o.get("agrees", True)], "times": times, "goals": goals_of(times, card or rates_of(folder))}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

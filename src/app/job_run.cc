@@ -305,15 +305,18 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   // values are kept as the plan's micro-batches wrote them.
   const bool one_isa = std::all_of(all.isas.begin(), all.isas.end(),
                                    [&](const std::string& isa) { return isa == isa_; });
+  const bool alike =
+      std::ranges::adjacent_find(all.isas, std::ranges::not_equal_to()) == all.isas.end();
   const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32" && on_host;
-  return {{"model", fmt::format("{} {}", store_->manifest().name,
-                                hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
-          {"text", hash_to_hex(shape_.work)},
-          {"KV type", settings_.kv},
-          {"activation type", settings_.activations},
-          // Before the plan, which another device is another of, too.
-          {"instruction set", one_isa ? isa_ : fmt::format("{}", fmt::join(all.isas, ","))},
-          {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
+  return {
+      {"model", fmt::format("{} {}", store_->manifest().name,
+                            hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
+      {"text", hash_to_hex(shape_.work)},
+      {"KV type", settings_.kv},
+      {"activation type", settings_.activations},
+      // Before the plan, which another device is another of, too.
+      {"instruction set", alike ? all.isas.front() : fmt::format("{}", fmt::join(all.isas, ","))},
+      {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
 }
 
 // With the layers that are the processor's.

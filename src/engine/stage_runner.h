@@ -92,7 +92,7 @@ class StageRunner {
   std::unique_ptr<DeviceRows> make_waiting_rows(int batches);
   static std::int64_t waiting_bytes(const ModelSpec& spec, std::int64_t rows);  // of a batch
   // What a batch has in the workspace (the hidden state, the angles of its positions) to such
-  // memory, and from there. In the order of ops: nobody waits.
+  // memory, and from there. In the order of ops, not waited for.
   void set_aside(std::byte* to, std::span<const TokenRun> runs);
   void take_up(const std::byte* from, std::span<const TokenRun> runs);
   // Waits for what has been queued, and records when it was done. What brings something to the host

@@ -54,6 +54,10 @@ class Worker {
   }
   ~Worker() {
     if (device_rows_ != nullptr) c_.device_messages->lend({});
+    try {
+      c_.runner.host_rows_are_free();  // after an error ops may still be about to read ours
+    } catch (const Error&) {           // a device that has failed reads nothing any more
+    }
   }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;

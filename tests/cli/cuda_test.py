@@ -653,7 +653,7 @@ class CudaFailures(Cuda):
         self.assertNotIn("terminate called", process.stderr)
 
     def test_a_device_that_fails_or_is_lost(self):
-        all_faults = ("launch:5:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
+        all_faults = ("launch:40:cudaErrorLaunchFailure", "launch:120:cudaErrorLaunchFailure", "launch:70:cudaErrorECCUncorrectable",
                       "launch:80:cudaErrorDevicesUnavailable", "cudaEventRecordWithFlags:60:cudaErrorDevicesUnavailable",
                       "cudaStreamSynchronize:40:cudaErrorDevicesUnavailable")
         for seed, faults in itertools.product(SEEDS, all_faults):
