@@ -178,7 +178,7 @@ double LayerRow::gflop_per_s() const {
 }
 
 std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
-  const bool has_gpu = std::any_of(ranks.begin(), ranks.end(), [](const RankTimeline& rank) {
+  const bool with_device = std::any_of(ranks.begin(), ranks.end(), [](const RankTimeline& rank) {
     return !rank.usage.device.empty();
   });
   std::vector<LayerRow> rows;
@@ -196,7 +196,7 @@ std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
       row.host = rank.host;
       const std::vector<std::int64_t>& on_cpu = rank.usage.cpu_layers;
       const bool by_cpu = std::find(on_cpu.begin(), on_cpu.end(), row.layer) != on_cpu.end();
-      if (has_gpu) row.device = by_cpu || rank.usage.device.empty() ? "cpu" : "cuda";
+      if (with_device) row.device = by_cpu || rank.usage.device.empty() ? "cpu" : "cuda";
       // The limits are those of the device that computes the other layers.
       if (!by_cpu) row.share_of_limit = share_of_limit(row, rank.usage);
     }
@@ -205,6 +205,10 @@ std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks) {
     return std::tie(a.layer, a.rank, a.phase) < std::tie(b.layer, b.rank, b.phase);
   });
   return rows;
+}
+
+bool has_gpu(const std::vector<LayerRow>& rows) {
+  return std::ranges::any_of(rows, [](const LayerRow& row) { return !row.device.empty(); });
 }
 
 double median_pass_ms(const std::vector<RankTimeline>& ranks, SpanKind kind, Phase phase) {

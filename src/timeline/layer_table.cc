@@ -138,9 +138,7 @@ std::string format_layer_table(const std::vector<LayerRow>& rows) {
   // Two headers, a note about rows left out and one about ranks left out.
   const std::size_t row_lines = std::min(rows.size(), kMaxLines - total_lines - 4);
 
-  const bool has_gpu =
-      std::ranges::any_of(rows, [](const LayerRow& row) { return !row.device.empty(); });
-  const Lines lines(has_gpu, has_two_devices(rows));
+  const Lines lines(has_gpu(rows), has_two_devices(rows));
   std::string table = lines.header("layer");
   for (const std::size_t i : choose_rows(rows, row_lines))
     table += lines.line(std::to_string(rows[i].layer), rows[i]);

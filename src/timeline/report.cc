@@ -55,8 +55,7 @@ std::string layers_csv(const std::vector<LayerRow>& rows) {
     first = false;
     csv += field;
   };
-  const bool with_device =
-      std::ranges::any_of(rows, [](const LayerRow& row) { return !row.device.empty(); });
+  const bool with_device = has_gpu(rows);
   for_each_column({}, with_device,
                   [line = append](const char* name, const auto&) mutable { line(name); });
   csv += '\n';

@@ -49,6 +49,9 @@ struct LayerRow {
 // micro-batches of one pass add up; warm-up passes (negative) are left out.
 std::vector<LayerRow> layer_rows(const std::vector<RankTimeline>& ranks);
 
+// Whether some rank of the job has a GPU: then all rows name their device.
+bool has_gpu(const std::vector<LayerRow>& rows);
+
 // What happens outside layers: the median over passes of the time that spans of `kind` took
 // together, in milliseconds; 0 when there are none.
 double median_pass_ms(const std::vector<RankTimeline>& ranks, SpanKind kind, Phase phase);
