@@ -351,6 +351,61 @@ void many_rows(Bench& bench, const Model& model, DType type, InputType input_typ
   });
 }
 
+// ---- A layer's products in cuBLAS and nothing else: what the time of a whole layer is compared
+// with.
+
+void layer_products(Bench& bench, const Model& model, InputType type) {
+  const std::string name = std::string(model.name) + " layer's products in cuBLAS " +
+                           name_of(type) + " " + std::to_string(model.rows) + " rows";
+  if (!bench.wanted(name)) return;
+  bench.attempt(name, [&] {
+    const std::int64_t h = model.hidden, mlp = model.mlp();
+    const Size sizes[] = {{h, 3 * h}, {h, h}, {h, mlp}, {mlp, h}};
+    std::int64_t elements = 0;
+    for (const Size& size : sizes) elements += size.in * size.out;
+    // Random numbers, over and over.
+    constexpr std::int64_t kSample = 1 << 16;
+    const Floats values = bench.random(kSample);
+    Bytes sample(kSample * 2);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::uint16_t bits =
+          type == InputType::kF16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+      std::memcpy(&sample[2 * i], &bits, sizeof bits);
+    }
+    const auto filled = [&](std::int64_t count) {
+      return bench.copies_on_device(sample, (count + kSample - 1) / kSample);
+    };
+    const Memory weights = filled(elements), x = filled(model.rows * mlp);
+    const Memory y = bench.unwritten(model.rows * mlp * 4);
+    const cudaDataType_t data = arithmetic(type).data;
+    const auto multiply = [&](cublasOperation_t of_weights) {
+      const float one = 1.0f, zero = 0.0f;
+      std::int64_t at = 0;
+      for (const Size& size : sizes) {
+        const std::int64_t stride = of_weights == CUBLAS_OP_T ? size.in : size.out;
+        check(cublasGemmEx(bench.cublas(), of_weights, CUBLAS_OP_N, static_cast<int>(size.out),
+                           static_cast<int>(model.rows), static_cast<int>(size.in), &one,
+                           weights.data() + 2 * at, data, static_cast<int>(stride), x.data(), data,
+                           static_cast<int>(size.in), &zero, y.data(), CUDA_R_32F,
+                           static_cast<int>(size.out), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+              "a matrix product");
+        at += size.in * size.out;
+      }
+    };
+    // Weights in whichever order cuBLAS is faster with.
+    const auto seconds = [&](cublasOperation_t of_weights) {
+      return bench.seconds(1, [&](std::int64_t) { multiply(of_weights); });
+    };
+    const cublasOperation_t best =
+        seconds(CUBLAS_OP_T) < seconds(CUBLAS_OP_N) ? CUBLAS_OP_T : CUBLAS_OP_N;
+    bench.report(name,
+                 {.bytes = 2 * static_cast<double>(elements),
+                  .flops = 2 * static_cast<double>(model.rows) * static_cast<double>(elements),
+                  .peak = peak_of(bench, type)},
+                 kNotCompared, 1, [&](std::int64_t) { multiply(best); });
+  });
+}
+
 }  // namespace
 
 void bench_products(Bench& bench, const Model& model) {
@@ -366,6 +421,8 @@ void bench_products(Bench& bench, const Model& model) {
       for (const Size& size : sizes)
         if (multiplies(input, type) && size.in == model.hidden)
           many_rows(bench, model, type, input, size);
+  for (const InputType type : {InputType::kF16, InputType::kBF16})
+    layer_products(bench, model, type);
 }
 
 }  // namespace stagecoach::cuda_bench

@@ -7,19 +7,22 @@
 #       Architectures as in CMake ("80-real;90-real"); default: those that a build has anyway.
 #   scripts/bench/cuda_card.sh [--out DIR] [--limit SECONDS] [--steps LIST]
 #       where the card is, beside that archive: runs all steps, or those of a list ("card,bench"), one after the
-#       other, whatever the others do. Results go to --out, else $OUT, else build/card-results: summary.txt,
-#       summary.json, the lines of cuda_bench and of `time`, and each call's logs in an archive. Where a call may take no longer
-#       than ten minutes, these three do it all:
+#       other, whatever the others do. Results go to --out, else $OUT, else build/card-results, beside those of earlier
+#       calls: summary.txt, summary.json, steps.tsv, results.jsonl (what cuda_bench, probe and time printed, by step), a
+#       trace of the ranks, and each call's logs in an archive. Where a call may take no longer than ten minutes, these
+#       three do it all:
 #         --steps card,conformance,golden,bench
-#         --steps card,probe,gptj,gpt3,streamed,ranks
+#         --steps card,probe,gptj,gpt3,streamed,ranks,transformers
 #         --steps card,memcheck,racecheck
+#       Where each leaves a folder of its own, scripts/bench/cuda_card_summary.py FOLDER… shows them as one.
 #
 # Exit code 1 if a step failed. Steps that find no time left (--limit, default 560 s) say so and count as failed.
 set -uo pipefail
+readonly called_from=$PWD
 cd "$(dirname "$0")/../.." || exit 2
 
 readonly archive=$PWD/build/card.tar.gz tree=build/card-tree
-readonly all_steps=card,conformance,golden,bench,probe,gptj,gpt3,streamed,ranks,memcheck,racecheck
+readonly all_steps=card,conformance,golden,bench,probe,gptj,gpt3,streamed,ranks,transformers,memcheck,racecheck
 usage="usage: scripts/bench/cuda_card.sh --prepare [--architectures LIST] | [--out DIR] [--limit SECONDS] [--steps LIST]"
 
 prepare=0 architectures="" out=${OUT:-build/card-results} limit=560 steps=$all_steps
@@ -54,6 +57,8 @@ carry_mpi() {
   mkdir -p "$into/bin" "$into/lib" "$into/share" || return 1
   install "$(readlink -f "$(command -v mpirun)")" "$into/bin/mpirun" || return 1
   cp -r "$components" "$into/lib/components" || return 1
+  # Of networks that one machine does not have; their libraries are larger than all else.
+  rm -f "$into"/lib/components/mca_*{ucx,uct,ofi,openib,psm,psm2,usnic,portals4}.so
   cp -rL "$(ompi_info --path pkgdatadir --parsable | sed -n 's/^path:pkgdatadir://p')" "$into/share/openmpi" || return 1
   mapfile -t libraries < <(libraries_of "$into/bin/mpirun" "$into"/lib/components/mca_*.so "$tree/lib/stagecoach/stagecoach-mpi.so")
   install -m 644 "${libraries[@]}" "$into/lib/" || return 1
@@ -66,7 +71,12 @@ carry_mpi() {
 prepare_card() {
   # Line numbers for compute-sanitizer; the code stays the same.
   local options=(--preset release -B "$tree" -DCMAKE_CUDA_FLAGS=-lineinfo)
-  [[ -z $architectures ]] || options+=("-DSTAGECOACH_CUDA_ARCHITECTURES=$architectures")
+  # What an earlier call chose is not this one's.
+  if [[ -n $architectures ]]; then
+    options+=("-DSTAGECOACH_CUDA_ARCHITECTURES=$architectures")
+  else
+    options+=(-U STAGECOACH_CUDA_ARCHITECTURES)
+  fi
   cmake "${options[@]}" >/dev/null || return 1
   cmake --build "$tree" --target help | grep '^cuda_bench:' >/dev/null ||
     { echo "cuda_card: the CUDA Toolkit was not found: nothing to prepare" >&2 && return 1; }
@@ -85,6 +95,7 @@ prepare_card() {
     echo "build $(git describe --always --dirty --abbrev=12 2>/dev/null)"
     echo "built with glibc $(getconf GNU_LIBC_VERSION | sed 's/glibc //'), architectures ${architectures:-of every build}"
   } >"$card/VERSION"
+  readelf -d "$card/lib/stagecoach/stagecoach-cuda.so" | sed -n 's/.*NEEDED.*\[\(libcublas\.so[^]]*\)\]/\1/p' >"$card/CUBLAS"
   tar -czf "$archive" -C "$tree" card || return 1
   echo "build/card.tar.gz: $(du -h "$archive" | cut -f1); take it along with scripts/"
 }
@@ -98,20 +109,22 @@ fi
 
 [[ -f $archive ]] ||
   { echo "cuda_card: build/card.tar.gz is not there; make it with --prepare where Stagecoach can be built" >&2 && exit 2; }
+[[ $out == /* || $out == build/card-results ]] || out=$called_from/$out
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 work=$(mktemp -d "${TMPDIR:-/tmp}/stagecoach-card.XXXXXX") && mkdir "$work/logs" || exit 2
 trap 'rm -rf "$work"' EXIT
 card=$work/card
 tar -xzf "$archive" -C "$work" || exit 2
-: >"$work/steps.tsv"
+touch "$out/steps.tsv" "$out/results.jsonl" || exit 2
 
 # cuBLAS: where the loader finds it, or where toolkits and Python packages put it.
 cublas_folder() {
-  local folder
-  ldconfig -p 2>/dev/null | grep 'libcublas\.so\.13' >/dev/null && return
+  local folder library
+  library=$(<"$card/CUBLAS")
+  ldconfig -p 2>/dev/null | grep -F "$library" >/dev/null && return
   for folder in /usr/local/cuda*/lib64 /usr/local/cuda*/targets/x86_64-linux/lib \
     $(python3 -c 'import site, sys; print(*site.getsitepackages())' 2>/dev/null | sed 's/ /\n/g' | sed 's/$/\/nvidia\/*\/lib/'); do
-    [[ -e $folder/libcublas.so.13 ]] && echo "$folder" && return
+    [[ -e $folder/$library ]] && echo "$folder" && return
   done
 }
 cublas=$(cublas_folder)
@@ -133,45 +146,94 @@ find_sanitizer() {
 
 left() { echo $((limit - SECONDS)); }
 
-# step NAME BOUND COMMAND…: a line of steps.tsv (name, result, seconds, what it last said), a log of its own.
+# What the machine knows its cards by; nothing where it has none.
+names_of_cards() { nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sort | paste -sd+ -; }
+
+# A row of steps.tsv, instead of one that an earlier call left: step, result, seconds, card, what the step last said.
+keep_row() {
+  local -r name=$1 result=$2 seconds=$3 said=$4
+  awk -F '\t' -v name="$name" '$1 != name' "$out/steps.tsv" >"$work/rows.tsv"
+  printf '%s\t%s\t%d\t%s\t%s\n' "$name" "$result" "$seconds" "$cards" "$said" >>"$work/rows.tsv"
+  cp "$work/rows.tsv" "$out/steps.tsv"
+}
+
+# Adds lines of JSON to results.jsonl, each with the step's name and, if one is given, the run's.
+keep_results() {
+  local run=${1:+"\"run\": \"$1\", "}
+  sed -u "s/^{/{\"step\": \"$name\", $run/" >>"$out/results.jsonl"
+}
+
+# Whether anything that the step started still runs: ranks of mpirun are in process groups of their own.
+still_runs() {
+  local path
+  kill -0 -- "-$1" 2>/dev/null && return
+  for path in /proc/[0-9]*/exe; do
+    [[ $(readlink "$path" 2>/dev/null) == "$card"/* ]] && return
+  done
+  return 1
+}
+end_step() {
+  local path tries
+  kill -TERM -- "-$1" 2>/dev/null
+  for ((tries = 0; tries < 50; ++tries)); do
+    still_runs "$1" || return
+    sleep 0.1
+  done
+  kill -KILL -- "-$1" 2>/dev/null
+  for path in /proc/[0-9]*/exe; do
+    [[ $(readlink "$path" 2>/dev/null) == "$card"/* ]] && kill -KILL "$(basename "$(dirname "$path")")" 2>/dev/null
+  done
+}
+
+# step NAME BOUND COMMAND…: a row of its own, and a log.
+failed=0
 step() {
-  local name=$1 bound=$2 begin=$SECONDS code result said
+  local name=$1 bound=$2 begin=$SECONDS code result said job
   shift 2
-  [[ ,$steps, == *,${name%%.*},* ]] || return 0
+  [[ ,$steps, == *,$name,* ]] || return 0
   local log=$work/logs/$name.log
   if (($(left) < 15)); then
-    printf '%s\t%s\t%d\t%s\n' "$name" "not run" 0 "no time left of $limit s" >>"$work/steps.tsv"
-    echo "$name: not run, no time left" && return 0
+    failed=1
+    echo "$name: not run, no time left"
+    # What an earlier call found is worth more.
+    cut -f1 "$out/steps.tsv" | grep -x "$name" >/dev/null || keep_row "$name" "not run" 0 "no time left of $limit s"
+    return
   fi
+  sed -i "/^{\"step\": \"$name\",/d" "$out/results.jsonl"
   ((bound > $(left) - 5)) && bound=$(($(left) - 5))
-  # In a shell of its own, so that the bound holds for functions too; and what they start ends with it.
-  (
-    set -m
-    "$@" >"$log" 2>&1 &
-    job=$!
-    (sleep "$bound" && kill -TERM -- "-$job" && sleep 5 && kill -KILL -- "-$job") 2>/dev/null &
-    guard=$!
-    wait "$job"
-    code=$?
-    kill -TERM -- "-$guard" 2>/dev/null
-    exit "$code"
-  ) 2>/dev/null
+  # A group of its own, which ends as a whole.
+  set -m
+  "$@" >"$log" 2>&1 &
+  job=$!
+  set +m
+  while kill -0 "$job" 2>/dev/null && ((SECONDS - begin < bound)); do sleep 0.2; done
+  result=""
+  if kill -0 "$job" 2>/dev/null; then
+    result="ended after $bound s"
+    end_step "$job"
+  fi
+  wait "$job" 2>/dev/null
   code=$?
-  case $code in
+  case ${result:-$code} in
     0) result=ok ;;
     77) result=skipped ;;
-    137 | 143) result="ended after $bound s" ;;
-    *) result="failed ($code)" ;;
+    [0-9]*) result="failed ($code)" ;;
   esac
-  said=$(grep -vE '^([{[:space:]]|$)' "$log" | tail -1 | tr '\t' ' ' | cut -c1-300)
-  printf '%s\t%s\t%d\t%s\n' "$name" "$result" $((SECONDS - begin)) "$said" >>"$work/steps.tsv"
+  [[ $result == ok || $result == skipped ]] || failed=1
+  # Our own last word, else that of whatever the step ran.
+  said=$(grep -E '^(stagecoach|cuda_card): ' "$log" | tail -1)
+  [[ $result != ok && -n $said ]] || said=$(grep -vE '^([-{[:space:]]|$)| ETA ' "$log" | tail -1)
+  said=$(tr '\t\r' '  ' <<<"$said" | cut -c1-300 | iconv -c -f utf-8 -t utf-8)
+  keep_row "$name" "$result" $((SECONDS - begin)) "$said"
   echo "$name: $result, $((SECONDS - begin)) s${said:+: $said}"
 }
 
 about_card() {
   cat "$card/VERSION"
   uname -srm && getconf GNU_LIBC_VERSION && nproc && free -g | sed -n 2p && df -h "$work" | tail -1
-  with_libraries ldd "$card"/bin/* "$card/lib/stagecoach/stagecoach-cuda.so" | grep 'not found' | sort -u
+  # Libraries that are missing, or older than those of where it was built: each step's own trouble.
+  with_libraries ldd "$card"/bin/* "$card"/lib/stagecoach/*.so 2>&1 | grep 'not found' | sort -u
+  [[ ! -d $card/mpi ]] || with_mpi ldd "$card/mpi/bin/mpirun" "$card/lib/stagecoach/stagecoach-mpi.so" 2>&1 | grep 'not found' | sort -u
   echo "compute-sanitizer: $(find_sanitizer || echo none)"
   command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: no driver, or not on the PATH" && return 1; }
   nvidia-smi && nvidia-smi --query-gpu=name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current \
@@ -184,7 +246,8 @@ tested() {
   with_libraries "$@" | tee "$said"
   code=${PIPESTATUS[0]}
   ((code == 0)) || return "$code"
-  ! grep -q 'SKIPPED' "$said" || { echo "the tests were skipped: no card that the module can use" && return 1; }
+  ! grep -q 'SKIPPED' "$said" || { echo "cuda_card: tests were skipped: no card that the module can use" && return 1; }
+  grep -qE '\[  PASSED  \] [1-9]' "$said" || { echo "cuda_card: no test has run" && return 1; }
 }
 
 conformance() { tested "$card/bin/conformance_backends" --gtest_filter='*/cuda'; }
@@ -195,7 +258,7 @@ golden() {
 }
 
 bench() {
-  with_libraries "$card/bin/cuda_bench" --json >"$out/cuda_bench.jsonl"
+  with_libraries "$card/bin/cuda_bench" --json | keep_results
 }
 
 # The backend, its graphs and all kernels against the oracle: every shape that the tests know. But for the test that
@@ -207,19 +270,23 @@ sanitize() {
 }
 
 # What the reports' shares are of.
-probe() { stagecoach probe --store "$work" --json | tee "$out/probe.json"; }
+probe() {
+  local probed
+  probed=$(stagecoach probe --store "$work" --json) || return 1
+  keep_results <<<"$probed"
+  ! grep -F '"gpus":[]' <<<"$probed" >/dev/null || { echo "cuda_card: no GPU was probed" && return 1; }
+}
 
 # create_store NAME PRESET WEIGHTS DISTINCT
 create_store() {
-  [[ -d $work/$1 ]] || stagecoach create "$2" "$work/$1" --weights "$3" --distinct-layers "$4" --quiet
+  [[ -e $work/$1/manifest.json ]] || { rm -rf "${work:?}/$1" && stagecoach create "$2" "$work/$1" --weights "$3" --distinct-layers "$4" --quiet; }
 }
 
-# time_store STORE LABEL FLAGS…: adds to the step's time.….jsonl, each line with the label.
+# time_store STORE LABEL FLAGS…: what the processor computes is another measurement.
 time_store() {
-  local store=$1 label=$2 lines=$work/lines.$BASHPID
+  local store=$1 label=$2
   shift 2
-  stagecoach time --store "$work/$store" --device cuda --micro-batch 2048 --phase both --json "$@" >"$lines" || return 1
-  sed "s/^{/{\"run\": \"$label\", /" "$lines" >>"$out/time.$name.jsonl"
+  stagecoach time --store "$work/$store" --device cuda --cpu-layers 0 --micro-batch 2048 --phase both --json "$@" | keep_results "$label"
 }
 
 time_gptj() {
@@ -240,7 +307,7 @@ time_gpt3() {
   # Three layers do not fit into 10 GB: they pass through the card.
   time_store gpt3-bf16 "GPT-3 bf16, 3 layers, --device-memory 10GB" --layers 0:3 --tokens 2048 --repeat 2 \
     --device-memory 10GB || failed=1
-  return $failed
+  return "$failed"
 }
 
 # From disk through the host's memory to the card, neither of which holds the layers.
@@ -250,36 +317,40 @@ time_streamed() {
       --memory 2GB --device-memory 2GB
 }
 
-# Several ranks on the one card, each within a part of its memory, with the Open MPI that was carried along.
-ranks_of() {
-  local mpi=$card/mpi count=$1
-  shift
-  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OPAL_PREFIX=$mpi OPAL_LIBDIR=$mpi/lib OPAL_PKGLIBDIR=$mpi/lib/components \
-    OPAL_DATADIR=$mpi/share OPAL_PKGDATADIR=$mpi/share/openmpi OPAL_SYSCONFDIR=$mpi/share PMIX_INSTALL_PREFIX=$mpi/pmix
-  LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${cublas:+$cublas:}$card/lib:$mpi/lib \
-    "$mpi/bin/mpirun" --mca btl self,vader --oversubscribe --bind-to none -np "$count" "$card/bin/stagecoach" "$@"
+# The Open MPI that was carried along; it asks for no network.
+with_mpi() {
+  local mpi=$card/mpi
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OPAL_PREFIX=$mpi OPAL_LIBDIR=$mpi/lib OPAL_PKGLIBDIR=$mpi/lib/components \
+    OPAL_DATADIR=$mpi/share OPAL_PKGDATADIR=$mpi/share/openmpi OPAL_SYSCONFDIR=$mpi/share PMIX_INSTALL_PREFIX=$mpi/pmix \
+    PMIX_MCA_pcompress_base_silence_warning=1 \
+    LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${cublas:+$cublas:}$card/lib:$mpi/lib "$@"
 }
 
-# GPT-J over four GPUs of 4 GiB: one prompt, which leaves three idle, and eight.
+# GPT-J over four GPUs of 4 GiB: one prompt, which leaves three idle, and eight. Where there are fewer cards ranks share
+# them, each within its part of the memory.
 time_ranks() {
-  [[ -x $card/mpi/bin/mpirun ]] || { echo "no Open MPI was carried along" && return 77; }
+  [[ -x $card/mpi/bin/mpirun ]] || { echo "cuda_card: no Open MPI was carried along" && return 77; }
   create_store gptj-f16 gpt-j-6b f16 2 || return 1
-  local batch lines=$work/lines.ranks
+  local batch
   for batch in 1 8; do
-    ranks_of 4 time --store "$work/gptj-f16" --device cuda:0 --device-memory 4GiB --cpu-layers 0 --phase decode --tokens 128 \
-      --batch "$batch" --micro-batch 2 --repeat 20 --json >"$lines" || return 1
-    sed "s/^{/{\"run\": \"GPT-J f16, 4 ranks of 4 GiB, $batch prompts\", /" "$lines" >>"$out/time.$name.jsonl"
+    with_mpi "$card/mpi/bin/mpirun" --mca btl self,vader --oversubscribe --bind-to none -np 4 "$card/bin/stagecoach" \
+      time --store "$work/gptj-f16" --device cuda --device-memory 4GiB --cpu-layers 0 --phase decode --tokens 128 \
+      --batch "$batch" --micro-batch 2 --repeat 20 --report "$work/report.$batch" --json |
+      keep_results "GPT-J f16, 4 ranks of 4 GiB, $batch prompts" || return 1
   done
+  cp "$work/report.8/trace.json" "$out/trace.ranks.json"
 }
 
-# What earlier calls have left of other steps stays.
-for step in ${steps//,/ }; do
-  case $step in
-    bench) rm -f "$out/cuda_bench.jsonl" ;;
-    probe) rm -f "$out/probe.json" ;;
-    *) rm -f "$out/time.$step.jsonl" ;;
-  esac
-done
+# What the single prompt is compared with, over the same cards: as many as there are, up to four.
+transformers() {
+  python3 -c 'import torch, transformers; torch.zeros(1, device="cuda")' 2>/dev/null ||
+    { echo "cuda_card: no PyTorch and transformers that have a card" && return 77; }
+  python3 scripts/bench/transformers_decode.py --device cuda --cards 4 --tokens 128 --repeat 40 | keep_results "transformers, GPT-J f16, 1 prompt"
+}
+
+cards=$(names_of_cards)
+others=$(cut -f4 "$out/steps.tsv" | grep -vFx "$cards" | sort -u | head -1)
+[[ -z $others ]] || { echo "cuda_card: $out has results of '$others', and here is '${cards:-no card}'; give another --out" >&2 && exit 2; }
 step card 30 about_card
 step conformance 150 conformance
 step golden 100 golden
@@ -289,11 +360,14 @@ step gptj 120 time_gptj
 step gpt3 150 time_gpt3
 step streamed 100 time_streamed
 step ranks 120 time_ranks
+step transformers 150 transformers
 step memcheck 240 sanitize memcheck
 step racecheck 300 sanitize racecheck
 
-awk -F '\t' 'NR == FNR { run[$1] = 1; next } !($1 in run)' "$work/steps.tsv" "$out/steps.tsv" >"$work/before.tsv" 2>/dev/null
-cat "$work/before.tsv" "$work/steps.tsv" >"$out/steps.tsv"
 tar -czf "$out/logs.${steps//,/-}.tar.gz" -C "$work" logs
-python3 scripts/bench/cuda_card_summary.py "$out" || { echo "no python3: steps.tsv and the .jsonl files have everything" >&2; }
-! cut -f2 "$work/steps.tsv" | grep -vE '^(ok|skipped)$' >/dev/null
+if command -v python3 >/dev/null; then
+  python3 scripts/bench/cuda_card_summary.py "$out"
+else
+  echo "no python3 to sum it up: $out/steps.tsv and results.jsonl have everything"
+fi
+exit "$failed"
