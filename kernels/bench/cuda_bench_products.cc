@@ -142,7 +142,7 @@ void few_rows(Bench& bench, const std::string& name, const Weights& weights, con
   const Memory y = bench.unwritten(rows * weights.size.out * 4);
   MatmulArgs args = product_args(weights, {input.device.data(), input.stride, input.type}, rows);
   args.y = y.f32();
-  cuda::matmul_few_rows(args, bench.stream());
+  cuda::matmul_few_rows({&args, 1}, bench.stream());
   check(cudaGetLastError(), "starting a kernel");
   const Error error{error_of(bench, y, weights, expected, rows, 1), sum_tolerance(weights.size.in)};
   const auto in = static_cast<double>(weights.size.in), out = static_cast<double>(weights.size.out);
@@ -154,7 +154,7 @@ void few_rows(Bench& bench, const std::string& name, const Weights& weights, con
                 .peak = input.type == InputType::kInt8 ? 0 : bench.limits().f32},
                error, copies, [&](std::int64_t copy) {
                  args.weight = weights.copy(copy);
-                 cuda::matmul_few_rows(args, bench.stream());
+                 cuda::matmul_few_rows({&args, 1}, bench.stream());
                });
 }
 

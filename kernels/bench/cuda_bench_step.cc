@@ -2,6 +2,7 @@
 // the card does is the same; the difference is what starting kernels costs.
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 
 #include "kernels/bench/cuda_bench.h"
 #include "kernels/cuda/cuda_kernels.h"
@@ -150,19 +151,21 @@ class StepBench {
             .cols = cols,
             .type = InputType::kInt8};
   }
-  void product(const Memory& weight, std::int64_t in, std::int64_t out, const Memory& y, bool add) {
-    cuda::matmul_few_rows(
-        {.x = {packed_.data(), packed_row_stride(InputType::kInt8, in), InputType::kInt8},
-         .weight = weight.data(),
-         .weight_type = kWeights,
-         .bias = nullptr,
-         .y = y.f32(),
-         .y_stride = out,
-         .rows = 1,
-         .in = in,
-         .out = out,
-         .accumulate = add},
-        bench_.stream());
+  MatmulArgs product(const Memory& weight, std::int64_t in, std::int64_t out, const Memory& y,
+                     bool add) const {
+    return {.x = {packed_.data(), packed_row_stride(InputType::kInt8, in), InputType::kInt8},
+            .weight = weight.data(),
+            .weight_type = kWeights,
+            .bias = nullptr,
+            .y = y.f32(),
+            .y_stride = out,
+            .rows = 1,
+            .in = in,
+            .out = out,
+            .accumulate = add};
+  }
+  void multiply(std::initializer_list<MatmulArgs> products) const {
+    cuda::matmul_few_rows(std::span(products.begin(), products.size()), bench_.stream());
   }
   void normed_input() {
     cuda::norm_and_pack({.x = hidden_.f32(),
@@ -182,9 +185,8 @@ class StepBench {
     bench_.copy(hidden_.data(), input_.data(), h * kFloat);
     for (const Layer& layer : layers_) {
       normed_input();
-      product(layer.query, h, h, query_, false);
-      product(layer.key, h, h, key_, false);
-      product(layer.value, h, h, value_, false);
+      multiply({product(layer.query, h, h, query_, false), product(layer.key, h, h, key_, false),
+                product(layer.value, h, h, value_, false)});
       cuda::rotate_and_append(rotary(query_), rotary(key_),
                               {.k = key_.f32(),
                                .v = value_.f32(),
@@ -198,16 +200,16 @@ class StepBench {
       cuda::attention_decode(attention_args(), spans(layer),
                              reinterpret_cast<float*>(scratch_.data()), stream);
       cuda::pack_input(packing(attended_, h), stream);
-      product(layer.out, h, h, hidden_, true);
+      multiply({product(layer.out, h, h, hidden_, true)});
       normed_input();
-      product(layer.up, h, mlp, up_, false);
+      multiply({product(layer.up, h, mlp, up_, false)});
       cuda::activation_and_pack({.x = up_.f32(),
                                  .up = nullptr,
                                  .y = nullptr,
                                  .count = mlp,
                                  .kind = Activation::kGeluTanh},
                                 packing(up_, mlp), stream);
-      product(layer.down, mlp, h, hidden_, true);
+      multiply({product(layer.down, mlp, h, hidden_, true)});
     }
   }
 

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/include/decode_splits.h"
 #include "kernels/include/ops.h"
@@ -41,9 +42,11 @@ void fetch(std::byte* to, const std::byte* from, std::int64_t bytes, cudaStream_
 void pack_input(const PackInputArgs& args, cudaStream_t stream);
 
 // Products of few rows, up to some tens: computes on each weight once for kFewRows rows, and reads
-// it from memory once for all.
+// it from memory once for all. Up to kMostTogether products are one launch: of the same rows x, by
+// weights of one type, all of which accumulate or none; none reads what another writes.
 inline constexpr int kFewRows = 8;
-void matmul_few_rows(const MatmulArgs& args, cudaStream_t stream);
+inline constexpr std::size_t kMostTogether = 3;
+void matmul_few_rows(std::span<const MatmulArgs> products, cudaStream_t stream);
 
 // Outputs [first, first + count) of a packed weight (out, in) → column-major (count, in), that is
 // element (output, k) at k · count + output, as a library's matrix product reads it. `first` and

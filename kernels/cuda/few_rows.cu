@@ -1,9 +1,10 @@
 // Products of few rows (decode): as fast as the weights can be read, in whole 16-byte words that
 // neighbouring lanes read side by side.
 //
-// A block makes the 16 outputs of one panel for up to kFewRows rows. Where there are more, the
-// blocks of a panel are neighbours, which run together: the first to read a weight brings it into
-// L2 for the others. A block's warps take turns along k, its lanes share a step:
+// A block makes the 16 outputs of one panel for up to kFewRows rows, a launch those of some
+// products of the same rows. Where there are more rows, the blocks of a panel are neighbours, which
+// run together: the first to read a weight brings it into L2 for the others. A block's warps take
+// turns along k, its lanes share a step:
 //
 //   f32     8 columns a step: lane l has outputs 4 (l % 4) … + 3 of column l / 4
 //   16 bit  16 columns: lane l has outputs 8 (l % 2) … + 7 of column l / 2
@@ -241,7 +242,32 @@ struct Q4Weight {
   }
 };
 
-// ---- The product
+// ---- The products
+
+// Of one product: what it does not share with the others of the launch.
+struct Output {
+  std::int64_t first_panel;  // of all panels of the launch
+  const std::byte* weight;
+  const float* bias;
+  float* y;
+  std::int64_t y_stride, out;
+};
+
+struct FewRowsArgs {
+  std::int64_t rows, in;
+  bool accumulate;
+  int count;
+  Output outputs[kMostTogether];
+};
+
+// Not by an index, for which the compiler would keep a copy of the arguments in memory.
+__device__ Output output_of(const FewRowsArgs& args, std::int64_t panel) {
+  Output output = args.outputs[0];
+#pragma unroll
+  for (int i = 1; i < static_cast<int>(kMostTogether); ++i)
+    if (i < args.count && panel >= args.outputs[i].first_panel) output = args.outputs[i];
+  return output;
+}
 
 template <int kRows>
 struct BlockSums {
@@ -270,15 +296,17 @@ template <typename Weight, int kRows, typename Input>
 // Three blocks a multiprocessor, or the compiler would save registers where loads ought to be under
 // way.
 __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
-    few_rows_kernel(MatmulArgs args, Input x) {
+    few_rows_kernel(FewRowsArgs args, Input x) {
   auto* const shared = shared_memory<BlockSums<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const unsigned blocks = kRows == kFewRows ? divide_up(args.rows, kRows) : 1;  // of a panel
-  const std::int64_t panel_index = blockIdx.x / blocks;
+  const std::int64_t panel_of_all = blockIdx.x / blocks;
+  const Output to = output_of(args, panel_of_all);
+  const std::int64_t panel_index = panel_of_all - to.first_panel;
   const int first = static_cast<int>(blockIdx.x % blocks) * kRows;
   x.data = x.data.from(first);
-  const std::byte* const panel = args.weight + panel_index * Weight::panel_bytes(args.in);
+  const std::byte* const panel = to.weight + panel_index * Weight::panel_bytes(args.in);
   float sums[kRows][Weight::kOutputs] = {};
   const std::int64_t steps = Weight::steps(args.in);
 #pragma unroll(kRows == 1 ? 4 : 2)
@@ -289,18 +317,38 @@ __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPanel; i += kWarps * kWarp) {
     const int row = i / kPanel;
     const std::int64_t n = panel_index * kPanel + i % kPanel;
-    if (n >= args.out || first + row >= args.rows) continue;
+    if (n >= to.out || first + row >= args.rows) continue;
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) sum += shared->of_warp[w][row][i % kPanel];
-    if (args.bias != nullptr) sum += args.bias[n];
-    float& y = args.y[(first + row) * args.y_stride + n];
+    if (to.bias != nullptr) sum += to.bias[n];
+    float& y = to.y[(first + row) * to.y_stride + n];
     y = args.accumulate ? y + sum : sum;
   }
 }
 
+// Their x, rows, in, weight_type and accumulate are the first's.
+using MatmulSpan = std::span<const MatmulArgs>;
+
 template <typename Weight, typename Input>
-void launch_rows(const MatmulArgs& args, const Input& x, cudaStream_t stream) {
-  LaunchShape shape{.grid = dim3(divide_up(args.out, kPanel) * divide_up(args.rows, kFewRows)),
+void launch_rows(MatmulSpan products, const Input& x, cudaStream_t stream) {
+  const MatmulArgs& shared = products.front();
+  FewRowsArgs args{.rows = shared.rows,
+                   .in = shared.in,
+                   .accumulate = shared.accumulate,
+                   .count = static_cast<int>(products.size()),
+                   .outputs = {}};
+  std::int64_t panels = 0;
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const MatmulArgs& product = products[i];
+    args.outputs[i] = {.first_panel = panels,
+                       .weight = product.weight,
+                       .bias = product.bias,
+                       .y = product.y,
+                       .y_stride = product.y_stride,
+                       .out = product.out};
+    panels += divide_up(product.out, kPanel);
+  }
+  LaunchShape shape{.grid = dim3(static_cast<unsigned>(panels) * divide_up(shared.rows, kFewRows)),
                     .threads = kWarps * kWarp,
                     .shared_bytes = 0,
                     .stream = stream};
@@ -308,11 +356,11 @@ void launch_rows(const MatmulArgs& args, const Input& x, cudaStream_t stream) {
     shape.shared_bytes = sizeof(BlockSums<kRows>);
     launch(name, kernel, shape, args, x);
   };
-  if (args.rows == 1)
+  if (shared.rows == 1)
     run(few_rows_kernel<Weight, 1, Input>, "gemv", static_cast<BlockSums<1>*>(nullptr));
-  else if (args.rows == 2)
+  else if (shared.rows == 2)
     run(few_rows_kernel<Weight, 2, Input>, "gemv_2", static_cast<BlockSums<2>*>(nullptr));
-  else if (args.rows <= 4)
+  else if (shared.rows <= 4)
     run(few_rows_kernel<Weight, 4, Input>, "gemv_4", static_cast<BlockSums<4>*>(nullptr));
   else
     run(few_rows_kernel<Weight, kFewRows, Input>, "gemv_8",
@@ -330,42 +378,44 @@ PlainInput<T> plain_input(const MatmulArgs& args) {
 
 // Quantised weights are multiplied with every input.
 template <typename Weight>
-void launch_quantized(const MatmulArgs& args, cudaStream_t stream) {
-  switch (args.x.type) {
+void launch_quantized(MatmulSpan products, cudaStream_t stream) {
+  const MatmulArgs& shared = products.front();
+  switch (shared.x.type) {
     case InputType::kF32:
-      return launch_rows<Weight>(args, plain_input<float>(args), stream);
+      return launch_rows<Weight>(products, plain_input<float>(shared), stream);
     case InputType::kBF16:
-      return launch_rows<Weight>(args, plain_input<__nv_bfloat16>(args), stream);
+      return launch_rows<Weight>(products, plain_input<__nv_bfloat16>(shared), stream);
     case InputType::kF16:
-      return launch_rows<Weight>(args, plain_input<__half>(args), stream);
+      return launch_rows<Weight>(products, plain_input<__half>(shared), stream);
     case InputType::kInt8:
-      return launch_rows<Weight>(args, QuantInput{row_pointers(args)}, stream);
+      return launch_rows<Weight>(products, QuantInput{row_pointers(shared)}, stream);
   }
 }
 
 // Others with float32, or with their own type.
 template <typename T>
-void launch_plain(const MatmulArgs& args, cudaStream_t stream) {
-  if (args.x.type == InputType::kF32)
-    launch_rows<PlainWeight<T>>(args, plain_input<float>(args), stream);
+void launch_plain(MatmulSpan products, cudaStream_t stream) {
+  const MatmulArgs& shared = products.front();
+  if (shared.x.type == InputType::kF32)
+    launch_rows<PlainWeight<T>>(products, plain_input<float>(shared), stream);
   else
-    launch_rows<PlainWeight<T>>(args, plain_input<T>(args), stream);
+    launch_rows<PlainWeight<T>>(products, plain_input<T>(shared), stream);
 }
 
 }  // namespace
 
-void matmul_few_rows(const MatmulArgs& args, cudaStream_t stream) {
-  switch (args.weight_type) {
+void matmul_few_rows(std::span<const MatmulArgs> products, cudaStream_t stream) {
+  switch (products.front().weight_type) {
     case DType::kF32:
-      return launch_plain<float>(args, stream);
+      return launch_plain<float>(products, stream);
     case DType::kF16:
-      return launch_plain<__half>(args, stream);
+      return launch_plain<__half>(products, stream);
     case DType::kBF16:
-      return launch_plain<__nv_bfloat16>(args, stream);
+      return launch_plain<__nv_bfloat16>(products, stream);
     case DType::kQ8:
-      return launch_quantized<Q8Weight>(args, stream);
+      return launch_quantized<Q8Weight>(products, stream);
     case DType::kQ4:
-      return launch_quantized<Q4Weight>(args, stream);
+      return launch_quantized<Q4Weight>(products, stream);
   }
 }
 

@@ -108,7 +108,8 @@ def layer(m, weights, inputs, rows):
     h = m["hidden"]
     sizes = [(h, h)] * 4 + [(h, 4 * h), (4 * h, h)]
     if rows == 1:
-        parts = [few_rows(weights, inputs, 1, *size) for size in sizes] + [attention("attention_decode", "f16", m, 1, m["context"])]
+        together = [(h, 3 * h), *sizes[3:]]
+        parts = [few_rows(weights, inputs, 1, *size) for size in together] + [attention("attention_decode", "f16", m, 1, m["context"])]
     else:
         kind = inputs if inputs != "int8" else "f16"
         parts = [part for size in sizes for part in (unpack(weights, kind, *size), cublas(kind, rows, *size))]

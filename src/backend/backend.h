@@ -138,6 +138,10 @@ class Backend {
   virtual void activation(const ActivationArgs& args) = 0;
 
   // Ops that follow each other in every block, as one where a device gains by that.
+  // Products of the same rows x, none of which reads what another writes.
+  virtual void matmuls(std::span<const MatmulArgs> products) {
+    for (const MatmulArgs& product : products) matmul(product);
+  }
   // What is packed is norm.y (rows, cols) = pack.x; whether it is to be in norm.y as well.
   enum class Unpacked : std::uint8_t { kKept, kNotRead };
   virtual void norm_and_pack(const NormArgs& norm, const PackInputArgs& pack, Unpacked) {

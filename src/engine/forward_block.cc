@@ -1,11 +1,22 @@
 #include "engine/forward_block.h"
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <span>
 
+#include "base/error.h"
 #include "engine/kernel_kinds.h"
 
 namespace stagecoach {
 namespace {
+
+// y = x · weightᵀ + bias.
+struct Linear {
+  const TensorView& weight;
+  const TensorView& bias;
+  const Buffer& y;
+};
 
 // The ops below with everything filled in that is the same all through the block: rows and strides.
 class RowOps {
@@ -47,13 +58,16 @@ class RowOps {
   InputRows input(const Buffer& x, std::int64_t width) {
     return matmul_input(backend_, workspace_, x.f32(), rows_, width);
   }
-  void linear(const InputRows& x, const TensorView& weight, const TensorView& bias,
-              const Buffer& y) {
-    matmul(x, weight, bias, y, false);
+  // Up to three of the same rows.
+  void linear(const InputRows& x, std::initializer_list<Linear> layers) {
+    std::array<MatmulArgs, 3> products;
+    STAGECOACH_CHECK(layers.size() <= products.size());
+    std::transform(layers.begin(), layers.end(), products.begin(),
+                   [&](const Linear& layer) { return product(x, layer, false); });
+    backend_.matmuls(std::span(products).first(layers.size()));
   }
-  void add_linear(const InputRows& x, const TensorView& weight, const TensorView& bias,
-                  const Buffer& y) {
-    matmul(x, weight, bias, y, true);
+  void add_linear(const InputRows& x, const Linear& layer) {
+    backend_.matmul(product(x, layer, true));
   }
 
   // Rotates q and k where the model does, and appends k and v.
@@ -131,18 +145,17 @@ class RowOps {
             .rotary_dim = spec_.rotary_dim};
   }
 
-  void matmul(const InputRows& x, const TensorView& weight, const TensorView& bias, const Buffer& y,
-              bool accumulate) {
-    backend_.matmul({.x = x,
-                     .weight = weight.data,
-                     .weight_type = weight.type,
-                     .bias = bias.f32(),
-                     .y = y.f32(),
-                     .y_stride = weight.rows,
-                     .rows = rows_,
-                     .in = weight.cols,
-                     .out = weight.rows,
-                     .accumulate = accumulate});
+  MatmulArgs product(const InputRows& x, const Linear& layer, bool accumulate) const {
+    return {.x = x,
+            .weight = layer.weight.data,
+            .weight_type = layer.weight.type,
+            .bias = layer.bias.f32(),
+            .y = layer.y.f32(),
+            .y_stride = layer.weight.rows,
+            .rows = rows_,
+            .in = layer.weight.cols,
+            .out = layer.weight.rows,
+            .accumulate = accumulate};
   }
 
   const ModelSpec& spec_;
@@ -210,9 +223,9 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
             ? ops.normed_input(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.normed,
                                shared ? Backend::Unpacked::kKept : Backend::Unpacked::kNotRead)
             : ops.input(ws.hidden, spec.hidden_size);
-    ops.linear(x, w[kQuery], w[kQueryBias], ws.query);
-    ops.linear(x, w[kKey], w[kKeyBias], ws.key);
-    ops.linear(x, w[kValue], w[kValueBias], ws.value);
+    ops.linear(x, {{w[kQuery], w[kQueryBias], ws.query},
+                   {w[kKey], w[kKeyBias], ws.key},
+                   {w[kValue], w[kValueBias], ws.value}});
     if (spec.query_key_norm) {
       ops.norm_heads(ws.query, spec.num_attention_heads, w[kQueryNorm]);
       ops.norm_heads(ws.key, spec.num_key_value_heads, w[kKeyNorm]);
@@ -222,8 +235,8 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
     // What a parallel block's MLP reads is normed before the attention changes x.
     if (spec.residual == ResidualForm::kParallelTwoNorms)
       ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed);
-    ops.add_linear(ops.input(ws.attended, spec.query_size()), w[kAttentionOutput],
-                   w[kAttentionOutputBias], ws.hidden);
+    ops.add_linear(ops.input(ws.attended, spec.query_size()),
+                   {w[kAttentionOutput], w[kAttentionOutputBias], ws.hidden});
     if (!norm_first) ops.norm(ws.hidden, w[kAttentionNorm], w[kAttentionNormBias], ws.hidden);
   }
   {
@@ -240,10 +253,13 @@ void forward_block(const BlockContext& c, std::int64_t layer, std::span<const To
                             ? ops.normed_input(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.normed,
                                                Backend::Unpacked::kNotRead)
                             : ops.input(norm_first ? ws.normed : ws.hidden, spec.hidden_size);
-    ops.linear(x, w[kUp], w[kUpBias], ws.up);
-    if (gated) ops.linear(x, w[kGate], w[kGateBias], ws.gate);
-    ops.add_linear(ops.activated_input(inner, gated ? ws.up.f32() : nullptr), w[kDown],
-                   w[kDownBias], ws.hidden);
+    const Linear up{w[kUp], w[kUpBias], ws.up};
+    if (gated)
+      ops.linear(x, {up, {w[kGate], w[kGateBias], ws.gate}});
+    else
+      ops.linear(x, {up});
+    ops.add_linear(ops.activated_input(inner, gated ? ws.up.f32() : nullptr),
+                   {w[kDown], w[kDownBias], ws.hidden});
     if (!norm_first) ops.norm(ws.hidden, w[kMlpNorm], w[kMlpNormBias], ws.hidden);
   }
 }

@@ -120,11 +120,12 @@ class CudaBackend final : public Backend {
   void pack_input(const PackInputArgs& args) override {
     run("packing inputs", [&] { cuda::pack_input(args, ops_); });
   }
-  void matmul(const MatmulArgs& args) override {
+  void matmul(const MatmulArgs& args) override { matmuls({&args, 1}); }
+  void matmuls(std::span<const MatmulArgs> products) override {
     device_.use();
-    // Of many rows it would be on two streams.
-    STAGECOACH_CHECK(args.rows <= kMostFewRows || !recorder_.recording());
-    products_.multiply(args);
+    // Of many rows they would be on two streams.
+    STAGECOACH_CHECK(products.front().rows <= kMostFewRows || !recorder_.recording());
+    products_.multiply(products);
   }
   void norm(const NormArgs& args) override {
     run("a norm", [&] { cuda::norm(args, ops_); });

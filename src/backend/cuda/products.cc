@@ -67,22 +67,31 @@ bool Products::multiplies(InputType input, DType weights) const {
   return false;
 }
 
-void Products::multiply(const MatmulArgs& args) {
-  STAGECOACH_CHECK(multiplies(args.x.type, args.weight_type));
-  if (args.rows == 0) return;
-  if (args.rows <= kMostFewRows)
-    multiply_few(args);
-  else
-    multiply_many(args);
+void Products::multiply(std::span<const MatmulArgs> products) {
+  for (const MatmulArgs& product : products)
+    STAGECOACH_CHECK(multiplies(product.x.type, product.weight_type));
+  if (products.front().rows == 0) return;
+  if (products.front().rows <= kMostFewRows) return multiply_few(products);
+  for (const MatmulArgs& product : products) multiply_many(product);
 }
 
 void Products::wait_for(cudaEvent_t event) {
   check(cudaStreamWaitEvent(unpacking_, event, 0), "ordering streams");
 }
 
-void Products::multiply_few(const MatmulArgs& args) {
-  matmul_few_rows(args, stream_);
-  check_launch("a product of few rows");
+void Products::multiply_few(std::span<const MatmulArgs> products) {
+  const auto one_launch = [](const MatmulArgs& a, const MatmulArgs& b) {
+    return a.weight_type == b.weight_type && a.accumulate == b.accumulate;
+  };
+  while (!products.empty()) {
+    std::size_t count = 1;
+    while (count < std::min(products.size(), kMostTogether) &&
+           one_launch(products[0], products[count]))
+      ++count;
+    matmul_few_rows(products.first(count), stream_);
+    check_launch("products of few rows");
+    products = products.subspan(count);
+  }
 }
 
 // To cuBLAS all matrices are column-major: y (out, rows) = unpacked weights (count, in) · x (in,

@@ -6,6 +6,8 @@
 
 #include <cublas_v2.h>
 
+#include <span>
+
 #include "backend/cuda/cuda_handles.h"
 #include "kernels/cuda/cuda_kernels.h"
 
@@ -21,7 +23,8 @@ class Products {
   Products& operator=(const Products&) = delete;
 
   bool multiplies(InputType input, DType weights) const;
-  void multiply(const MatmulArgs& args);
+  // Of the same rows.
+  void multiply(std::span<const MatmulArgs> products);
 
   // Unpacking is not in the order of ops: it is told when weights are there. Once what is queued by
   // then, on the ops' stream, is done:
@@ -30,7 +33,7 @@ class Products {
   void wait_for(cudaEvent_t event);
 
  private:
-  void multiply_few(const MatmulArgs& args);
+  void multiply_few(std::span<const MatmulArgs> products);
   void multiply_many(const MatmulArgs& args);
 
   cudaStream_t stream_;

@@ -193,5 +193,40 @@ TEST_P(Products, FewRowsDoNotDependOnTheirBatchMates) {
     }
 }
 
+// Query, key and value, say; more of them than a device has in a launch, and of several kinds.
+TEST_P(Products, TogetherGiveTheBitsOfEachAlone) {
+  struct Kind {
+    std::int64_t out;
+    DType type;
+    bool with_bias, accumulate;
+  };
+  constexpr std::int64_t kIn = 70;
+  constexpr Kind kKinds[] = {{33, DType::kQ8, true, false},  {16, DType::kQ8, false, false},
+                             {65, DType::kQ8, true, false},  {5, DType::kQ8, false, false},
+                             {48, DType::kBF16, true, true}, {17, DType::kBF16, false, true},
+                             {20, DType::kBF16, true, false}};
+  for (const std::int64_t rows : {1, 2, 5, 12, 40}) {
+    const Problem first = make({rows, kIn, 1}, InputType::kF32, DType::kF32);
+    const Buffer x = on_device(first.packed_x);
+    std::vector<Floats> expected;
+    std::vector<Buffer> buffers, results;
+    std::vector<MatmulArgs> products;
+    for (const Kind& kind : kKinds) {
+      Problem p = make({rows, kIn, kind.out}, InputType::kF32, kind.type);
+      p.packed_x = first.packed_x;
+      expected.push_back(run(p, kind.with_bias, kind.accumulate));
+      const Buffer& weight = buffers.emplace_back(on_device(p.packed));
+      const auto* const weights = weight.data();
+      const auto* const bias =
+          kind.with_bias ? buffers.emplace_back(on_device(p.bias)).f32() : nullptr;
+      results.push_back(on_device(p.y));
+      products.push_back(p.args(x.data(), weights, bias, results.back().f32(), kind.accumulate));
+    }
+    backend().matmuls(products);
+    for (std::size_t i = 0; i < products.size(); ++i)
+      ASSERT_EQ(floats_of(results[i]), expected[i]) << "product " << i << " of " << rows << " rows";
+  }
+}
+
 }  // namespace
 }  // namespace stagecoach

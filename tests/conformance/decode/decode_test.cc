@@ -387,8 +387,8 @@ TEST(Decode, LaunchesOfALayer) {
     std::uint64_t kernels;  // of a layer
   };
   for (const auto& [model, position, kernels] :
-       {Case{llama_like, 70, 13}, Case{llama_like, 300, 14}, Case{gptj_like, 70, 12},
-        Case{bloom_like, 70, 12}})
+       {Case{llama_like, 70, 10}, Case{llama_like, 300, 11}, Case{gptj_like, 70, 10},
+        Case{bloom_like, 70, 10}})
     for (const Graphs graphs : {Graphs::kOff, Graphs::kOn}) {
       Rank rank(model(), graphs);
       rank.decode({{0, position}});
