@@ -11,6 +11,7 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_handles.h"
 #include "backend/cuda/graph_recorder.h"
+#include "backend/cuda/locked_memory.h"
 #include "backend/cuda/products.h"
 #include "backend/cuda/span_tables.h"
 #include "backend/cuda_module.h"
@@ -32,19 +33,6 @@ constexpr std::int64_t kOriginServesNs = 10'000'000'000;
 // Of row ids, from the start on.
 constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 
-// Where kernels find memory of the host; null: it is not page-locked, or not as a whole.
-const std::byte* page_locked(std::span<const std::byte> host) {
-  const auto address = [](const std::byte& byte) -> const std::byte* {
-    cudaPointerAttributes known{};
-    if (cudaPointerGetAttributes(&known, &byte) != cudaSuccess) cudaGetLastError();
-    return known.type == cudaMemoryTypeHost ? static_cast<const std::byte*>(known.devicePointer)
-                                            : nullptr;
-  };
-  const std::byte* const first = address(host.front());
-  if (first == nullptr || address(host.back()) != first + host.size() - 1) return nullptr;
-  return first;
-}
-
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
@@ -54,6 +42,7 @@ class CudaBackend final : public Backend {
         arguments_(ops_),
         spans_(arguments_),
         products_(ops_, device_.capability()),
+        locked_(device_),
         recorder_(ops_) {
     ids_.get(kIdBytes);
   }
@@ -86,7 +75,10 @@ class CudaBackend final : public Backend {
   }
   int sharers() const override { return device_.sharers(); }
   void use() override { device_.use(); }
-  std::shared_ptr<void> pin(std::span<std::byte> host) override;
+  std::shared_ptr<void> pin(std::span<std::byte> host) override {
+    device_.use();
+    return locked_.lock(host);
+  }
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr& after) override;
   EventPtr mark() override {
@@ -196,8 +188,8 @@ class CudaBackend final : public Backend {
   Scratch ids_;
   Products products_;
   Scratch attention_;
+  LockedMemory locked_;
   GraphRecorder recorder_;
-  bool warned_of_pinning_ = false;
 };
 
 Buffer CudaBackend::allocate(std::int64_t bytes) {
@@ -222,7 +214,7 @@ void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
   if (host.empty()) return;
   device_.use();
   products_.ops_bring_weights();
-  const std::byte* const locked = page_locked(host);
+  const std::byte* const locked = locked_.find(host);
   if (locked == nullptr) return arguments_.send_copy(host, device);
   run("fetching from the host",
       [&] { fetch(device, locked, static_cast<std::int64_t>(host.size()), ops_); });
@@ -240,20 +232,6 @@ void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
   if (from.empty()) return;
   run("copying within the device",
       [&] { fetch(to, from.data(), static_cast<std::int64_t>(from.size()), ops_); });
-}
-
-std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
-  if (host.empty()) return nullptr;
-  device_.use();
-  const cudaError_t status = cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault);
-  if (status != cudaSuccess) {
-    cudaGetLastError();
-    if (!std::exchange(warned_of_pinning_, true))
-      spdlog::warn("host memory cannot be page-locked ({}): copies to the GPU will be slower",
-                   cudaGetErrorString(status));
-    return nullptr;
-  }
-  return {host.data(), [](void* data) { cudaHostUnregister(data); }};
 }
 
 EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> host,

@@ -1,5 +1,6 @@
 // Decode steps on simulated devices: recorded as graphs they leave the bits and the spans that they
 // leave op by op, and are as many launches as docs/cuda.md says.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -235,6 +236,24 @@ TEST(HostRows, ArePageLockedAsLongAsTheyLive) {
     EXPECT_GE(cuda_sim::statistics().pinned, before + rows.values.size() * sizeof(float));
   }
   EXPECT_EQ(cuda_sim::statistics().pinned, before);
+}
+
+// As an MPI that knows CUDA does: only who has it locked by pin() leaves it as it is.
+TEST(Uploads, ReadAtOnceWhatOthersHaveLocked) {
+  for (const std::uint64_t seed : seeds()) {
+    Rank rank(llama_like(), Graphs::kOff, {.seed = seed});
+    std::vector<std::byte> source(5000, std::byte{7});
+    const std::vector<std::byte> expected = source;
+    ASSERT_EQ(cudaHostRegister(source.data(), source.size(), cudaHostRegisterPortable),
+              cudaSuccess);
+    const Buffer buffer = rank.backend().allocate(static_cast<std::int64_t>(source.size()));
+    rank.backend().upload(buffer.data(), source);
+    source.assign(source.size(), std::byte{0xee});
+    std::vector<std::byte> found(source.size());
+    rank.backend().download(found, buffer.data());
+    EXPECT_TRUE(found == expected) << "seed " << seed;
+    cudaHostUnregister(source.data());
+  }
 }
 
 using SpecMaker = ModelSpec (*)();
