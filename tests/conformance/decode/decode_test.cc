@@ -361,7 +361,8 @@ TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
     expected = everyday(rank);
   }
   constexpr const char* kFaults[] = {"cudaStreamBeginCapture:1:cudaErrorNotSupported",
-                                     "cudaGraphInstantiate:1:cudaErrorMemoryAllocation"};
+                                     "cudaGraphInstantiate:1:cudaErrorMemoryAllocation",
+                                     "cudaGraphUpload:1:cudaErrorMemoryAllocation"};
   for (const char* fault : kFaults) {
     Rank rank(llama_like(), Graphs::kOn, {.faults = fault});
     EXPECT_TRUE(rank.backend().records());
