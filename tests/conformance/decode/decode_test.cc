@@ -238,6 +238,34 @@ TEST(HostRows, ArePageLockedAsLongAsTheyLive) {
   EXPECT_EQ(cuda_sim::statistics().pinned, before);
 }
 
+// Of what is assigned over, too.
+TEST(HostRows, AreUnlockedBeforeTheyAreFreed) {
+  StageRunner::HostRows rows;
+  rows.values.resize(10);
+  bool unlocked = false;
+  rows.lock = {rows.values.data(), [&](float* values) {
+                 EXPECT_EQ(rows.values.data(), values);
+                 unlocked = true;
+               }};
+  rows = {};
+  EXPECT_TRUE(unlocked);
+}
+
+TEST(Events, ThatCannotBeRecordedAreNotLeft) {
+  for (const char* fault : {"cudaEventRecord:1:cudaErrorMemoryAllocation",
+                            "cudaEventRecordWithFlags:1:cudaErrorMemoryAllocation"}) {
+    cuda_sim::reset({.faults = fault});
+    CudaOptions options;
+    options.build = STAGECOACH_BUILD;
+    const auto use = [&] {
+      const std::unique_ptr<Backend> backend(stagecoach_open_cuda_backend_v1(options));
+      backend->mark();
+    };
+    EXPECT_THROW(use(), Error) << fault;
+    EXPECT_EQ(cuda_sim::reset({}), "") << fault;
+  }
+}
+
 // As an MPI that knows CUDA does: only who has it locked by pin() leaves it as it is.
 TEST(Uploads, ReadAtOnceWhatOthersHaveLocked) {
   for (const std::uint64_t seed : seeds()) {
