@@ -1,6 +1,7 @@
 // One GPU. Ops are queued on one stream; copies of weights go beside them on another, ordered by
 // events alone. Every host thread that calls sets the device first, since CUDA keeps it per thread.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -38,6 +39,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaOptions& options)
       : device_(options),
         threads_(options.threads),
+        alone_here_(options.ranks_here == 1),
         origin_(std::make_shared<ClockOrigin>(ops_)),
         arguments_(ops_),
         spans_(arguments_),
@@ -61,12 +63,8 @@ class CudaBackend final : public Backend {
   void copy(std::byte* to, std::span<const std::byte> from) override;
   void synchronize() override {
     device_.use();
-    check(cudaStreamSynchronize(ops_), "waiting for the device");
-    if (now_ns() - origin()->ns() > kOriginServesNs) {
-      auto fresh = std::make_shared<ClockOrigin>(ops_);
-      const std::lock_guard lock(origin_mutex_);
-      origin_ = std::move(fresh);
-    }
+    wait_for_ops();
+    renew_origin(ops_);
   }
 
   bool is_host() const override { return false; }
@@ -169,6 +167,22 @@ class CudaBackend final : public Backend {
     check(cudaStreamWaitEvent(stream, static_cast<const CudaEvent&>(*event).handle(), 0),
           "ordering streams");
   }
+  // Spinning is the sooner way to the next token, and costs a processor: it is for whoever has no
+  // other use for one. Where weights pass through the device threads read, check and copy them, and
+  // other ranks of the host compute: then the wait is a sleep.
+  void wait_for_ops() {
+    if (alone_here_ && !copies_ahead_)
+      return check(cudaStreamSynchronize(ops_), "waiting for the device");
+    done_.record(ops_);
+    done_.synchronize();
+  }
+  // Where it serves no longer. Waits for what `stream` has queued.
+  void renew_origin(cudaStream_t stream) {
+    if (now_ns() - origin()->ns() <= kOriginServesNs) return;
+    auto fresh = std::make_shared<ClockOrigin>(stream);
+    const std::lock_guard lock(origin_mutex_);
+    origin_ = std::move(fresh);
+  }
   ClockOriginPtr origin() {
     const std::lock_guard lock(origin_mutex_);
     return origin_;
@@ -179,8 +193,11 @@ class CudaBackend final : public Backend {
 
   const Device device_;
   const int threads_;
+  const bool alone_here_;  // no other rank is on this host
+  std::atomic<bool> copies_ahead_{false};
   Stream ops_;
   Stream copies_;
+  BlockingWait done_;
   std::mutex origin_mutex_;  // the copying thread marks, too
   ClockOriginPtr origin_;
   ArgumentRing arguments_;
@@ -236,8 +253,9 @@ void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
 
 EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> host,
                                  const EventPtr& after) {
-  wait(copies_, after);
+  copies_ahead_ = true;
   device_.use();
+  wait(copies_, after);
   check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, copies_),
         "copying weights to the device");
   return std::make_shared<CudaEvent>(origin(), copies_);

@@ -46,6 +46,7 @@ class OwnedEvent {
 // between events are floats, and clocks drift: an origin serves for some seconds.
 class ClockOrigin {
  public:
+  // Spins: waking up would be part of the time.
   explicit ClockOrigin(cudaStream_t stream) {
     check(cudaEventRecord(event_, stream), "recording an event");
     check(cudaEventSynchronize(event_), "waiting for the device");
@@ -99,6 +100,16 @@ class Order {
 
  private:
   const OwnedEvent event_{cudaEventDisableTiming};
+};
+
+// For whoever waits for a stream asleep. Of several who do at once each waits for the last record.
+class BlockingWait {
+ public:
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void synchronize() const { check(cudaEventSynchronize(event_), "waiting for the device"); }
+
+ private:
+  const OwnedEvent event_{cudaEventBlockingSync | cudaEventDisableTiming};
 };
 
 // Device memory that grows when more is wanted; what was in it is then gone.

@@ -266,6 +266,30 @@ TEST(Events, ThatCannotBeRecordedAreNotLeft) {
   }
 }
 
+// Whoever spins for the device has no other use for a processor.
+TEST(Waits, SpinOnlyWhereNothingElseWantsTheHost) {
+  CudaOptions options;
+  options.build = STAGECOACH_BUILD;
+  const auto spins = [&](int ranks_here, bool copies) {
+    // The first of these waits is in the constructor.
+    cuda_sim::reset({.faults = "cudaStreamSynchronize:2:cudaErrorMemoryAllocation"});
+    options.ranks_here = ranks_here;
+    const std::unique_ptr<Backend> backend(stagecoach_open_cuda_backend_v1(options));
+    const Buffer slot = backend->allocate(64);
+    const std::vector<std::byte> host(64);
+    if (copies) backend->copy_ahead(slot.data(), host, backend->mark())->synchronize();
+    try {
+      backend->synchronize();
+      return false;
+    } catch (const Error&) {
+      return true;
+    }
+  };
+  EXPECT_TRUE(spins(1, false));
+  EXPECT_FALSE(spins(1, true));
+  EXPECT_FALSE(spins(2, false));
+}
+
 // As an MPI that knows CUDA does: only who has it locked by pin() leaves it as it is.
 TEST(Uploads, ReadAtOnceWhatOthersHaveLocked) {
   for (const std::uint64_t seed : seeds()) {
