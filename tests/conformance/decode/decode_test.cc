@@ -15,6 +15,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda_module.h"
+#include "backend/device_scratch.h"
 #include "base/error.h"
 #include "base/version.h"
 #include "conformance/random_data.h"
@@ -288,6 +289,23 @@ TEST(Waits, SpinOnlyWhereNothingElseWantsTheHost) {
   EXPECT_TRUE(spins(1, false));
   EXPECT_FALSE(spins(1, true));
   EXPECT_FALSE(spins(2, false));
+}
+
+// However tables grow: the budget knows the largest.
+TEST(Spans, TakeOfTheHostWhatItsBudgetHas) {
+  Rank rank(llama_like(), Graphs::kOff);
+  const std::size_t before = cuda_sim::statistics().pinned, first = 4 * (kSpanTableBytes / 4);
+  std::byte page[1];
+  std::byte* const pages[] = {page};
+  for (const std::int64_t count : {20'000, 23'000, 50'000}) {
+    const std::vector<KvSpan> spans(
+        static_cast<std::size_t>(count),
+        {.row = 0, .rows = 1, .position = 0, .key_pages = pages, .value_pages = pages});
+    rank.backend().send_spans(spans);
+    rank.backend().synchronize();
+    EXPECT_LE(cuda_sim::statistics().pinned - (before - first),
+              4 * static_cast<std::size_t>(span_table_bytes(count, 1, 1)));
+  }
 }
 
 // As an MPI that knows CUDA does: only who has it locked by pin() leaves it as it is.
