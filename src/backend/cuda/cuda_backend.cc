@@ -255,6 +255,9 @@ EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> h
                                  const EventPtr& after) {
   copies_ahead_ = true;
   device_.use();
+  // In a pass of many micro-batches nobody waits for ops in a long time: the bus has a gap instead,
+  // between what was queued before and this copy.
+  renew_origin(copies_);
   wait(copies_, after);
   check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, copies_),
         "copying weights to the device");
