@@ -106,18 +106,13 @@ __device__ void add_values(const Tile& tile, PrefillShared<kDims>& shared, int t
   }
 }
 
-// Spans of one row are attended to as in decode.
-__device__ int prefill_tiles(const KvSpan& span) {
-  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kQueries - 1) / kQueries);
-}
-
 // grid: x tile of the spans' rows, of each span the last ones first, since they have the most to
 // do; y query head.
 template <int kDims>
 __global__ void __launch_bounds__(kThreads)
     prefill_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t count,
                    std::int64_t head_bytes) {
-  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles);
+  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles<kQueries>);
   if (at.span == nullptr) return;
   const KvSpan& span = *at.span;
   const std::int64_t first = std::int64_t{at.tiles - 1 - at.tile} * kQueries;

@@ -278,11 +278,6 @@ struct WarpRows {
   }
 };
 
-// Spans of one row are attended to as in decode.
-__device__ int prefill_tiles(const KvSpan& span) {
-  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kQueries - 1) / kQueries);
-}
-
 // Of a multiprocessor, at least.
 template <int kDims>
 constexpr int kBlocks = Sizes<kDims>::kKeepsQueries ? 2 : 1;
@@ -294,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kDims>)
     prefill_tensor_kernel(AttentionArgs args, const KvSpan* spans, std::int64_t count,
                           std::int64_t head_bytes) {
   constexpr int kKeys = Sizes<kDims>::kKeys;
-  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles);
+  const SpanTile at = find_tile(spans, count, blockIdx.x, prefill_tiles<kQueries>);
   if (at.span == nullptr) return;
   const KvSpan& span = *at.span;
   const std::int64_t first = std::int64_t{at.tiles - 1 - at.tile} * kQueries;

@@ -49,10 +49,6 @@ struct MatrixC {
 __device__ inline std::uint32_t half_bits(__half x) {
   return __half_as_ushort(x);
 }
-// Rounded, for |x| up to 65,504.
-__device__ inline std::uint32_t half_pair(float low, float high) {
-  return half_bits(__float2half_rn(low)) | half_bits(__float2half_rn(high)) << 16;
-}
 
 // c += a · b, of T __half or __nv_bfloat16, with sums in float32. No bfloat16 before compute
 // capability 8.0.

@@ -20,6 +20,12 @@ struct SpanTile {
   int tile, tiles;
 };
 
+// Of prefill, of so many rows each: spans of one row are attended to as in decode.
+template <int kRows>
+__device__ int prefill_tiles(const KvSpan& span) {
+  return span.rows == 1 ? 0 : static_cast<int>((span.rows + kRows - 1) / kRows);
+}
+
 // Tile number `tile` of all spans in order; tiles_of(span) says how many one has. All lanes of a
 // warp call together, each for a span.
 template <typename TilesOf>

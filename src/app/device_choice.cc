@@ -51,6 +51,8 @@ std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
     try {
       return open_cuda({}, threads);
     } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kResources)
+        throw;  // a typo, a bug: no PC that lacks something
       // The PC's ranks all meet it: its first one says so.
       const bool first = launched_local_rank().value_or(0) == 0;
       spdlog::log(first ? spdlog::level::warn : spdlog::level::debug, "computing on the CPU: {}",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/device_granule.h"
 #include "base/error.h"
 
 namespace stagecoach {
@@ -9,8 +10,6 @@ namespace {
 
 // Few allocations for a long text, and little that a short one leaves unused.
 constexpr std::int64_t kSlabBytes = std::int64_t{16} << 20;
-// What a driver gives at least, and in multiples of.
-constexpr std::int64_t kDeviceGranule = std::int64_t{2} << 20;
 
 std::int64_t pages_for(std::int64_t positions) {
   return (positions + kKvPageTokens - 1) / kKvPageTokens;
@@ -33,7 +32,7 @@ std::int64_t KvCache::slab_pages(std::int64_t page_bytes) {
 
 std::int64_t KvCache::device_bytes(std::int64_t pages, std::int64_t page_bytes) {
   const std::int64_t each = slab_pages(page_bytes), slabs = (pages + each - 1) / each;
-  return slabs * ((each * page_bytes + kDeviceGranule - 1) / kDeviceGranule * kDeviceGranule);
+  return slabs * device_allocation(each * page_bytes);
 }
 
 // On the host a page is allocated when it is needed: there it costs a system call at most.

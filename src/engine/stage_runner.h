@@ -69,6 +69,15 @@ class StageRunner {
   struct HostRows {
     PageFloats values;
     std::shared_ptr<void> lock;  // released before the values
+
+    HostRows() = default;
+    HostRows(HostRows&&) noexcept = default;
+    HostRows& operator=(HostRows&& other) noexcept {
+      lock = std::move(other.lock);
+      values = std::move(other.values);
+      return *this;
+    }
+    ~HostRows() = default;
   };
   HostRows make_host_rows(std::int64_t rows);
   // The hidden state from and to the host, (rows, hidden_size) float32. A device may still be

@@ -176,11 +176,13 @@ class Worker {
         set_aside(one);
         after_layers(layer, layer + 1, one.batch);
       }
-    for (Gathered& one : std::exchange(gathered_, {})) {
+    // They stay till all have left: where leaving fails, a device may still be about to read them.
+    for (Gathered& one : gathered_) {
       take_up(one);
       leave(std::move(one.batch));
       if (one.hidden.lock != nullptr) spare_.push_back(std::move(one.hidden));
     }
+    gathered_.clear();
   }
 
   struct Gathered {

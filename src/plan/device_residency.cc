@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/device_granule.h"
 #include "base/error.h"
 
 namespace stagecoach {
@@ -38,6 +39,12 @@ WeightSizes sizes_on_device(WeightSizes sizes) {
     sizes.embedding_in_memory = sizes.embedding_on_disk =
         std::min(sizes.embedding_on_disk, sizes.embedding_in_memory) + sizes.row_buffer;
   sizes.shared = 0;
+  sizes.attention_rounding = device_allocation(sizes.attention) - sizes.attention;
+  sizes.mlp_rounding = device_allocation(sizes.mlp) - sizes.mlp;
+  const std::int64_t matrix_rounding = device_allocation(sizes.head_matrix) - sizes.head_matrix;
+  // Its tiles are whole granules, but where they would take no less than all of it.
+  if (sizes.head_on_disk == sizes.head_in_memory) sizes.head_on_disk += matrix_rounding;
+  sizes.head_in_memory += matrix_rounding;
   return sizes;
 }
 
@@ -47,7 +54,7 @@ std::optional<Residency> plan_device(const ResidencyRequest& slice, std::int64_t
 
 std::int64_t smallest_device_memory(const ResidencyRequest& slice) {
   const std::int64_t least = smallest_memory(device_request(slice, 0));
-  return slice.windows.empty() ? least - slice.sizes.layer() : least;
+  return slice.windows.empty() ? least - sizes_on_device(slice.sizes).layer_memory() : least;
 }
 
 ResidencyRequest beside_device(const ResidencyRequest& slice, const Residency& device) {

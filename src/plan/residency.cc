@@ -23,20 +23,22 @@ std::vector<bool> spread(std::int64_t count, std::int64_t layers) {
 
 struct Ring {
   int attention = 1, mlp = 1;
-  std::int64_t bytes = 0;
+  std::int64_t bytes = 0, memory = 0;  // of parts, and what they take
 };
 
 // As many slots as `room` holds, in the order in which parts come; more than `streamed` layers
 // would be of no use.
 Ring fill_ring(const WeightSizes& sizes, std::int64_t room, std::int64_t streamed) {
-  Ring ring{.attention = 1, .mlp = 1, .bytes = sizes.layer()};
+  Ring ring{.attention = 1, .mlp = 1, .bytes = sizes.layer(), .memory = sizes.layer_memory()};
   while (true) {
     const bool attention = ring.attention <= ring.mlp;
     int& slots = attention ? ring.attention : ring.mlp;
     const std::int64_t part = attention ? sizes.attention : sizes.mlp;
-    if (slots >= streamed || ring.bytes + part > room) return ring;
+    const std::int64_t memory = part + (attention ? sizes.attention_rounding : sizes.mlp_rounding);
+    if (slots >= streamed || ring.memory + memory > room) return ring;
     ++slots;
     ring.bytes += part;
+    ring.memory += memory;
   }
 }
 
@@ -88,7 +90,7 @@ std::optional<Residency> plan_residency(const ResidencyRequest& request) {
   };
   for (const Ends& ends : choices_of_ends(request)) {
     for (std::int64_t pinned = layers; pinned >= 0; --pinned) {
-      const std::int64_t room = request.memory - ends.memory - pinned * sizes.layer();
+      const std::int64_t room = request.memory - ends.memory - pinned * sizes.layer_memory();
       const std::int64_t streamed = (layers - pinned) * sizes.layer();
       Residency candidate{.pinned = spread(pinned, layers),
                           .embedding_in_memory = ends.embedding_in_memory,
@@ -100,11 +102,11 @@ std::optional<Residency> plan_residency(const ResidencyRequest& request) {
         if (room >= 0) consider(std::move(candidate));
         continue;
       }
-      if (room < sizes.layer()) continue;
+      if (room < sizes.layer_memory()) continue;
       const Ring ring = fill_ring(sizes, room, layers - pinned);
       candidate.attention_slots = ring.attention;
       candidate.mlp_slots = ring.mlp;
-      candidate.memory += ring.bytes;
+      candidate.memory += ring.memory;
       candidate.waited += waited_bytes(request, streamed, ring);
       consider(std::move(candidate));
     }
@@ -115,7 +117,7 @@ std::optional<Residency> plan_residency(const ResidencyRequest& request) {
 std::int64_t smallest_memory(const ResidencyRequest& request) {
   const WeightSizes& sizes = request.sizes;
   return std::min(sizes.embedding_in_memory, sizes.embedding_on_disk) +
-         std::min(sizes.head_in_memory, sizes.head_on_disk) + sizes.layer();
+         std::min(sizes.head_in_memory, sizes.head_on_disk) + sizes.layer_memory();
 }
 
 double streamed_bound(double slice, double memory, int ranks, int rounds) {

@@ -21,7 +21,12 @@ struct WeightSizes {
   // memory.
   std::int64_t shared = 0;
 
+  // Of a device: what its driver rounds up.
+  std::int64_t attention_rounding = 0, mlp_rounding = 0;
+
   std::int64_t layer() const { return attention + mlp; }
+  // Of memory, one layer held.
+  std::int64_t layer_memory() const { return layer() + attention_rounding + mlp_rounding; }
 };
 
 struct ResidencyRequest {

@@ -35,6 +35,7 @@ EndTables::EndTables(StoreReader& reader, const EndOptions& options, Timeline& t
   if (options.head == Residence::kAbsent) return;
   load(head_, store.head_slab(), options.head);
   open_head_matrix();
+  if (head_matrix_ && options_.pin) pin_head_matrix();
 }
 
 void EndTables::load(End& end, const SlabEntry& slab, Residence residence) {
@@ -112,6 +113,14 @@ void EndTables::open_head_matrix() {
       head_matrix_ = place.view(load_tensor(head_, place));
     }
   STAGECOACH_CHECK(head_matrix_);
+}
+
+// Its own memory, or the embedding's.
+void EndTables::pin_head_matrix() {
+  for (End* const end : {&embedding_, &head_})
+    for (AlignedBuffer& memory : end->memory)
+      if (head_matrix_.data >= memory.data() && head_matrix_.data < memory.data() + memory.size())
+        head_lock_ = options_.pin(memory.span());
 }
 
 void EndTables::open_disk_head(const Place& place) {

@@ -22,7 +22,8 @@ struct EndOptions {
   std::chrono::milliseconds stall{60'000};
   std::function<std::unique_ptr<ReadQueue>()> make_queue;
   std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;
-  PinMemory pin = {};  // of the head's tiles
+  // Of what the head's matrix passes to a device from: tiles, or where the host holds it all of it.
+  PinMemory pin = {};
 };
 
 class EndTables {
@@ -80,6 +81,7 @@ class EndTables {
   const std::byte* load_tensor(End& end, const Place& place);
   void open_table(const Place& place);
   void open_head_matrix();
+  void pin_head_matrix();
   void open_disk_head(const Place& place);
   void read_blocks(const DiskTable& table, const std::map<std::int64_t, std::int64_t>& local,
                    std::byte* destination);
@@ -91,7 +93,8 @@ class EndTables {
   Timeline& timeline_;
   const EndOptions options_;
   End embedding_, head_;
-  TensorView head_matrix_;  // in memory
+  TensorView head_matrix_;           // in memory
+  std::shared_ptr<void> head_lock_;  // of the memory that it lies in
   std::vector<DiskTable> tables_;
   std::optional<DiskHead> disk_head_;
   std::int64_t bytes_ = 0;

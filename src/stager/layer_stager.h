@@ -28,7 +28,7 @@ struct StagerOptions {
   // bytes done and in total, while parts are loaded.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};
   std::function<bool()> interrupted = {};  // polled while a lease waits
-  PinMemory pin = {};                      // of memory that parts of layers are read into
+  PinMemory pin = {};                      // of memory that a device copies from
   // Default: make_read_queue. Tests put their own disk here.
   std::function<std::unique_ptr<ReadQueue>()> make_queue = {};
   std::int64_t tile_bytes = kHeadTileBytes, gather_bytes = kGatherBytes;  // of ends on disk

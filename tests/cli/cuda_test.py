@@ -741,6 +741,13 @@ class CudaAuto(Cuda):
         self.falls_back("this PC has an NVIDIA driver, and no GPU that CUDA can use", devices=0)
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
 
+    def test_what_is_no_lack_of_a_device_ends_the_job(self):
+        auto = ("generate", *self.words(), "--device", "auto")
+        self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER | {"STAGECOACH_CUDA_GRAPHS": "maybe"}), 2,
+                   "STAGECOACH_CUDA_GRAPHS is 'maybe', not on or off")
+        self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER, faults="cudaStreamCreateWithFlags:1:cudaErrorInvalidValue"), 1,
+                   "creating a stream failed on the GPU")
+
     def test_a_device_that_is_too_small_is_one_warning(self):
         process = self.chooses("--device", "auto", "--device-memory", "1MB", environment=SIMULATED_DRIVER)
         self.assertNotIn("on the device", process.stderr)

@@ -195,18 +195,11 @@ cudaError_t cudaHostUnregister(void* pointer) {
   });
 }
 
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
-  return call("cudaPointerGetAttributes", CallKind::kAsync, [&](Runtime& runtime) {
-    *attributes = {.type = cudaMemoryTypeUnregistered,
-                   .device = -2,
-                   .devicePointer = nullptr,
-                   .hostPointer = nullptr};
-    auto* const address = const_cast<void*>(pointer);
-    for (int number = 0; number < runtime.config.devices; ++number)
-      if (runtime.device(number).memory.find(pointer) != nullptr)
-        *attributes = {cudaMemoryTypeDevice, number, address, nullptr};
-    if (runtime.pinned.contains(pointer, 1))
-      *attributes = {cudaMemoryTypeHost, thread_state().device, address, address};
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags) {
+  return call("cudaHostGetDevicePointer", CallKind::kAsync, [&](Runtime& runtime) {
+    if (device == nullptr || flags != 0 || !runtime.pinned.contains(host, 1))
+      return cudaErrorInvalidValue;
+    *device = host;
     return cudaSuccess;
   });
 }

@@ -337,6 +337,18 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
   });
 }
 
+cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t stream) {
+  return call("cudaGraphUpload", CallKind::kAsync, [&](Runtime& runtime) {
+    CUstream_st* const found = find_stream(runtime, stream, "cudaGraphUpload");
+    if (found == nullptr) return cudaErrorInvalidResourceHandle;
+    if (!knows_handle(runtime.execs, exec)) return cudaErrorInvalidValue;
+    if (found->capture != nullptr)
+      return refuse_in_capture(runtime, *found->capture, "cudaGraphUpload",
+                               cudaErrorStreamCaptureUnsupported);
+    return cudaSuccess;
+  });
+}
+
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return call("cudaGraphLaunch", CallKind::kAsync, [&](Runtime& runtime) {
     CUstream_st* const found = find_stream(runtime, stream, "cudaGraphLaunch");

@@ -1,6 +1,7 @@
 #include "backend/cuda/argument_ring.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <memory>
 
@@ -37,7 +38,9 @@ void ArgumentRing::grow(std::int64_t segment_bytes) {
 
 std::byte* ArgumentRing::begin(std::int64_t bytes) {
   bytes = aligned(bytes);
-  if (bytes > segment_bytes_) grow(std::max(bytes, 2 * segment_bytes_));
+  // As the host's budget counts segments.
+  if (bytes > segment_bytes_)
+    grow(static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(bytes))));
   if (used_ + bytes > segment_bytes_) {
     done_[static_cast<std::size_t>(segment_)] = std::make_shared<CudaEvent>(nullptr, stream_);
     segment_ = (segment_ + 1) % kSegments;

@@ -1,6 +1,7 @@
 // One GPU. Ops are queued on one stream; copies of weights go beside them on another, ordered by
 // events alone. Every host thread that calls sets the device first, since CUDA keeps it per thread.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_handles.h"
 #include "backend/cuda/graph_recorder.h"
+#include "backend/cuda/locked_memory.h"
 #include "backend/cuda/products.h"
 #include "backend/cuda/span_tables.h"
 #include "backend/cuda_module.h"
@@ -32,28 +34,17 @@ constexpr std::int64_t kOriginServesNs = 10'000'000'000;
 // Of row ids, from the start on.
 constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 
-// Where kernels find memory of the host; null: it is not page-locked, or not as a whole.
-const std::byte* page_locked(std::span<const std::byte> host) {
-  const auto address = [](const std::byte& byte) -> const std::byte* {
-    cudaPointerAttributes known{};
-    if (cudaPointerGetAttributes(&known, &byte) != cudaSuccess) cudaGetLastError();
-    return known.type == cudaMemoryTypeHost ? static_cast<const std::byte*>(known.devicePointer)
-                                            : nullptr;
-  };
-  const std::byte* const first = address(host.front());
-  if (first == nullptr || address(host.back()) != first + host.size() - 1) return nullptr;
-  return first;
-}
-
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options)
       : device_(options),
         threads_(options.threads),
+        alone_here_(options.ranks_here == 1),
         origin_(std::make_shared<ClockOrigin>(ops_)),
         arguments_(ops_),
         spans_(arguments_),
         products_(ops_, device_.capability()),
+        locked_(device_),
         recorder_(ops_) {
     ids_.get(kIdBytes);
   }
@@ -72,12 +63,8 @@ class CudaBackend final : public Backend {
   void copy(std::byte* to, std::span<const std::byte> from) override;
   void synchronize() override {
     device_.use();
-    check(cudaStreamSynchronize(ops_), "waiting for the device");
-    if (now_ns() - origin()->ns() > kOriginServesNs) {
-      auto fresh = std::make_shared<ClockOrigin>(ops_);
-      const std::lock_guard lock(origin_mutex_);
-      origin_ = std::move(fresh);
-    }
+    wait_for_ops();
+    renew_origin(ops_);
   }
 
   bool is_host() const override { return false; }
@@ -86,7 +73,10 @@ class CudaBackend final : public Backend {
   }
   int sharers() const override { return device_.sharers(); }
   void use() override { device_.use(); }
-  std::shared_ptr<void> pin(std::span<std::byte> host) override;
+  std::shared_ptr<void> pin(std::span<std::byte> host) override {
+    device_.use();
+    return locked_.lock(host);
+  }
   EventPtr copy_ahead(std::byte* device, std::span<const std::byte> host,
                       const EventPtr& after) override;
   EventPtr mark() override {
@@ -178,6 +168,22 @@ class CudaBackend final : public Backend {
     check(cudaStreamWaitEvent(stream, static_cast<const CudaEvent&>(*event).handle(), 0),
           "ordering streams");
   }
+  // Spinning is the sooner way to the next token, and costs a processor: it is for whoever has no
+  // other use for one. Where weights pass through the device threads read, check and copy them, and
+  // other ranks of the host compute: then the wait is a sleep.
+  void wait_for_ops() {
+    if (alone_here_ && !copies_ahead_)
+      return check(cudaStreamSynchronize(ops_), "waiting for the device");
+    done_.record(ops_);
+    done_.synchronize();
+  }
+  // Where it serves no longer. Waits for what `stream` has queued.
+  void renew_origin(cudaStream_t stream) {
+    if (now_ns() - origin()->ns() <= kOriginServesNs) return;
+    auto fresh = std::make_shared<ClockOrigin>(stream);
+    const std::lock_guard lock(origin_mutex_);
+    origin_ = std::move(fresh);
+  }
   ClockOriginPtr origin() {
     const std::lock_guard lock(origin_mutex_);
     return origin_;
@@ -188,8 +194,11 @@ class CudaBackend final : public Backend {
 
   const Device device_;
   const int threads_;
+  const bool alone_here_;  // no other rank is on this host
+  std::atomic<bool> copies_ahead_{false};
   Stream ops_;
   Stream copies_;
+  BlockingWait done_;
   std::mutex origin_mutex_;  // the copying thread marks, too
   ClockOriginPtr origin_;
   ArgumentRing arguments_;
@@ -197,8 +206,8 @@ class CudaBackend final : public Backend {
   Scratch ids_;
   Products products_;
   Scratch attention_;
+  LockedMemory locked_;
   GraphRecorder recorder_;
-  bool warned_of_pinning_ = false;
 };
 
 Buffer CudaBackend::allocate(std::int64_t bytes) {
@@ -223,7 +232,7 @@ void CudaBackend::upload(std::byte* device, std::span<const std::byte> host) {
   if (host.empty()) return;
   device_.use();
   products_.ops_bring_weights();
-  const std::byte* const locked = page_locked(host);
+  const std::byte* const locked = locked_.find(host);
   if (locked == nullptr) return arguments_.send_copy(host, device);
   run("fetching from the host",
       [&] { fetch(device, locked, static_cast<std::int64_t>(host.size()), ops_); });
@@ -243,24 +252,14 @@ void CudaBackend::copy(std::byte* to, std::span<const std::byte> from) {
       [&] { fetch(to, from.data(), static_cast<std::int64_t>(from.size()), ops_); });
 }
 
-std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
-  if (host.empty()) return nullptr;
-  device_.use();
-  const cudaError_t status = cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault);
-  if (status != cudaSuccess) {
-    cudaGetLastError();
-    if (!std::exchange(warned_of_pinning_, true))
-      spdlog::warn("host memory cannot be page-locked ({}): copies to the GPU will be slower",
-                   cudaGetErrorString(status));
-    return nullptr;
-  }
-  return {host.data(), [](void* data) { cudaHostUnregister(data); }};
-}
-
 EventPtr CudaBackend::copy_ahead(std::byte* device, std::span<const std::byte> host,
                                  const EventPtr& after) {
-  wait(copies_, after);
+  copies_ahead_ = true;
   device_.use();
+  // In a pass of many micro-batches nobody waits for ops in a long time: the bus has a gap instead,
+  // between what was queued before and this copy.
+  renew_origin(copies_);
+  wait(copies_, after);
   check(cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, copies_),
         "copying weights to the device");
   return std::make_shared<CudaEvent>(origin(), copies_);

@@ -27,17 +27,31 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+// An event that was made, recorded or not.
+class OwnedEvent {
+ public:
+  explicit OwnedEvent(unsigned flags) {
+    check(cudaEventCreateWithFlags(&event_, flags), "creating an event");
+  }
+  ~OwnedEvent() { cudaEventDestroy(event_); }
+  OwnedEvent(const OwnedEvent&) = delete;
+  OwnedEvent& operator=(const OwnedEvent&) = delete;
+  operator cudaEvent_t() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // An event whose time by the host's clock is known: what turns others into times. Milliseconds
 // between events are floats, and clocks drift: an origin serves for some seconds.
 class ClockOrigin {
  public:
+  // Spins: waking up would be part of the time.
   explicit ClockOrigin(cudaStream_t stream) {
-    check(cudaEventCreateWithFlags(&event_, cudaEventDefault), "creating an event");
     check(cudaEventRecord(event_, stream), "recording an event");
     check(cudaEventSynchronize(event_), "waiting for the device");
     ns_ = now_ns();
   }
-  ~ClockOrigin() { cudaEventDestroy(event_); }
   ClockOrigin(const ClockOrigin&) = delete;
   ClockOrigin& operator=(const ClockOrigin&) = delete;
 
@@ -45,7 +59,7 @@ class ClockOrigin {
   cudaEvent_t event() const { return event_; }
 
  private:
-  cudaEvent_t event_ = nullptr;
+  const OwnedEvent event_{cudaEventDefault};
   std::int64_t ns_ = 0;
 };
 using ClockOriginPtr = std::shared_ptr<const ClockOrigin>;
@@ -56,10 +70,8 @@ class CudaEvent final : public Event {
   // that the stream is captured into, whenever it runs.
   CudaEvent(ClockOriginPtr origin, cudaStream_t stream, unsigned flags = cudaEventRecordDefault)
       : origin_(std::move(origin)) {
-    check(cudaEventCreateWithFlags(&event_, cudaEventBlockingSync), "creating an event");
     check(cudaEventRecordWithFlags(event_, stream, flags), "recording an event");
   }
-  ~CudaEvent() override { cudaEventDestroy(event_); }
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
 
@@ -75,24 +87,29 @@ class CudaEvent final : public Event {
 
  private:
   ClockOriginPtr origin_;
-  cudaEvent_t event_ = nullptr;
+  const OwnedEvent event_{cudaEventBlockingSync};
 };
 
 // Orders streams, as often as it is recorded. Nothing waits for one that never was.
 class Order {
  public:
-  Order() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event"); }
-  ~Order() { cudaEventDestroy(event_); }
-  Order(const Order&) = delete;
-  Order& operator=(const Order&) = delete;
-
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
   void hold(cudaStream_t stream) const {
     check(cudaStreamWaitEvent(stream, event_, 0), "ordering streams");
   }
 
  private:
-  cudaEvent_t event_ = nullptr;
+  const OwnedEvent event_{cudaEventDisableTiming};
+};
+
+// For whoever waits for a stream asleep. Of several who do at once each waits for the last record.
+class BlockingWait {
+ public:
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void synchronize() const { check(cudaEventSynchronize(event_), "waiting for the device"); }
+
+ private:
+  const OwnedEvent event_{cudaEventBlockingSync | cudaEventDisableTiming};
 };
 
 // Device memory that grows when more is wanted; what was in it is then gone.

@@ -40,7 +40,10 @@ class GraphRecorder::Graph final : public Recording {
 
   cudaError_t instantiate(cudaGraph_t graph, std::vector<std::shared_ptr<CudaEvent>> marks) {
     marks_ = std::move(marks);
-    return cudaGraphInstantiate(&exec_, graph, 0);
+    const cudaError_t made = cudaGraphInstantiate(&exec_, graph, 0);
+    // What it takes of the device's memory it takes now, where it can be done without: not as it is
+    // first launched.
+    return made == cudaSuccess ? cudaGraphUpload(exec_, stream_) : made;
   }
 
   bool replay() override {

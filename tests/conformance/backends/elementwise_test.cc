@@ -1,3 +1,5 @@
+#include <thread>
+
 #include "conformance/backends/backend_test.h"
 
 namespace stagecoach {
@@ -39,6 +41,33 @@ TEST_P(Elementwise, UploadsReadMemoryWhileItIsTheirs) {
       backend().copy(copy.data(), {pinned.data(), static_cast<std::size_t>(offset + count)});
       ASSERT_TRUE(bytes_of(copy) == expected) << count << " bytes at " << offset;
     }
+}
+
+// Page-locked at both ends, and not between: the caller's again when upload returns.
+TEST_P(Elementwise, MemoryThatIsLockedInPartsIsReadAtOnce) {
+  constexpr std::size_t kPart = 4096;
+  Bytes source(3 * kPart);
+  for (std::size_t i = 0; i < source.size(); ++i)
+    source[i] = static_cast<std::byte>(i * 7 + i / 251);
+  const Bytes expected = source;
+  const std::span<std::byte> all(source);
+  const std::shared_ptr<void> first = backend().pin(all.first(kPart)),
+                              last = backend().pin(all.last(kPart));
+  const Buffer buffer = backend().allocate(static_cast<std::int64_t>(source.size()));
+  backend().upload(buffer.data(), source);
+  source.assign(source.size(), std::byte{0xee});
+  EXPECT_TRUE(bytes_of(buffer) == expected);
+}
+
+// A lock may be held by what lives longer, and given up by another thread.
+TEST_P(Elementwise, LocksMayOutliveTheBackend) {
+  Bytes memory(10'000);
+  std::shared_ptr<void> lock = backend().pin(memory);
+  backend_.reset();
+  std::thread([&] { lock.reset(); }).join();
+  SetUp();
+  lock = backend().pin(memory);
+  EXPECT_EQ(lock != nullptr, is_gpu()) << "it was locked still";
 }
 
 TEST_P(Elementwise, CopiesGoAheadAndOpsWaitForThem) {

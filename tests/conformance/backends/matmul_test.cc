@@ -56,9 +56,18 @@ class Products : public BackendTest {
       const Floats old = random(shape.out);
       std::copy(old.begin(), old.end(), p.y.begin() + r * p.y_stride);
     }
+    pack_x(p);
+    const Layout layout = matrix_layout(type);
+    p.packed.resize(static_cast<std::size_t>(layout_bytes(layout, type, shape.out, shape.in)));
+    pack_rows(layout, type, p.weights.data(), shape.out, shape.in, p.packed.data());
+    unpack_rows(layout, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
+    return p;
+  }
+  static void pack_x(Problem& p) {
+    const Shape& shape = p.shape;
     // What no packing writes is NaN.
     p.packed_x.assign(static_cast<std::size_t>(shape.rows * p.x_stride), std::byte{0xff});
-    if (input == InputType::kF32)
+    if (p.input == InputType::kF32)
       for (std::int64_t r = 0; r < shape.rows; ++r)
         std::memcpy(&p.packed_x[static_cast<std::size_t>(r * p.x_stride)],
                     &p.x[static_cast<std::size_t>(r * shape.in)],
@@ -69,13 +78,8 @@ class Products : public BackendTest {
                                       .packed = p.packed_x.data(),
                                       .rows = shape.rows,
                                       .cols = shape.in,
-                                      .type = input},
+                                      .type = p.input},
                                      0, shape.rows);
-    const Layout layout = matrix_layout(type);
-    p.packed.resize(static_cast<std::size_t>(layout_bytes(layout, type, shape.out, shape.in)));
-    pack_rows(layout, type, p.weights.data(), shape.out, shape.in, p.packed.data());
-    unpack_rows(layout, type, p.packed.data(), shape.in, 0, shape.out, p.weights.data());
-    return p;
   }
 
   Floats run(const Problem& p, bool with_bias, bool accumulate) {
@@ -134,6 +138,32 @@ TEST_P(Products, AgreeWithTheOracleOverAwkwardShapes) {
                       << "x" << shape.out << ", input " << static_cast<int>(input) << ", weights "
                       << static_cast<int>(type);
               }
+          }
+      }
+}
+
+// An infinite activation makes infinities, also where a kernel reads its group twice.
+TEST_P(Products, InfiniteInputsAreInfinite) {
+  for (const Shape& shape : {Shape{1, 31, 17}, {1, 77, 33}, {3, 96, 16}, {8, 64, 40}, {9, 65, 16}})
+    for (const InputType input : {InputType::kF32, InputType::kBF16, InputType::kF16})
+      for (const DType type : kTypes) {
+        if (!backend().multiplies(input, type)) continue;
+        Problem p = make(shape, input, type);
+        for (std::int64_t row = 0; row < shape.rows; ++row)
+          p.x[static_cast<std::size_t>((row + 1) * shape.in - 1)] =
+              row % 2 == 0 ? INFINITY : -INFINITY;
+        pack_x(p);
+        const Floats expected = oracle(p, true, false), result = run(p, true, false);
+        for (std::int64_t row = 0; row < shape.rows; ++row)
+          for (std::int64_t n = 0; n < shape.out; ++n) {
+            const auto i = static_cast<std::size_t>(row * p.y_stride + n);
+            ASSERT_EQ(std::isnan(result[i]), std::isnan(expected[i]))
+                << "row " << row << " output " << n << " of " << shape.rows << "x" << shape.in
+                << "x" << shape.out << ", input " << static_cast<int>(input) << ", weights "
+                << static_cast<int>(type);
+            if (std::isinf(expected[i])) {
+              ASSERT_EQ(result[i], expected[i]);
+            }
           }
       }
 }

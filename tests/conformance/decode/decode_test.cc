@@ -1,5 +1,6 @@
 // Decode steps on simulated devices: recorded as graphs they leave the bits and the spans that they
 // leave op by op, and are as many launches as docs/cuda.md says.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -14,6 +15,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda_module.h"
+#include "backend/device_scratch.h"
 #include "base/error.h"
 #include "base/version.h"
 #include "conformance/random_data.h"
@@ -237,6 +239,93 @@ TEST(HostRows, ArePageLockedAsLongAsTheyLive) {
   EXPECT_EQ(cuda_sim::statistics().pinned, before);
 }
 
+// Of what is assigned over, too.
+TEST(HostRows, AreUnlockedBeforeTheyAreFreed) {
+  StageRunner::HostRows rows;
+  rows.values.resize(10);
+  bool unlocked = false;
+  rows.lock = {rows.values.data(), [&](float* values) {
+                 EXPECT_EQ(rows.values.data(), values);
+                 unlocked = true;
+               }};
+  rows = {};
+  EXPECT_TRUE(unlocked);
+}
+
+TEST(Events, ThatCannotBeRecordedAreNotLeft) {
+  for (const char* fault : {"cudaEventRecord:1:cudaErrorMemoryAllocation",
+                            "cudaEventRecordWithFlags:1:cudaErrorMemoryAllocation"}) {
+    cuda_sim::reset({.faults = fault});
+    CudaOptions options;
+    options.build = STAGECOACH_BUILD;
+    const auto use = [&] {
+      const std::unique_ptr<Backend> backend(stagecoach_open_cuda_backend_v1(options));
+      backend->mark();
+    };
+    EXPECT_THROW(use(), Error) << fault;
+    EXPECT_EQ(cuda_sim::reset({}), "") << fault;
+  }
+}
+
+// Whoever spins for the device has no other use for a processor.
+TEST(Waits, SpinOnlyWhereNothingElseWantsTheHost) {
+  CudaOptions options;
+  options.build = STAGECOACH_BUILD;
+  const auto spins = [&](int ranks_here, bool copies) {
+    // The first of these waits is in the constructor.
+    cuda_sim::reset({.faults = "cudaStreamSynchronize:2:cudaErrorMemoryAllocation"});
+    options.ranks_here = ranks_here;
+    const std::unique_ptr<Backend> backend(stagecoach_open_cuda_backend_v1(options));
+    const Buffer slot = backend->allocate(64);
+    const std::vector<std::byte> host(64);
+    if (copies) backend->copy_ahead(slot.data(), host, backend->mark())->synchronize();
+    try {
+      backend->synchronize();
+      return false;
+    } catch (const Error&) {
+      return true;
+    }
+  };
+  EXPECT_TRUE(spins(1, false));
+  EXPECT_FALSE(spins(1, true));
+  EXPECT_FALSE(spins(2, false));
+}
+
+// However tables grow: the budget knows the largest.
+TEST(Spans, TakeOfTheHostWhatItsBudgetHas) {
+  Rank rank(llama_like(), Graphs::kOff);
+  const std::size_t before = cuda_sim::statistics().pinned, first = 4 * (kSpanTableBytes / 4);
+  std::byte page[1];
+  std::byte* const pages[] = {page};
+  for (const std::int64_t count : {20'000, 23'000, 50'000}) {
+    const std::vector<KvSpan> spans(
+        static_cast<std::size_t>(count),
+        {.row = 0, .rows = 1, .position = 0, .key_pages = pages, .value_pages = pages});
+    rank.backend().send_spans(spans);
+    rank.backend().synchronize();
+    EXPECT_LE(cuda_sim::statistics().pinned - (before - first),
+              4 * static_cast<std::size_t>(span_table_bytes(count, 1, 1)));
+  }
+}
+
+// As an MPI that knows CUDA does: only who has it locked by pin() leaves it as it is.
+TEST(Uploads, ReadAtOnceWhatOthersHaveLocked) {
+  for (const std::uint64_t seed : seeds()) {
+    Rank rank(llama_like(), Graphs::kOff, {.seed = seed});
+    std::vector<std::byte> source(5000, std::byte{7});
+    const std::vector<std::byte> expected = source;
+    ASSERT_EQ(cudaHostRegister(source.data(), source.size(), cudaHostRegisterPortable),
+              cudaSuccess);
+    const Buffer buffer = rank.backend().allocate(static_cast<std::int64_t>(source.size()));
+    rank.backend().upload(buffer.data(), source);
+    source.assign(source.size(), std::byte{0xee});
+    std::vector<std::byte> found(source.size());
+    rank.backend().download(found, buffer.data());
+    EXPECT_TRUE(found == expected) << "seed " << seed;
+    cudaHostUnregister(source.data());
+  }
+}
+
 using SpecMaker = ModelSpec (*)();
 constexpr SpecMaker kModels[] = {llama_like, gptj_like, bloom_like};
 
@@ -342,7 +431,8 @@ TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
     expected = everyday(rank);
   }
   constexpr const char* kFaults[] = {"cudaStreamBeginCapture:1:cudaErrorNotSupported",
-                                     "cudaGraphInstantiate:1:cudaErrorMemoryAllocation"};
+                                     "cudaGraphInstantiate:1:cudaErrorMemoryAllocation",
+                                     "cudaGraphUpload:1:cudaErrorMemoryAllocation"};
   for (const char* fault : kFaults) {
     Rank rank(llama_like(), Graphs::kOn, {.faults = fault});
     EXPECT_TRUE(rank.backend().records());

@@ -7,7 +7,9 @@
 namespace stagecoach {
 namespace {
 
-constexpr std::int64_t kAttention = 100'000'000, kMlp = 200'000'000, kLayer = kAttention + kMlp;
+// Whole granules of a device's memory.
+constexpr std::int64_t kMiB = 1 << 20;
+constexpr std::int64_t kAttention = 96 * kMiB, kMlp = 190 * kMiB, kLayer = kAttention + kMlp;
 constexpr std::int64_t kLayers = 24;
 constexpr SplitRates kRates{.bus = 12e9, .disk = 2e9};
 

@@ -43,6 +43,29 @@ TEST(DeviceResidency, AllOfItFitsOrLayersPassThrough) {
   EXPECT_TRUE(plan_device(request, smallest_device_memory(request)));
 }
 
+// A driver gives 2 MiB at a time: that is what parts take there, and not what is copied.
+TEST(DeviceResidency, CountsWhatADriverRoundsUp) {
+  constexpr std::int64_t kMiB = 1 << 20;
+  ResidencyRequest request = slice(8);
+  request.sizes.attention = kMiB + 1;  // 2 MiB
+  request.sizes.mlp = 4 * kMiB + 1;    // 6 MiB
+  request.sizes.head_matrix = 3 * kMiB;
+  request.sizes.head_in_memory = request.sizes.head_on_disk = 3 * kMiB + 10;  // 1 MiB more
+  const std::int64_t ends = 60 + 40 + 4 * kMiB + 10, all = 8 * 8 * kMiB + ends;
+  const auto whole = plan_device(request, all);
+  ASSERT_TRUE(whole);
+  EXPECT_EQ(held(*whole), 8);
+  EXPECT_EQ(whole->memory, all);
+  const auto less = plan_device(request, all - 1);
+  ASSERT_TRUE(less);
+  EXPECT_LT(held(*less), 8);
+  EXPECT_EQ(less->streamed, (8 - held(*less)) * request.sizes.layer());
+  EXPECT_LE(less->memory, all - 1);
+  EXPECT_EQ(smallest_device_memory(request), 8 * kMiB + ends);
+  request.windows.clear();
+  EXPECT_EQ(smallest_device_memory(request), ends);
+}
+
 // Whatever the device's memory and the host's: each layer is on the device, or the host accounts
 // for it; nobody has more than there is.
 TEST(DeviceResidency, EveryLayerIsSomewhere) {

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "base/device_granule.h"
 #include "base/error.h"
 
 namespace stagecoach {
@@ -245,7 +246,8 @@ TEST(Planner, GpusTakeTheLayersThatTheyHold) {
   const ModelSpec spec = spec_of(24);
   ClusterSpec cluster = cluster_of(2, 100 * kLayer);
   HostSpec& gpu = cluster.hosts[1];
-  gpu.device_memory = kOther + kEnd + 10 * kLayer;
+  // A driver rounds up the parts of layers, and the head's matrix.
+  gpu.device_memory = kOther + kEnd + 10 * kLayer + (2 * 10 + 1) * kDeviceGranule;
   gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
   PlanQuestion question = question_of(spec, cluster);
   question.other_device_memory = [](const RankShape&) { return kOther; };

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "base/device_granule.h"
 #include "base/error.h"
 
 namespace stagecoach {
@@ -143,7 +144,7 @@ TEST_F(SimulatorTest, AgreesWithThePlannerWhereProcessorsHelpGpus) {
                      " layers of a GPU, " + std::to_string(cpu_layers) + " on the processor");
         PlanQuestion question = ask(hosts, 40 * kLayer);
         for (HostSpec& host : question.cluster.hosts) {
-          host.device_memory = device * kLayer;
+          host.device_memory = device * (kLayer + 2 * kDeviceGranule);
           host.device = {.memory = 500e9, .halves = 50e12, .bus = 12e9};
         }
         question.other_device_memory = [](const RankShape&) { return 0; };

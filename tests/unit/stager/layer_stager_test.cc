@@ -134,6 +134,33 @@ TEST_P(LayerStagerTest, EndsOnDiskAreTheStoresOwn) {
   }
 }
 
+// A head's matrix that the host holds passes to a device for every batch.
+TEST_P(LayerStagerTest, TheMemoryOfAHeadIsPinnedAsLongAsItLives) {
+  std::vector<std::span<std::byte>> pinned;
+  StagerOptions options;
+  options.pin = [&](std::span<std::byte> memory) {
+    pinned.push_back(memory);
+    return std::shared_ptr<void>(memory.data(), [&, memory](void*) {
+      memory.front() = memory.back();  // is there still
+      pinned.clear();
+    });
+  };
+  for (const Residence embedding : {Residence::kAbsent, Residence::kMemory, Residence::kDisk}) {
+    StagingPlan ends;
+    ends.embedding = embedding;
+    ends.head = Residence::kMemory;
+    {
+      LayerStager stager(*store_, ends, options, timeline_);
+      ASSERT_EQ(pinned.size(), 1u);
+      stager.head_matrix([&](std::int64_t, const TensorView& matrix) {
+        EXPECT_GE(matrix.data, pinned[0].data());
+        EXPECT_LE(matrix.data + matrix.bytes(), pinned[0].data() + pinned[0].size());
+      });
+    }
+    EXPECT_TRUE(pinned.empty());
+  }
+}
+
 TEST_P(LayerStagerTest, DamagedEndsAreNamed) {
   const std::string file = GetParam() ? "embedding.slab" : "head.slab";
   const SlabEntry& slab = GetParam() ? store_->embedding_slab() : store_->head_slab();
