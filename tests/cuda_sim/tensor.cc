@@ -147,6 +147,7 @@ void copy_async(void* shared, const void* global, std::size_t bytes, Place place
   AsyncCopies& own = own_copies();
   const AsyncCopy copy{.to = shared, .from = global, .bytes = bytes, .group = own.committed};
   if (block_state.random->chance(1, 2))
+  if (bytes != 0) check_access(global, bytes);
     do_copy(copy);
   else
     own.pending.push_back(copy);

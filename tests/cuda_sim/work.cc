@@ -74,6 +74,7 @@ class KernelWork final : public Work {
         static_cast<std::uint32_t>(std::min<std::uint64_t>(blocks, kMaxShuffledBlocks));
     for (std::uint32_t n = count; n > 1; --n)
       std::swap(order_[n - 1], order_[runtime.random.below(n)]);
+    if (blocks > 1 && runtime.random.chance(1, 4)) writes_ = std::make_unique<GridWrites>();
     return true;
   }
 
@@ -83,7 +84,9 @@ class KernelWork final : public Work {
                  .grid = size,
                  .block = grid_->block,
                  .index = {block % size.x, block / size.x % size.y, block / size.x / size.y},
-                 .shared_bytes = grid_->shared_bytes};
+                 .shared_bytes = grid_->shared_bytes,
+                 .memory = &runtime.device(device).memory,
+                 .writes = writes_.get()};
     ++runtime.stats.blocks;
     const BlockFailure failure = run_block(job, runtime.random);
     if (failure.error == cudaSuccess) return true;
@@ -94,6 +97,7 @@ class KernelWork final : public Work {
   }
 
   std::shared_ptr<const Grid> grid_;
+  std::unique_ptr<GridWrites> writes_;  // it takes time: of some launches
   std::vector<std::uint32_t> order_;
   std::size_t next_ = 0;
 };
