@@ -145,11 +145,6 @@ std::string last_message() {
   return runtime().last_message;
 }
 
-bool is_device_address(const void* pointer) {
-  std::lock_guard lock(runtime().mutex);
-  return runtime().memory_of(pointer) != nullptr;
-}
-
 }  // namespace cuda_sim
 
 const char* cudaGetErrorName(cudaError_t error) {

@@ -101,7 +101,7 @@ namespace {
 
 bool queues(std::string_view function) {
   return function == "launch" || function == "cudaGraphLaunch" || function == "cudaMemcpyAsync" ||
-         function == "cudaMemcpy2DAsync" || function == "cudaMemsetAsync";
+         function == "cudaMemsetAsync";
 }
 
 }  // namespace
@@ -150,7 +150,7 @@ cudaError_t begin_call(const char* function, CallKind kind) {
 void end_call(CallKind kind, cudaError_t& result) {
   Runtime& state = runtime();
   if (kind != CallKind::kFree && !state.devices.empty()) {
-    if (kind == CallKind::kSync && (result == cudaSuccess || result == cudaErrorNotReady)) {
+    if (kind == CallKind::kSync && result == cudaSuccess) {
       Device& device = state.current();
       // What happened on a device shows here, and from here on everywhere.
       if (device.failed != cudaSuccess) result = device.sticky = device.failed;
@@ -158,9 +158,8 @@ void end_call(CallKind kind, cudaError_t& result) {
     run_by_chance(state);
     state.close_memory();
     // A zombie has no handle; it goes when its work is done.
-    std::erase_if(state.streams, [](const auto& stream) {
-      return stream->destroyed && stream->queue.empty() && !stream->busy;
-    });
+    std::erase_if(state.streams,
+                  [](const auto& stream) { return stream->destroyed && stream->queue.empty(); });
   }
   state.injected_later = cudaSuccess;
   state.injected_status = 0;

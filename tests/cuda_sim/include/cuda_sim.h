@@ -59,7 +59,4 @@ Statistics statistics();
 // The last line that the simulator wrote to stderr, or nothing.
 std::string last_message();
 
-// Whether this address is device memory (live or not) of any device.
-bool is_device_address(const void* pointer);
-
 }  // namespace cuda_sim

@@ -163,22 +163,6 @@ TEST_F(Memory, RegisteredMemoryIsPinned) {
   EXPECT_EQ(x.read(stream), host);
 }
 
-TEST_F(Memory, RowsAreCopied) {
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    cuda_sim::reset({.seed = seed});
-    Stream stream;
-    std::vector<int> host(6 * 4);
-    for (std::size_t i = 0; i < host.size(); ++i) host[i] = static_cast<int>(i);
-    DeviceArray<int> x(std::vector<int>(6 * 5, -1));
-    EXPECT_CUDA(cudaMemcpy2DAsync(x.get(), 20, host.data(), 16, 12, 6, cudaMemcpyDefault, stream));
-    const std::vector<int> got = x.read(stream);
-    for (std::size_t row = 0; row < 6; ++row)
-      for (std::size_t col = 0; col < 5; ++col)
-        EXPECT_EQ(got[row * 5 + col], col < 3 ? static_cast<int>(row * 4 + col) : -1);
-    EXPECT_EQ(cuda_sim::statistics().host_to_device, 120u + 72u);
-  }
-}
-
 TEST_F(MemoryDeathTest, HostCodeThatTouchesDeviceMemoryDies) {
   Stream stream;
   DeviceArray<int> x(64);
