@@ -120,6 +120,9 @@ cudaError_t begin_call(const char* function, CallKind kind) {
   if (injected < 0) state.injected_status = -injected;
   if (injected > 0) {
     const auto error = static_cast<cudaError_t>(injected);
+  // Almost any call may return what an op did.
+  if (device.failed != cudaSuccess && state.random.chance(1, 4))
+    return device.sticky = device.failed;
     // What breaks while an op runs shows later; a device that is gone shows at once.
     if (queues(function) && is_sticky(error) && error != cudaErrorDevicesUnavailable) {
       state.injected_later = error;

@@ -36,7 +36,7 @@ constexpr std::int64_t kIdBytes = kArgumentBytes - kSpanTableBytes;
 const std::byte* page_locked(std::span<const std::byte> host) {
   const auto address = [](const std::byte& byte) -> const std::byte* {
     cudaPointerAttributes known{};
-    if (cudaPointerGetAttributes(&known, &byte) != cudaSuccess) cudaGetLastError();
+    check(cudaPointerGetAttributes(&known, &byte), "asking whether memory is page-locked");
     return known.type == cudaMemoryTypeHost ? static_cast<const std::byte*>(known.devicePointer)
                                             : nullptr;
   };
@@ -247,7 +247,7 @@ std::shared_ptr<void> CudaBackend::pin(std::span<std::byte> host) {
   device_.use();
   const cudaError_t status = cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault);
   if (status != cudaSuccess) {
-    cudaGetLastError();
+    check_device(copies_);
     if (!std::exchange(warned_of_pinning_, true))
       spdlog::warn("host memory cannot be page-locked ({}): copies to the GPU will be slower",
                    cudaGetErrorString(status));

@@ -338,7 +338,7 @@ TEST(Decode, RangesThatBeginElsewhereAreOtherSteps) {
 TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
   std::vector<Floats> expected;
   {
-    Rank rank(llama_like(), Graphs::kOff);
+    Rank rank(llama_like(), Graphs::kOff, {});
     expected = everyday(rank);
   }
   constexpr const char* kFaults[] = {"cudaStreamBeginCapture:1:cudaErrorNotSupported",
@@ -350,6 +350,18 @@ TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
     EXPECT_EQ(rank.runner().replays(), 0);
     EXPECT_FALSE(rank.backend().records());
   }
+}
+
+// Any call may return what the device has failed with.
+TEST(Decode, ADeviceThatFailsIsNotTakenForADriverThatRefuses) {
+  for (const char* function : {"cudaStreamBeginCapture", "cudaGraphInstantiate"}) {
+    Rank rank(llama_like(), Graphs::kOn,
+              {.faults = std::string(function) + ":1:cudaErrorECCUncorrectable"});
+    EXPECT_THROW(everyday(rank), Error);
+    EXPECT_TRUE(rank.backend().records()) << function << " is taken for a refusal";
+  }
+  Rank rank(llama_like(), Graphs::kOff, {.faults = "cudaHostRegister:1:cudaErrorECCUncorrectable"});
+  EXPECT_THROW(rank.runner().make_host_rows(10), Error);
 }
 
 std::uint64_t kernels_of(const cuda_sim::Statistics& stats) {

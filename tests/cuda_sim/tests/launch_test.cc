@@ -141,7 +141,7 @@ TEST_F(Faults, HitTheCallThatTheyName) {
 TEST_F(Faults, OfLaunchesShowWhenTheProgramWaits) {
   cuda_sim::reset({.faults = "launch:2:cudaErrorLaunchFailure"});
   Stream stream;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 2; ++i) {
     launch_kernel("nothing", nothing, 1, 1, 0, stream);
     EXPECT_CUDA(cudaGetLastError());
   }
@@ -165,6 +165,25 @@ TEST_F(Faults, LoseTheDeviceForGood) {
   EXPECT_CUDA_ERROR(cudaGetDevice(&device), cudaErrorDevicesUnavailable);
   EXPECT_CUDA_ERROR(cudaDeviceSynchronize(), cudaErrorDevicesUnavailable);
   void* memory = nullptr;
+TEST_F(Faults, OfLaunchesMayShowAtAnyCall) {
+  int shown = 0;
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    cuda_sim::reset({.seed = seed, .faults = "launch:1:cudaErrorLaunchFailure"});
+    Stream stream;
+    launch_kernel("nothing", nothing, 1, 1, 0, stream);
+    EXPECT_CUDA(cudaGetLastError());
+    void* pointer = nullptr;
+    const cudaError_t error = cudaMalloc(&pointer, 4);
+    if (error == cudaSuccess) continue;
+    ++shown;
+    EXPECT_CUDA_ERROR(error, cudaErrorLaunchFailure);
+    EXPECT_CUDA_ERROR(cudaMalloc(&pointer, 4), cudaErrorLaunchFailure);  // from then on always
+  }
+  EXPECT_GT(shown, 0);
+  EXPECT_LT(shown, 50);
+  cuda_sim::reset({});
+}
+
   EXPECT_CUDA_ERROR(cudaMalloc(&memory, 4), cudaErrorDevicesUnavailable);
   cuda_sim::reset({});
 }
