@@ -13,7 +13,7 @@ namespace {
 
 enum class Place { kDevice, kPinned, kPageable, kWrong };
 
-// Where rows of memory lie; wrong: partly outside of a live allocation.
+// Where memory lies; wrong: partly outside of a live allocation.
 Place place_of(Runtime& runtime, const void* data, std::size_t bytes) {
   if (const DeviceMemory* memory = runtime.memory_of(data))
     return memory->contains(data, bytes) ? Place::kDevice : Place::kWrong;
@@ -129,8 +129,11 @@ cudaError_t cudaFree(void* pointer) {
   });
 }
 
-cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
-  return call("cudaHostAlloc", CallKind::kUnsafe, [&](Runtime& runtime) {
+namespace {
+
+cudaError_t allocate_pinned(const char* function, void** pointer, std::size_t bytes,
+                            unsigned flags) {
+  return call(function, CallKind::kUnsafe, [&](Runtime& runtime) {
     constexpr unsigned kFlags =
         cudaHostAllocPortable | cudaHostAllocMapped | cudaHostAllocWriteCombined;
     if (pointer == nullptr || (flags & ~kFlags) != 0) return cudaErrorInvalidValue;
@@ -141,8 +144,14 @@ cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
   });
 }
 
+}  // namespace
+
+cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
+  return allocate_pinned("cudaHostAlloc", pointer, bytes, flags);
+}
+
 cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
-  return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault);
+  return allocate_pinned("cudaMallocHost", pointer, bytes, cudaHostAllocDefault);
 }
 
 cudaError_t cudaFreeHost(void* pointer) {

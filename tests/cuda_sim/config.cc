@@ -47,7 +47,60 @@ int error_of(std::string_view name) {
   return 0;
 }
 
+// Every function that is counted, and so can fail as injected.
+constexpr std::string_view kFunctions[] = {"any",
+                                           "launch",
+                                           "cublasCreate",
+                                           "cublasDestroy",
+                                           "cublasGemmEx",
+                                           "cublasSetStream",
+                                           "cublasSetWorkspace",
+                                           "cudaDeviceGetAttribute",
+                                           "cudaDeviceSynchronize",
+                                           "cudaDriverGetVersion",
+                                           "cudaEventCreateWithFlags",
+                                           "cudaEventDestroy",
+                                           "cudaEventElapsedTime",
+                                           "cudaEventRecord",
+                                           "cudaEventRecordWithFlags",
+                                           "cudaEventSynchronize",
+                                           "cudaFree",
+                                           "cudaFreeHost",
+                                           "cudaFuncSetAttribute",
+                                           "cudaGetDevice",
+                                           "cudaGetDeviceCount",
+                                           "cudaGetDeviceProperties",
+                                           "cudaGraphDestroy",
+                                           "cudaGraphExecDestroy",
+                                           "cudaGraphGetNodes",
+                                           "cudaGraphInstantiate",
+                                           "cudaGraphLaunch",
+                                           "cudaHostAlloc",
+                                           "cudaHostRegister",
+                                           "cudaHostUnregister",
+                                           "cudaMalloc",
+                                           "cudaMallocHost",
+                                           "cudaMemGetInfo",
+                                           "cudaMemcpy",
+                                           "cudaMemcpyAsync",
+                                           "cudaMemset",
+                                           "cudaMemsetAsync",
+                                           "cudaPointerGetAttributes",
+                                           "cudaRuntimeGetVersion",
+                                           "cudaSetDevice",
+                                           "cudaStreamBeginCapture",
+                                           "cudaStreamCreateWithFlags",
+                                           "cudaStreamDestroy",
+                                           "cudaStreamEndCapture",
+                                           "cudaStreamIsCapturing",
+                                           "cudaStreamSynchronize",
+                                           "cudaStreamWaitEvent"};
+
 }  // namespace
+
+bool FaultList::is_counted(std::string_view function) {
+  return std::ranges::find(kFunctions, function) != std::end(kFunctions);
+}
 
 Config config_from_environment() {
   Config config;
@@ -83,6 +136,10 @@ std::string FaultList::parse(const std::string& text) {
           one);
     faults_.push_back(fault);
   }
+    if (!is_counted(fault.function))
+      return fmt::format("fault {} names no function that is counted", one);
+    if (fault.error < 0 && !fault.function.starts_with("cublas"))
+      return fmt::format("fault {}: only functions of cuBLAS return its statuses", one);
   return {};
 }
 

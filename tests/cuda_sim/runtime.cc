@@ -109,7 +109,10 @@ bool queues(std::string_view function) {
 cudaError_t begin_call(const char* function, CallKind kind) {
   Runtime& state = runtime();
   if (!state.configured) state.configure(config_from_environment());
-  ++state.stats.calls[function];
+  if (state.stats.calls[function]++ == 0 && !FaultList::is_counted(function)) {
+    fmt::print(stderr, "cuda_sim: {} is missing in the list of functions (config.cc)\n", function);
+    std::abort();
+  }
   const int injected = state.faults.next(function);
   if (kind == CallKind::kFree && injected == 0) return cudaSuccess;
   if (state.config.driver / 1000 < CUDART_VERSION / 1000) return cudaErrorInsufficientDriver;

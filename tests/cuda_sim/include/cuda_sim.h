@@ -13,6 +13,9 @@ struct Config {
   std::uint64_t seed = 1;  // STAGECOACH_CUDA_SIM_SEED
   std::size_t memory = std::size_t{1}
                        << 30;  // bytes of each device; …_MEMORY: 1073741824 or 512MiB
+  // …_PIECE: what memory is counted in. Drivers map 2 MiB at once; plans do not count so, and would
+  // not fit into what they ask for.
+  std::size_t piece = 256;
   int devices = 1;             // …_DEVICES; 0: no device
   int driver = 13000;          // …_DRIVER: CUDA version it can serve; 0: no driver
   int capability = 86;         // …_CAPABILITY; what a block may share follows from it
@@ -24,7 +27,8 @@ struct Config {
   // Host code that touches device memory crashes (costs about 10 µs an op).
   bool protect = true;
   // …_FAULTS: FUNCTION:N:ERROR,… The Nth call of a function of the API from now on fails so.
-  // FUNCTION may be "launch" or "any", ERROR any cudaError… or, for cuBLAS, CUBLAS_STATUS_….
+  // FUNCTION may be "launch" or "any", and is else one that is counted; ERROR any cudaError… or,
+  // for cuBLAS, CUBLAS_STATUS_….
   std::string faults = {};
 };
 

@@ -125,6 +125,9 @@ TEST_F(DevicesDeathTest, NonsenseInTheEnvironmentEndsTheProcess) {
   unsetenv("STAGECOACH_CUDA_SIM_MEMORY");
   EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:x:cudaErrorUnknown"}), "not of the form");
   EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:1:cudaErrorNone"}), "not of the form");
+  EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMaloc:1:cudaErrorUnknown"}), "names no function");
+  EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:1:CUBLAS_STATUS_ALLOC_FAILED"}),
+               "only functions of cuBLAS");
 }
 
 TEST_F(Faults, HitTheCallThatTheyName) {
@@ -135,6 +138,17 @@ TEST_F(Faults, HitTheCallThatTheyName) {
   EXPECT_CUDA(cudaMalloc(&memory[2], 4));
   EXPECT_CUDA(cudaFree(memory[0]));
   EXPECT_CUDA(cudaFree(memory[2]));
+  (void)cudaGetLastError();
+}
+
+TEST_F(Faults, HitFunctionsThatShareTheirWork) {
+  cuda_sim::reset({.faults = "cudaMallocHost:1:cudaErrorMemoryAllocation,"
+                             "cudaStreamCreateWithFlags:1:cudaErrorMemoryAllocation"});
+  void* memory = nullptr;
+  cudaStream_t stream = nullptr;
+  EXPECT_CUDA_ERROR(cudaMallocHost(&memory, 4), cudaErrorMemoryAllocation);
+  EXPECT_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
+                    cudaErrorMemoryAllocation);
   (void)cudaGetLastError();
 }
 
@@ -151,20 +165,6 @@ TEST_F(Faults, OfLaunchesShowWhenTheProgramWaits) {
   cuda_sim::reset({});
 }
 
-TEST_F(Faults, OfTheConfigurationShowAtOnceAndPass) {
-  cuda_sim::reset({.faults = "launch:1:cudaErrorInvalidConfiguration"});
-  EXPECT_CUDA_ERROR(launched(1, 1, 0), cudaErrorInvalidConfiguration);
-  EXPECT_CUDA(launched(1, 1, 0));
-}
-
-TEST_F(Faults, LoseTheDeviceForGood) {
-  cuda_sim::reset({.faults = "any:3:cudaErrorDevicesUnavailable"});
-  int device = 0;
-  EXPECT_CUDA(cudaGetDevice(&device));
-  EXPECT_CUDA(cudaGetDevice(&device));
-  EXPECT_CUDA_ERROR(cudaGetDevice(&device), cudaErrorDevicesUnavailable);
-  EXPECT_CUDA_ERROR(cudaDeviceSynchronize(), cudaErrorDevicesUnavailable);
-  void* memory = nullptr;
 TEST_F(Faults, OfLaunchesMayShowAtAnyCall) {
   int shown = 0;
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
@@ -184,6 +184,20 @@ TEST_F(Faults, OfLaunchesMayShowAtAnyCall) {
   cuda_sim::reset({});
 }
 
+TEST_F(Faults, OfTheConfigurationShowAtOnceAndPass) {
+  cuda_sim::reset({.faults = "launch:1:cudaErrorInvalidConfiguration"});
+  EXPECT_CUDA_ERROR(launched(1, 1, 0), cudaErrorInvalidConfiguration);
+  EXPECT_CUDA(launched(1, 1, 0));
+}
+
+TEST_F(Faults, LoseTheDeviceForGood) {
+  cuda_sim::reset({.faults = "any:3:cudaErrorDevicesUnavailable"});
+  int device = 0;
+  EXPECT_CUDA(cudaGetDevice(&device));
+  EXPECT_CUDA(cudaGetDevice(&device));
+  EXPECT_CUDA_ERROR(cudaGetDevice(&device), cudaErrorDevicesUnavailable);
+  EXPECT_CUDA_ERROR(cudaDeviceSynchronize(), cudaErrorDevicesUnavailable);
+  void* memory = nullptr;
   EXPECT_CUDA_ERROR(cudaMalloc(&memory, 4), cudaErrorDevicesUnavailable);
   cuda_sim::reset({});
 }
