@@ -107,6 +107,7 @@ Config config_from_environment() {
   read_number("SEED", config.seed);
   read_number("MEMORY", config.memory, true);
   read_number("DEVICES", config.devices);
+  read_number("PIECE", config.piece, true);
   read_number("DRIVER", config.driver);
   read_number("CAPABILITY", config.capability);
   if (const char* faults = std::getenv("STAGECOACH_CUDA_SIM_FAULTS")) config.faults = faults;

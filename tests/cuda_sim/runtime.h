@@ -20,7 +20,7 @@ namespace cuda_sim {
 
 struct Device {
   Device(int number, const Config& config)
-      : memory(number, config.memory, config.protect), legacy(number) {}
+      : memory(number, config.memory, config.piece, config.protect), legacy(number) {}
 
   DeviceMemory memory;
   // Ops of cudaMemset, which returns before it is done; non-blocking streams are not ordered by it.

@@ -54,7 +54,7 @@ struct Statistics {
   std::uint64_t device_to_host = 0;
   std::uint64_t device_to_device = 0;
   std::uint64_t filled = 0;
-  std::size_t memory = 0;       // allocated now, all devices
+  std::size_t memory = 0;       // allocated now, all devices, in pieces
   std::size_t peak_memory = 0;  // of one device
   std::size_t pinned = 0;
 };
