@@ -105,9 +105,10 @@ bool FaultList::is_counted(std::string_view function) {
 Config config_from_environment() {
   Config config;
   read_number("SEED", config.seed);
+  config.tensor_sums = config.seed;
   read_number("MEMORY", config.memory, true);
-  read_number("DEVICES", config.devices);
   read_number("PIECE", config.piece, true);
+  read_number("DEVICES", config.devices);
   read_number("DRIVER", config.driver);
   read_number("CAPABILITY", config.capability);
   if (const char* faults = std::getenv("STAGECOACH_CUDA_SIM_FAULTS")) config.faults = faults;
@@ -135,12 +136,12 @@ std::string FaultList::parse(const std::string& text) {
           "fault {} is not of the form FUNCTION:N:ERROR, as "
           "cudaMalloc:3:cudaErrorMemoryAllocation",
           one);
-    faults_.push_back(fault);
-  }
     if (!is_counted(fault.function))
       return fmt::format("fault {} names no function that is counted", one);
     if (fault.error < 0 && !fault.function.starts_with("cublas"))
       return fmt::format("fault {}: only functions of cuBLAS return its statuses", one);
+    faults_.push_back(fault);
+  }
   return {};
 }
 

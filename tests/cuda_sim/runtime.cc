@@ -120,12 +120,12 @@ cudaError_t begin_call(const char* function, CallKind kind) {
   if (thread_state().device >= state.config.devices) thread_state().device = 0;
   Device& device = state.current();
   if (device.sticky != cudaSuccess) return device.sticky;
-  if (injected < 0) state.injected_status = -injected;
-  if (injected > 0) {
-    const auto error = static_cast<cudaError_t>(injected);
   // Almost any call may return what an op did.
   if (device.failed != cudaSuccess && state.random.chance(1, 4))
     return device.sticky = device.failed;
+  if (injected < 0) state.injected_status = -injected;
+  if (injected > 0) {
+    const auto error = static_cast<cudaError_t>(injected);
     // What breaks while an op runs shows later; a device that is gone shows at once.
     if (queues(function) && is_sticky(error) && error != cudaErrorDevicesUnavailable) {
       state.injected_later = error;

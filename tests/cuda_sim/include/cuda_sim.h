@@ -22,6 +22,8 @@ struct Config {
   int lowest_capability = 75;  // below it, launches find no kernel image
   int multiprocessors = 8;
   std::size_t shared_per_block = 48 * 1024;
+  // Tensor cores add products k in the order k ^ tensor_sums. From the environment: the seed.
+  std::uint64_t tensor_sums = 0;
   std::size_t l2_cache = 4 << 20;
   bool integrated = false;
   // Host code that touches device memory crashes (costs about 10 µs an op).
