@@ -34,6 +34,15 @@
 #include <cuda_sim_tensor.h>
 #endif
 
+// All lanes of a warp have to come to a product or a load of matrices at one place of the kernel
+// (.aligned); the simulation is told which.
+#ifdef STAGECOACH_CUDA_SIM
+#define STAGECOACH_PLACE \
+  , [[maybe_unused]] cuda_sim::Place place = {__builtin_FILE(), __builtin_LINE()}
+#else
+#define STAGECOACH_PLACE
+#endif
+
 namespace stagecoach::cuda {
 
 struct alignas(16) MatrixA {
@@ -53,12 +62,12 @@ __device__ inline std::uint32_t half_bits(__half x) {
 // c += a · b, of T __half or __nv_bfloat16, with sums in float32. No bfloat16 before compute
 // capability 8.0.
 template <typename T>
-__device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
+__device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c STAGECOACH_PLACE) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
 #if defined(STAGECOACH_CUDA_SIM) && __CUDA_ARCH__ >= 800
   cuda_sim::mma_m16n8k16(kHalf ? cuda_sim::TensorType::kF16 : cuda_sim::TensorType::kBF16, a.pair,
-                         b.pair, c.value);
+                         b.pair, c.value, place);
 #elif __CUDA_ARCH__ >= 800
   if constexpr (kHalf)
     asm volatile(
@@ -79,7 +88,8 @@ __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)  // of k
 #ifdef STAGECOACH_CUDA_SIM
-      cuda_sim::mma_m16n8k8({a.pair[2 * half], a.pair[2 * half + 1]}, {b.pair[half]}, c.value);
+      cuda_sim::mma_m16n8k8({a.pair[2 * half], a.pair[2 * half + 1]}, {b.pair[half]}, c.value,
+                            place);
 #else
       asm volatile(
           "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
@@ -97,9 +107,9 @@ __device__ void multiply_add(const MatrixA& a, const MatrixB& b, MatrixC& c) {
 // l / 8, 16 bytes at a multiple of 16. Lane 4 g + t gets of matrix i, in to[i], columns 2t and
 // 2t + 1 of row g; kTransposed: rows 2t and 2t + 1 of column g.
 template <bool kTransposed>
-__device__ void load_matrices(std::uint32_t (&to)[4], const void* row) {
+__device__ void load_matrices(std::uint32_t (&to)[4], const void* row STAGECOACH_PLACE) {
 #ifdef STAGECOACH_CUDA_SIM
-  cuda_sim::ldmatrix_x4(kTransposed, to, row);
+  cuda_sim::ldmatrix_x4(kTransposed, to, row, place);
 #else
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
   if constexpr (kTransposed)
@@ -114,6 +124,8 @@ __device__ void load_matrices(std::uint32_t (&to)[4], const void* row) {
                  : "memory");
 #endif
 }
+
+#undef STAGECOACH_PLACE
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 inline constexpr bool kCopiesAreAsynchronous = false;

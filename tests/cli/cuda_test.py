@@ -11,8 +11,8 @@ import subprocess
 import time
 import unittest
 
-from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver, json_lines, mpirun,
-                     run, simulated)
+from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SEEDS, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver,
+                     json_lines, mpirun, run, simulated)
 
 # Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
 # megabyte, to which least budgets are rounded up.
@@ -20,8 +20,6 @@ LAYERS = 24
 DEEP = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 160,
         "n_layer": LAYERS, "n_head": 4, "activation_function": "gelu_new"}
 IDS = "5 6 7 8"
-# Of simulated devices, for tests of what depends on the order of what is unordered; scripts/sim_soak gives others.
-SEEDS = [int(seed) for seed in os.environ.get("STAGECOACH_TEST_SEEDS", "1 2").split()]
 PATIENCE = 60  # seconds that a job may take to get somewhere, or to be gone
 MB = 1_000_000
 # What a driver that is too old has a user read, with --device cuda or auto.
@@ -147,8 +145,10 @@ class CudaResults(Cuda):
             self.generates("--device-memory", memory, count=2, text=self.two_words, seed=seed)
 
     def test_copies_from_memory_that_cannot_be_locked(self):
-        self.generates("--device-memory", self.least_device_memory(), count=2, text=self.two_words,
-                       faults=",".join(f"cudaHostRegister:{n}:cudaErrorMemoryAllocation" for n in range(1, 9)))
+        process = self.generates("--device-memory", self.least_device_memory(), count=2, text=self.two_words,
+                                 faults=",".join(f"cudaHostRegister:{n}:cudaErrorMemoryAllocation" for n in range(1, 9)))
+        (warning,) = warnings(process)
+        self.assertIn("host memory cannot be page-locked (out of memory)", warning)
 
     def test_log_probabilities(self):
         flags = ("--ids", self.shared / "ids", "--json", *REFERENCE)

@@ -308,14 +308,6 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   });
 }
 
-cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
-  return call("cudaDeviceGetStreamPriorityRange", CallKind::kAsync, [&](Runtime&) {
-    if (least != nullptr) *least = 0;
-    if (greatest != nullptr) *greatest = -5;
-    return cudaSuccess;
-  });
-}
-
 cudaError_t cudaDeviceSynchronize() {
   return call("cudaDeviceSynchronize", CallKind::kSync, [&](Runtime& runtime) {
     if (!runtime.captures.empty()) {

@@ -13,25 +13,17 @@ namespace {
 
 enum class Place { kDevice, kPinned, kPageable, kWrong };
 
-// Where rows of memory lie; wrong: partly outside of a live allocation.
+// Where memory lies; wrong: partly outside of a live allocation.
 Place place_of(Runtime& runtime, const void* data, std::size_t bytes) {
   if (const DeviceMemory* memory = runtime.memory_of(data))
     return memory->contains(data, bytes) ? Place::kDevice : Place::kWrong;
   return runtime.pinned.contains(data, bytes) ? Place::kPinned : Place::kPageable;
 }
 
-std::size_t extent(const Copy& copy, std::size_t pitch) {
-  return pitch * (copy.height - 1) + copy.width;
-}
-
-// Rows of pageable memory, copied now, as if the driver had staged them.
+// Pageable memory, copied now, as if the driver had staged it.
 void stage(Copy& copy) {
-  auto bytes = std::make_shared<std::vector<std::byte>>(copy.width * copy.height);
-  for (std::size_t row = 0; row < copy.height; ++row)
-    std::memcpy(bytes->data() + row * copy.width, copy.source + row * copy.source_pitch,
-                copy.width);
+  auto bytes = std::make_shared<std::vector<std::byte>>(copy.source, copy.source + copy.bytes);
   copy.source = bytes->data();
-  copy.source_pitch = copy.width;
   copy.staged = std::move(bytes);
 }
 
@@ -40,16 +32,14 @@ struct Places {
 };
 
 cudaError_t check(Runtime& runtime, Copy& copy, Places& places) {
-  if (copy.target_pitch < copy.width || copy.source_pitch < copy.width)
-    return cudaErrorInvalidPitchValue;
-  places.target = place_of(runtime, copy.target, extent(copy, copy.target_pitch));
-  places.source = place_of(runtime, copy.source, extent(copy, copy.source_pitch));
+  places.target = place_of(runtime, copy.target, copy.bytes);
+  places.source = place_of(runtime, copy.source, copy.bytes);
   for (const bool target : {true, false}) {
     if ((target ? places.target : places.source) != Place::kWrong) continue;
     const void* const data = target ? copy.target : copy.source;
     runtime.say(fmt::format("{}: {} bytes at its {} are not all in one allocation; {}", copy.what,
-                            extent(copy, target ? copy.target_pitch : copy.source_pitch),
-                            target ? "target" : "source", runtime.memory_of(data)->describe(data)));
+                            copy.bytes, target ? "target" : "source",
+                            runtime.memory_of(data)->describe(data)));
     return cudaErrorInvalidValue;
   }
   const bool to = places.target == Place::kDevice;
@@ -70,7 +60,7 @@ cudaError_t check(Runtime& runtime, Copy& copy, Places& places) {
 cudaError_t copy_async(Runtime& runtime, Copy copy, cudaStream_t stream) {
   CUstream_st* const target = find_stream(runtime, stream, copy.what.c_str());
   if (target == nullptr) return cudaErrorInvalidResourceHandle;
-  if (copy.width == 0 || copy.height == 0) return cudaSuccess;
+  if (copy.bytes == 0) return cudaSuccess;
   Places places{};
   const cudaError_t error = check(runtime, copy, places);
   if (error != cudaSuccess) return error;
@@ -139,8 +129,11 @@ cudaError_t cudaFree(void* pointer) {
   });
 }
 
-cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
-  return call("cudaHostAlloc", CallKind::kUnsafe, [&](Runtime& runtime) {
+namespace {
+
+cudaError_t allocate_pinned(const char* function, void** pointer, std::size_t bytes,
+                            unsigned flags) {
+  return call(function, CallKind::kUnsafe, [&](Runtime& runtime) {
     constexpr unsigned kFlags =
         cudaHostAllocPortable | cudaHostAllocMapped | cudaHostAllocWriteCombined;
     if (pointer == nullptr || (flags & ~kFlags) != 0) return cudaErrorInvalidValue;
@@ -151,8 +144,14 @@ cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
   });
 }
 
+}  // namespace
+
+cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
+  return allocate_pinned("cudaHostAlloc", pointer, bytes, flags);
+}
+
 cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
-  return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault);
+  return allocate_pinned("cudaMallocHost", pointer, bytes, cudaHostAllocDefault);
 }
 
 cudaError_t cudaFreeHost(void* pointer) {
@@ -229,10 +228,8 @@ cudaError_t cudaMemcpy(void* target, const void* source, std::size_t bytes, cuda
   return call("cudaMemcpy", CallKind::kSync, [&](Runtime& runtime) {
     if (bytes == 0) return cudaSuccess;
     Copy copy{.target = static_cast<std::byte*>(target),
-              .target_pitch = bytes,
               .source = static_cast<const std::byte*>(source),
-              .source_pitch = bytes,
-              .width = bytes,
+              .bytes = bytes,
               .kind = kind,
               .what = "cudaMemcpy"};
     Places places{};
@@ -251,29 +248,10 @@ cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
   return call("cudaMemcpyAsync", CallKind::kAsync, [&](Runtime& runtime) {
     return copy_async(runtime,
                       {.target = static_cast<std::byte*>(target),
-                       .target_pitch = bytes,
                        .source = static_cast<const std::byte*>(source),
-                       .source_pitch = bytes,
-                       .width = bytes,
+                       .bytes = bytes,
                        .kind = kind,
                        .what = "cudaMemcpyAsync"},
-                      stream);
-  });
-}
-
-cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void* source,
-                              std::size_t source_pitch, std::size_t width, std::size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream) {
-  return call("cudaMemcpy2DAsync", CallKind::kAsync, [&](Runtime& runtime) {
-    return copy_async(runtime,
-                      {.target = static_cast<std::byte*>(target),
-                       .target_pitch = target_pitch,
-                       .source = static_cast<const std::byte*>(source),
-                       .source_pitch = source_pitch,
-                       .width = width,
-                       .height = height,
-                       .kind = kind,
-                       .what = "cudaMemcpy2DAsync"},
                       stream);
   });
 }

@@ -73,18 +73,13 @@ bool knows_handle(const Owner& owner, const void* handle) {
 }  // namespace
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  return cudaStreamCreateWithPriority(stream, flags, 0);
-}
-
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
-  return call("cudaStreamCreateWithPriority", CallKind::kAsync, [&](Runtime& runtime) {
+  return call("cudaStreamCreateWithFlags", CallKind::kAsync, [&](Runtime& runtime) {
     if (stream == nullptr || flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
     if (flags != cudaStreamNonBlocking) {
       runtime.say("a stream without cudaStreamNonBlocking waits for the legacy default stream");
       return cudaErrorInvalidValue;
     }
     runtime.streams.push_back(std::make_unique<CUstream_st>(thread_state().device));
-    runtime.streams.back()->priority = std::clamp(priority, -5, 0);
     *stream = runtime.streams.back().get();
     return cudaSuccess;
   });
@@ -114,18 +109,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   });
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return call("cudaStreamQuery", CallKind::kSync, [&](Runtime& runtime) {
-    CUstream_st* const found = find_stream(runtime, stream, "cudaStreamQuery");
-    if (found == nullptr) return cudaErrorInvalidResourceHandle;
-    if (found->capture != nullptr)
-      return refuse_in_capture(runtime, *found->capture, "cudaStreamQuery",
-                               cudaErrorStreamCaptureUnsupported);
-    poll(runtime);
-    return found->queue.empty() ? cudaSuccess : cudaErrorNotReady;
-  });
-}
-
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
   return call("cudaStreamWaitEvent", CallKind::kAsync, [&](Runtime& runtime) {
     CUstream_st* const waiter = find_stream(runtime, stream, "cudaStreamWaitEvent");
@@ -140,17 +123,6 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     if (found->latest->done) return cudaSuccess;
     return submit(runtime, *waiter,
                   {.what = "cudaStreamWaitEvent", .work = nullptr, .waits = {found->latest}});
-  });
-}
-
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* user_data) {
-  return call("cudaLaunchHostFunc", CallKind::kAsync, [&](Runtime& runtime) {
-    CUstream_st* const found = find_stream(runtime, stream, "cudaLaunchHostFunc");
-    if (found == nullptr) return cudaErrorInvalidResourceHandle;
-    if (function == nullptr) return cudaErrorInvalidValue;
-    return submit(
-        runtime, *found,
-        {.what = "host function", .work = make_host_work(function, user_data), .host = true});
   });
 }
 
@@ -227,18 +199,6 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
                                cudaErrorCapturedEvent);
     if (found->latest != nullptr) wait_for(runtime, CompletionPtr(found->latest));
     return cudaSuccess;
-  });
-}
-
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return call("cudaEventQuery", CallKind::kSync, [&](Runtime& runtime) {
-    const CUevent_st* const found = find_event(runtime, event, "cudaEventQuery");
-    if (found == nullptr) return cudaErrorInvalidResourceHandle;
-    if (found->capture != nullptr)
-      return refuse_in_capture(runtime, *found->capture, "cudaEventQuery", cudaErrorCapturedEvent);
-    const CompletionPtr latest = found->latest;
-    if (latest != nullptr && !latest->done) poll(runtime);
-    return latest == nullptr || latest->done ? cudaSuccess : cudaErrorNotReady;
   });
 }
 
@@ -328,8 +288,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
     if (flags != 0) return cudaErrorNotSupported;
     std::vector<GraphNode> nodes;
     for (const GraphNode& node : graph->nodes)
-      nodes.push_back(
-          {node.what, node.work == nullptr ? nullptr : node.work->clone(), node.waits, node.host});
+      nodes.push_back({node.what, node.work == nullptr ? nullptr : node.work->clone(), node.waits});
     runtime.execs.push_back(std::make_unique<CUgraphExec_st>());
     *exec = runtime.execs.back().get();
     (*exec)->nodes = std::make_shared<const std::vector<GraphNode>>(std::move(nodes));
@@ -358,7 +317,6 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
       return refuse_in_capture(runtime, *found->capture, "cudaGraphLaunch",
                                cudaErrorStreamCaptureUnsupported);
     Operation operation{.what = "graph", .work = make_graph_work(exec->nodes)};
-    operation.host = std::ranges::any_of(*exec->nodes, &GraphNode::host);
     if (exec->last != nullptr && !exec->last->done) operation.waits.push_back(exec->last);
     exec->last = operation.completion;
     return submit(runtime, *found, std::move(operation));

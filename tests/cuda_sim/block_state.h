@@ -9,6 +9,8 @@
 
 #include "cuda_sim_device.h"
 #include "driver_types.h"
+#include "grid_writes.h"
+#include "memory.h"
 #include "random.h"
 
 namespace cuda_sim {
@@ -72,8 +74,28 @@ struct BlockState {
   std::array<AsyncCopies, kMaxThreads> copies;
   std::byte* shared = nullptr;
   std::size_t shared_bytes = 0;
+  // What else a kernel may access (accesses.cc).
+  const std::byte* shared_span = nullptr;  // kSharedSpan bytes: shared memory between guards
+  const DeviceMemory* memory = nullptr;    // of its device; null: the block is no kernel's
+  const std::byte* stack = nullptr;        // kStackSpan bytes: of the current thread
+  const void* arguments = nullptr;
+  std::size_t argument_bytes = 0;
+  GridWrites* writes = nullptr;  // of its grid; null: not recorded
 };
 extern BlockState block_state;
+// Whether this OS thread runs it; others run host code of the same sources meanwhile. (The model
+// saves a call for each access of a kernel.)
+extern constinit thread_local bool runs_block __attribute__((tls_model("initial-exec")));
+
+// Of a thread, of which only touched pages count: sanitizers need more than GPUs. A guard comes
+// first, and a frame may step over a page.
+inline constexpr std::size_t kStackBytes = 256 * 1024;
+inline constexpr std::size_t kStackGuard = 64 * 1024;
+inline constexpr std::size_t kStackSpan = kStackGuard + kStackBytes;
+
+inline constexpr std::size_t kSharedReserve = 256 * 1024;
+inline constexpr std::size_t kSharedGuard = 64 << 20;  // before and behind
+inline constexpr std::size_t kSharedSpan = kSharedReserve + 2 * kSharedGuard;
 
 // Gives up the processor; the caller returns when it was put on the ready list and chosen.
 void switch_thread();

@@ -183,7 +183,7 @@ std::uint64_t join(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint6
     Collective& other = warp.pending[i];
     if ((other.mask & mask) == 0) continue;
     if (other.mask != mask || other.kind != kind || other.type_bytes != type_bytes ||
-        other.work != work)
+        other.work != work || (work != nullptr && !same(other.place, place)))
       mismatch(kind, mask, place, other);
     own = &other;
   }

@@ -47,12 +47,67 @@ int error_of(std::string_view name) {
   return 0;
 }
 
+// Every function that is counted, and so can fail as injected.
+constexpr std::string_view kFunctions[] = {"any",
+                                           "launch",
+                                           "cublasCreate",
+                                           "cublasDestroy",
+                                           "cublasGemmEx",
+                                           "cublasSetStream",
+                                           "cublasSetWorkspace",
+                                           "cudaDeviceGetAttribute",
+                                           "cudaDeviceSynchronize",
+                                           "cudaDriverGetVersion",
+                                           "cudaEventCreateWithFlags",
+                                           "cudaEventDestroy",
+                                           "cudaEventElapsedTime",
+                                           "cudaEventRecord",
+                                           "cudaEventRecordWithFlags",
+                                           "cudaEventSynchronize",
+                                           "cudaFree",
+                                           "cudaFreeHost",
+                                           "cudaFuncSetAttribute",
+                                           "cudaGetDevice",
+                                           "cudaGetDeviceCount",
+                                           "cudaGetDeviceProperties",
+                                           "cudaGraphDestroy",
+                                           "cudaGraphExecDestroy",
+                                           "cudaGraphGetNodes",
+                                           "cudaGraphInstantiate",
+                                           "cudaGraphLaunch",
+                                           "cudaHostAlloc",
+                                           "cudaHostRegister",
+                                           "cudaHostUnregister",
+                                           "cudaMalloc",
+                                           "cudaMallocHost",
+                                           "cudaMemGetInfo",
+                                           "cudaMemcpy",
+                                           "cudaMemcpyAsync",
+                                           "cudaMemset",
+                                           "cudaMemsetAsync",
+                                           "cudaPointerGetAttributes",
+                                           "cudaRuntimeGetVersion",
+                                           "cudaSetDevice",
+                                           "cudaStreamBeginCapture",
+                                           "cudaStreamCreateWithFlags",
+                                           "cudaStreamDestroy",
+                                           "cudaStreamEndCapture",
+                                           "cudaStreamIsCapturing",
+                                           "cudaStreamSynchronize",
+                                           "cudaStreamWaitEvent"};
+
 }  // namespace
+
+bool FaultList::is_counted(std::string_view function) {
+  return std::ranges::find(kFunctions, function) != std::end(kFunctions);
+}
 
 Config config_from_environment() {
   Config config;
   read_number("SEED", config.seed);
+  config.tensor_sums = config.seed;
   read_number("MEMORY", config.memory, true);
+  read_number("PIECE", config.piece, true);
   read_number("DEVICES", config.devices);
   read_number("DRIVER", config.driver);
   read_number("CAPABILITY", config.capability);
@@ -81,6 +136,10 @@ std::string FaultList::parse(const std::string& text) {
           "fault {} is not of the form FUNCTION:N:ERROR, as "
           "cudaMalloc:3:cudaErrorMemoryAllocation",
           one);
+    if (!is_counted(fault.function))
+      return fmt::format("fault {} names no function that is counted", one);
+    if (fault.error < 0 && !fault.function.starts_with("cublas"))
+      return fmt::format("fault {}: only functions of cuBLAS return its statuses", one);
     faults_.push_back(fault);
   }
   return {};
@@ -143,11 +202,6 @@ Statistics statistics() {
 std::string last_message() {
   std::lock_guard lock(runtime().mutex);
   return runtime().last_message;
-}
-
-bool is_device_address(const void* pointer) {
-  std::lock_guard lock(runtime().mutex);
-  return runtime().memory_of(pointer) != nullptr;
 }
 
 }  // namespace cuda_sim

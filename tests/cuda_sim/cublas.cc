@@ -16,8 +16,10 @@
 struct cublasContext {
   int device = 0;
   cudaStream_t stream = nullptr;
-  cublasMath_t math = CUBLAS_DEFAULT_MATH;
-  cublasPointerMode_t pointers = CUBLAS_POINTER_MODE_HOST;
+  // Until the program gives one, and again from the next cublasSetStream on, the library's own.
+  std::byte* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
+  std::byte* own_workspace = nullptr;
 };
 
 namespace cuda_sim {
@@ -27,15 +29,14 @@ struct Matrix {
   const std::byte* data;
   cudaDataType type;
   std::int64_t rows, cols;  // as stored
-  std::int64_t ld, stride;
+  std::int64_t ld;
 };
 
 struct Gemm {
-  bool transpose_a, transpose_b, tf32;
+  bool transpose_a, transpose_b;
   std::int64_t m, n, k;
   float alpha, beta;
   Matrix a, b, c;
-  int batches;
 };
 
 std::size_t size_of(cudaDataType type) {
@@ -61,22 +62,13 @@ void store(std::byte* at, cudaDataType type, double value) {
   std::memcpy(at, &bits, size_of(type));
 }
 
-// What tensor cores keep of a float32: 10 bits of its mantissa, rounded to nearest, away on a tie.
-double to_tf32(double value) {
-  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
-  if (!std::isfinite(value)) return value;
-  return std::bit_cast<float>((bits + 0x1000u) & ~0x1fffu);
-}
-
 // Rows of op(X) one after the other; by columns of op(X) if `by_column`.
-std::vector<double> gather(const Matrix& x, const std::byte* data, bool transpose, bool by_column,
-                           bool tf32) {
+std::vector<double> gather(const Matrix& x, bool transpose, bool by_column) {
   std::vector<double> result(static_cast<std::size_t>(x.rows * x.cols));
   const std::size_t size = size_of(x.type);
   for (std::int64_t col = 0; col < x.cols; ++col)
     for (std::int64_t row = 0; row < x.rows; ++row) {
-      double value = load(data + static_cast<std::size_t>(col * x.ld + row) * size, x.type);
-      if (tf32) value = to_tf32(value);
+      const double value = load(x.data + static_cast<std::size_t>(col * x.ld + row) * size, x.type);
       // Contiguous along the stored column: along op's column, unless it is transposed.
       const bool columns = by_column != transpose;
       result[static_cast<std::size_t>(columns ? col * x.rows + row : row * x.cols + col)] = value;
@@ -85,56 +77,52 @@ std::vector<double> gather(const Matrix& x, const std::byte* data, bool transpos
 }
 
 void multiply(const Gemm& g) {
-  for (int batch = 0; batch < g.batches; ++batch) {
-    const auto at = [batch](const Matrix& x) {
-      return x.data + static_cast<std::ptrdiff_t>(batch * x.stride) *
-                          static_cast<std::ptrdiff_t>(size_of(x.type));
-    };
-    std::vector<double> a, b;
-    if (g.k > 0) {
-      a = gather(g.a, at(g.a), g.transpose_a, false, g.tf32);
-      b = gather(g.b, at(g.b), g.transpose_b, true, g.tf32);
-    }
-    auto* const c = const_cast<std::byte*>(at(g.c));
-    for (std::int64_t col = 0; col < g.n; ++col)
-      for (std::int64_t row = 0; row < g.m; ++row) {
-        double sum = 0;
-        for (std::int64_t i = 0; i < g.k; ++i)
-          sum += a[static_cast<std::size_t>(row * g.k + i)] *
-                 b[static_cast<std::size_t>(col * g.k + i)];
-        std::byte* const target =
-            c + static_cast<std::size_t>(col * g.c.ld + row) * size_of(g.c.type);
-        double value = static_cast<double>(g.alpha) * sum;
-        // With beta 0, C is not read: it may hold NaN.
-        if (g.beta < 0 || g.beta > 0) value += static_cast<double>(g.beta) * load(target, g.c.type);
-        store(target, g.c.type, value);
-      }
+  std::vector<double> a, b;
+  if (g.k > 0) {
+    a = gather(g.a, g.transpose_a, false);
+    b = gather(g.b, g.transpose_b, true);
   }
+  auto* const c = const_cast<std::byte*>(g.c.data);
+  for (std::int64_t col = 0; col < g.n; ++col)
+    for (std::int64_t row = 0; row < g.m; ++row) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < g.k; ++i)
+        sum +=
+            a[static_cast<std::size_t>(row * g.k + i)] * b[static_cast<std::size_t>(col * g.k + i)];
+      std::byte* const target =
+          c + static_cast<std::size_t>(col * g.c.ld + row) * size_of(g.c.type);
+      double value = static_cast<double>(g.alpha) * sum;
+      // With beta 0, C is not read: it may hold NaN.
+      if (g.beta < 0 || g.beta > 0) value += static_cast<double>(g.beta) * load(target, g.c.type);
+      store(target, g.c.type, value);
+    }
 }
 
-bool supported(const Gemm& g, cublasComputeType_t compute) {
-  if (compute != CUBLAS_COMPUTE_32F && compute != CUBLAS_COMPUTE_32F_PEDANTIC &&
-      compute != CUBLAS_COMPUTE_32F_FAST_TF32)
-    return false;
+// What the library takes by itself where the program gives it no workspace: the least that NVIDIA
+// documents ("cublasSetWorkspace").
+constexpr std::size_t kOwnWorkspaceBytes = std::size_t{4} << 20;
+
+bool supported(const Gemm& g, cublasComputeType_t compute, int capability) {
+  if (compute != CUBLAS_COMPUTE_32F) return false;
   const cudaDataType type = g.a.type;
   if (type != g.b.type) return false;
   if (type == CUDA_R_32F) return g.c.type == CUDA_R_32F;
-  if (compute == CUBLAS_COMPUTE_32F_FAST_TF32) return false;
+  if (type == CUDA_R_16BF && capability < 80) return false;
   if (type != CUDA_R_16F && type != CUDA_R_16BF) return false;
   return g.c.type == CUDA_R_32F || g.c.type == type;
 }
 
 // Every element that the product touches is in live device memory.
-bool in_memory(Runtime& runtime, const Matrix& x, int batches) {
+bool in_memory(Runtime& runtime, const Matrix& x) {
   if (x.rows == 0 || x.cols == 0) return true;
   const DeviceMemory* const memory = runtime.memory_of(x.data);
   if (memory == nullptr) return false;
-  const std::int64_t elements = (x.cols - 1) * x.ld + x.rows + (batches - 1) * x.stride;
+  const std::int64_t elements = (x.cols - 1) * x.ld + x.rows;
   return memory->contains(x.data, static_cast<std::size_t>(elements) * size_of(x.type));
 }
 
 bool wrong_shape(const Matrix& x) {
-  return x.rows < 0 || x.cols < 0 || x.ld < std::max<std::int64_t>(1, x.rows) || x.stride < 0;
+  return x.rows < 0 || x.cols < 0 || x.ld < std::max<std::int64_t>(1, x.rows);
 }
 
 cublasStatus_t status_of(cudaError_t error) {
@@ -158,6 +146,16 @@ cublasStatus_t library_call(const char* function, Body&& body) {
   return error != cudaSuccess ? status_of(error) : status;
 }
 
+// Where the product may write what it likes; null: there is no memory for that.
+std::byte* workspace_of(Runtime& runtime, cublasContext& handle, std::size_t& bytes) {
+  bytes = handle.workspace_bytes;
+  if (handle.workspace != nullptr) return handle.workspace;
+  bytes = kOwnWorkspaceBytes;
+  if (handle.own_workspace == nullptr)
+    handle.own_workspace = runtime.device(handle.device).memory.allocate(bytes);
+  return handle.own_workspace;
+}
+
 cublasStatus_t submit_gemm(const char* function, cublasHandle_t handle, Gemm g,
                            cublasComputeType_t compute, const void* alpha, const void* beta) {
   return library_call(function, [&](Runtime& runtime) {
@@ -166,23 +164,28 @@ cublasStatus_t submit_gemm(const char* function, cublasHandle_t handle, Gemm g,
       return status;
     };
     if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-    if (alpha == nullptr || beta == nullptr || g.m < 0 || g.n < 0 || g.k < 0 || g.batches < 0 ||
-        wrong_shape(g.a) || wrong_shape(g.b) || wrong_shape(g.c))
+    if (alpha == nullptr || beta == nullptr || g.m < 0 || g.n < 0 || g.k < 0 || wrong_shape(g.a) ||
+        wrong_shape(g.b) || wrong_shape(g.c))
       return refuse(CUBLAS_STATUS_INVALID_VALUE, "a size or leading dimension is wrong");
-    if (handle->pointers != CUBLAS_POINTER_MODE_HOST || !supported(g, compute))
+    if (!supported(g, compute, runtime.config.capability))
       return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "no such combination of types");
     CUstream_st* const stream = find_stream(runtime, handle->stream, function);
     if (stream == nullptr || stream->device != handle->device) return CUBLAS_STATUS_INVALID_VALUE;
-    if (g.m == 0 || g.n == 0 || g.batches == 0) return CUBLAS_STATUS_SUCCESS;
+    if (thread_state().device != handle->device)
+      return refuse(CUBLAS_STATUS_INVALID_VALUE,
+                    "the handle is of another device than the current");
+    if (g.m == 0 || g.n == 0) return CUBLAS_STATUS_SUCCESS;
     std::memcpy(&g.alpha, alpha, sizeof g.alpha);
     std::memcpy(&g.beta, beta, sizeof g.beta);
-    g.tf32 =
-        g.a.type == CUDA_R_32F && compute != CUBLAS_COMPUTE_32F_PEDANTIC &&
-        (compute == CUBLAS_COMPUTE_32F_FAST_TF32 || handle->math == CUBLAS_TF32_TENSOR_OP_MATH);
+    std::size_t bytes = 0;
+    std::byte* const workspace = workspace_of(runtime, *handle, bytes);
+    if (workspace == nullptr) return CUBLAS_STATUS_ALLOC_FAILED;
     Operation operation{.what = function};
-    if (in_memory(runtime, g.a, g.batches) && in_memory(runtime, g.b, g.batches) &&
-        in_memory(runtime, g.c, g.batches)) {
-      operation.work = make_device_work(function, [g] { multiply(g); }, {});
+    if (in_memory(runtime, g.a) && in_memory(runtime, g.b) && in_memory(runtime, g.c)) {
+      operation.work = make_device_work(function, [g, workspace, bytes] {
+        std::memset(workspace, 0xff, bytes);  // faults where it was freed
+        multiply(g);
+      });
     } else {
       operation.work = make_failing_work(
           cudaErrorIllegalAddress, fmt::format("{}: a matrix is not in device memory", function));
@@ -192,9 +195,9 @@ cublasStatus_t submit_gemm(const char* function, cublasHandle_t handle, Gemm g,
 }
 
 Matrix stored(const void* data, cudaDataType type, bool transposed, std::int64_t rows,
-              std::int64_t cols, std::int64_t ld, std::int64_t stride) {
+              std::int64_t cols, std::int64_t ld) {
   if (transposed) std::swap(rows, cols);
-  return {static_cast<const std::byte*>(data), type, rows, cols, ld, stride};
+  return {static_cast<const std::byte*>(data), type, rows, cols, ld};
 }
 
 }  // namespace
@@ -216,8 +219,13 @@ cublasStatus_t cublasCreate(cublasHandle_t* handle) {
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
   {
-    std::lock_guard lock(cuda_sim::runtime().mutex);
-    cuda_sim::runtime().cublas_handles.erase(handle);  // whatever state the device is in
+    Runtime& runtime = cuda_sim::runtime();
+    std::lock_guard lock(runtime.mutex);
+    runtime.cublas_handles.erase(handle);  // whatever state the device is in
+    if (handle->own_workspace != nullptr) {
+      cuda_sim::wait_for_device(runtime, handle->device);
+      runtime.device(handle->device).memory.free(handle->own_workspace);
+    }
   }
   const cublasStatus_t status =
       library_call("cublasDestroy", [](Runtime&) { return CUBLAS_STATUS_SUCCESS; });
@@ -225,28 +233,19 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle) {
   return status;
 }
 
-cublasStatus_t cublasGetVersion(cublasHandle_t, int* version) {
-  *version = 130000;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
   return library_call("cublasSetStream", [&](Runtime&) {
     if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
     handle->stream = stream;
+    handle->workspace = nullptr;
     return CUBLAS_STATUS_SUCCESS;
   });
-}
-
-cublasStatus_t cublasGetStream(cublasHandle_t handle, cudaStream_t* stream) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  *stream = handle->stream;
-  return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, std::size_t bytes) {
   return library_call("cublasSetWorkspace", [&](Runtime& runtime) {
     if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
+    handle->workspace = nullptr;
     if (bytes == 0) return CUBLAS_STATUS_SUCCESS;
     const auto* const memory = runtime.memory_of(workspace);
     if (memory == nullptr || !memory->contains(workspace, bytes) ||
@@ -254,20 +253,10 @@ cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, std::s
       runtime.say("cublasSetWorkspace: not device memory, or not aligned to 256 bytes");
       return CUBLAS_STATUS_INVALID_VALUE;
     }
+    handle->workspace = static_cast<std::byte*>(workspace);
+    handle->workspace_bytes = bytes;
     return CUBLAS_STATUS_SUCCESS;
   });
-}
-
-cublasStatus_t cublasSetPointerMode(cublasHandle_t handle, cublasPointerMode_t mode) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  handle->pointers = mode;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  handle->math = mode;
-  return CUBLAS_STATUS_SUCCESS;
 }
 
 const char* cublasGetStatusName(cublasStatus_t status) {
@@ -331,22 +320,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
   const bool ta = transa != CUBLAS_OP_N, tb = transb != CUBLAS_OP_N;
   return cuda_sim::submit_gemm(
       "cublasGemmEx", handle,
-      {ta, tb, false, m, n, k, 0, 0, cuda_sim::stored(A, Atype, ta, m, k, lda, 0),
-       cuda_sim::stored(B, Btype, tb, k, n, ldb, 0),
-       cuda_sim::stored(C, Ctype, false, m, n, ldc, 0), 1},
-      compute, alpha, beta);
-}
-
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
-    const void* alpha, const void* A, cudaDataType Atype, int lda, long long strideA, const void* B,
-    cudaDataType Btype, int ldb, long long strideB, const void* beta, void* C, cudaDataType Ctype,
-    int ldc, long long strideC, int batch_count, cublasComputeType_t compute, cublasGemmAlgo_t) {
-  const bool ta = transa != CUBLAS_OP_N, tb = transb != CUBLAS_OP_N;
-  return cuda_sim::submit_gemm(
-      "cublasGemmStridedBatchedEx", handle,
-      {ta, tb, false, m, n, k, 0, 0, cuda_sim::stored(A, Atype, ta, m, k, lda, strideA),
-       cuda_sim::stored(B, Btype, tb, k, n, ldb, strideB),
-       cuda_sim::stored(C, Ctype, false, m, n, ldc, strideC), batch_count},
+      {ta, tb, m, n, k, 0, 0, cuda_sim::stored(A, Atype, ta, m, k, lda),
+       cuda_sim::stored(B, Btype, tb, k, n, ldb), cuda_sim::stored(C, Ctype, false, m, n, ldc)},
       compute, alpha, beta);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace cuda_sim {
@@ -13,6 +14,8 @@ class FaultList {
   std::string parse(const std::string& text);
   // Counts a call; returns the error that it shall give, or 0. cuBLAS statuses are negative.
   int next(const std::string& function);
+  // Whether calls of this function are counted: the others cannot fail.
+  static bool is_counted(std::string_view function);
 
  private:
   struct Fault {

@@ -25,24 +25,20 @@ dim3 gridDim;
 namespace cuda_sim {
 
 BlockState block_state;
+constinit thread_local bool runs_block = false;
 
 namespace {
 
 namespace context = boost::context::detail;
 
-constexpr std::size_t kStackBytes =
-    256 * 1024;  // touched pages only; sanitizers need more than GPUs
-constexpr std::size_t kStackGuard = 64 * 1024;  // a frame may step over a page
 // Tops of stacks differ by less than this, or all of them would share a few lines of the cache.
 constexpr std::size_t kColours = 4096;
-constexpr std::size_t kSharedReserve = 256 * 1024;
-constexpr std::size_t kSharedGuard = 64 << 20;  // before and behind
-constexpr std::size_t kSharedCanary = 256;      // before the block's shared memory
+constexpr std::size_t kSharedCanary = 256;  // before the block's shared memory
 // Of a block in which nothing else can run: it waits for something that never comes.
 constexpr std::uint64_t kMaxIdleYields = 100'000'000;
 
 std::byte* map_stack() {
-  void* const pages = mmap(nullptr, kStackBytes + kStackGuard, PROT_READ | PROT_WRITE,
+  void* const pages = mmap(nullptr, kStackSpan, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) {
     fmt::print(stderr, "cuda_sim: no memory for the stack of a simulated thread\n");
@@ -78,6 +74,7 @@ void fiber_main(context::transfer_t from);
 void switch_to(Fiber* to) {
   Fiber* const from = machine.current;
   machine.current = to;
+  block_state.stack = to->stack;
   ++machine.switches;
   if (to->context == nullptr)
     to->context = context::make_fcontext(to->top, kStackBytes - kColours, fiber_main);
@@ -90,7 +87,7 @@ Fiber* take_fiber() {
     machine.fibers.push_back(std::make_unique<Fiber>());
     Fiber* const fiber = machine.fibers.back().get();
     fiber->stack = map_stack();
-    fiber->top = fiber->stack + kStackGuard + kStackBytes - machine.fibers.size() * 192 % kColours;
+    fiber->top = fiber->stack + kStackSpan - machine.fibers.size() * 192 % kColours;
     return fiber;
   }
   Fiber* const fiber = machine.idle.back();
@@ -144,9 +141,10 @@ void fiber_main(context::transfer_t from) {
 
 void prepare_shared(std::size_t bytes) {
   if (machine.shared == nullptr) {
-    void* const pages = mmap(nullptr, kSharedReserve + 2 * kSharedGuard, PROT_NONE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const pages =
+        mmap(nullptr, kSharedSpan, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (pages == MAP_FAILED) std::abort();
+    block_state.shared_span = static_cast<const std::byte*>(pages);
     machine.shared = static_cast<std::byte*>(pages) + kSharedGuard;
     mprotect(machine.shared, kSharedReserve, PROT_READ | PROT_WRITE);
   }
@@ -184,6 +182,8 @@ void start_threads(const BlockJob& job, Random& random) {
   BlockState& state = block_state;
   const unsigned threads = job.block.x * job.block.y * job.block.z;
   state.body = job.body;
+  state.memory = job.memory;
+  state.writes = job.writes;
   state.random = &random;
   if (state.threads != threads || blockDim.x != job.block.x || blockDim.y != job.block.y) {
     for (unsigned t = 0; t < threads; ++t)
@@ -265,9 +265,9 @@ BlockFailure run_block(const BlockJob& job, Random& random) {
   machine.current = &machine.caller;
   const int first = pick();
   become(first);
-  block_state.active = true;
+  block_state.active = runs_block = true;
   switch_to(machine.of_thread[static_cast<std::size_t>(first)] = take_fiber());
-  block_state.active = false;
+  block_state.active = runs_block = false;
   const bool all_left = block_state.left == block_state.threads;
   if (machine.failure.error == cudaSuccess && !all_left)
     machine.failure = {cudaErrorLaunchFailure, describe_waiting()};
@@ -298,13 +298,13 @@ Escape escape_from_block(cudaError_t error, std::string what) {
   if (block_state.threads > 1)
     what = fmt::format("thread ({},{},{}): {}", threadIdx.x, threadIdx.y, threadIdx.z, what);
   machine.failure = {error, std::move(what)};
-  return {[] { escape(); }, machine.emergency_stack + kStackGuard + kStackBytes};
+  return {[] { escape(); }, machine.emergency_stack + kStackSpan};
 }
 
 std::string describe_block_address(const void* address) {
   const auto* byte = static_cast<const std::byte*>(address);
-  if (machine.shared != nullptr && byte >= machine.shared - kSharedGuard &&
-      byte < machine.shared + kSharedReserve + kSharedGuard)
+  const std::byte* const span = block_state.shared_span;
+  if (span != nullptr && byte >= span && byte < span + kSharedSpan)
     return fmt::format("{} bytes behind the start of {} bytes of shared memory",
                        byte - block_state.shared, block_state.shared_bytes);
   for (const auto& fiber : machine.fibers)

@@ -12,6 +12,8 @@
 #include <string>
 
 #include "driver_types.h"
+#include "grid_writes.h"
+#include "memory.h"
 #include "random.h"
 #include "vector_types.h"
 
@@ -22,6 +24,8 @@ struct BlockJob {
   dim3 grid, block;
   uint3 index{};
   std::size_t shared_bytes = 0;
+  const DeviceMemory* memory = nullptr;  // of a kernel's device: what it may access
+  GridWrites* writes = nullptr;          // of its grid; null: not recorded
 };
 
 struct BlockFailure {

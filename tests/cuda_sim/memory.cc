@@ -49,8 +49,12 @@ std::byte* map(std::size_t bytes, int protection) {
 
 }  // namespace
 
-DeviceMemory::DeviceMemory(int device, std::size_t limit, bool protect)
-    : device_(device), limit_(limit), protect_(protect), base_(map(kReserved, PROT_NONE)) {
+DeviceMemory::DeviceMemory(int device, std::size_t limit, std::size_t piece, bool protect)
+    : device_(device),
+      limit_(limit),
+      piece_(piece),
+      protect_(protect),
+      base_(map(kReserved, PROT_NONE)) {
   if (base_ == nullptr) {
     fmt::print(stderr, "cuda_sim: cannot reserve addresses for device {}\n", device);
     std::abort();
@@ -62,16 +66,32 @@ DeviceMemory::~DeviceMemory() {
   munmap(base_, kReserved);
 }
 
+std::size_t DeviceMemory::used() const {
+  return alone_ + round_up(pooled_, piece_);
+}
+
+std::size_t& DeviceMemory::sum_with(std::size_t bytes) {
+  return bytes >= piece_ / 2 ? alone_ : pooled_;
+}
+
+std::size_t DeviceMemory::counted(std::size_t bytes) const {
+  return round_up(bytes, bytes >= piece_ / 2 ? piece_ : kAlignment);
+}
+
 std::byte* DeviceMemory::allocate(std::size_t bytes) {
   if (bytes > limit_) return nullptr;
   const std::size_t rounded = round_up(bytes, kAlignment);
   const std::size_t page_bytes = round_up(rounded, kPage);
-  if (used_ + rounded > limit_ || next_ + page_bytes + kGap > base_ + kReserved) return nullptr;
+  std::size_t& sum = sum_with(bytes);
+  sum += counted(bytes);
+  if (used() > limit_ || next_ + page_bytes + kGap > base_ + kReserved ||
+      mprotect(next_, page_bytes, PROT_READ | PROT_WRITE) != 0) {
+    sum -= counted(bytes);
+    return nullptr;
+  }
   std::byte* const pages = next_;
-  if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
   next_ += page_bytes + kGap;
-  used_ += rounded;
-  peak_ = std::max(peak_, used_);
+  peak_ = std::max(peak_, used());
   std::byte* const data = pages + page_bytes - rounded;
   std::memset(data, 0xff, bytes);
   write_canaries(pages, data);
@@ -90,7 +110,7 @@ DeviceMemory::Freed DeviceMemory::free(void* data) {
   std::erase(open_, &found->second);
   madvise(allocation.pages, allocation.page_bytes, MADV_DONTNEED);
   mprotect(allocation.pages, allocation.page_bytes, PROT_NONE);
-  used_ -= round_up(allocation.bytes, kAlignment);
+  sum_with(allocation.bytes) -= counted(allocation.bytes);
   freed_[allocation.data] = allocation.bytes;
   live_.erase(found);
   return good ? Freed::kFreed : Freed::kOverwritten;

@@ -24,7 +24,7 @@ struct Allocation {
 
 class DeviceMemory {
  public:
-  DeviceMemory(int device, std::size_t limit, bool protect);
+  DeviceMemory(int device, std::size_t limit, std::size_t piece, bool protect);
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
 
@@ -47,16 +47,22 @@ class DeviceMemory {
   void close(Random& random);
 
   std::size_t limit() const { return limit_; }
-  std::size_t used() const { return used_; }
+  // In pieces: an allocation of half a piece and more by itself, smaller ones together.
+  std::size_t used() const;
   std::size_t peak() const { return peak_; }
   std::string leaks() const;
 
  private:
+  std::size_t& sum_with(std::size_t bytes);
+  std::size_t counted(std::size_t bytes) const;
+
   static constexpr std::size_t kReserved = std::size_t{1} << 38;
   static constexpr std::size_t kAlignment = 256;
 
   int device_;
-  std::size_t limit_, used_ = 0, peak_ = 0;
+  std::size_t limit_, piece_, peak_ = 0;
+  std::size_t alone_ = 0;   // of large allocations
+  std::size_t pooled_ = 0;  // of small ones, which share pieces
   bool protect_;
   std::byte* base_;
   std::byte* next_;

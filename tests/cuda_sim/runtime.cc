@@ -101,7 +101,7 @@ namespace {
 
 bool queues(std::string_view function) {
   return function == "launch" || function == "cudaGraphLaunch" || function == "cudaMemcpyAsync" ||
-         function == "cudaMemcpy2DAsync" || function == "cudaMemsetAsync";
+         function == "cudaMemsetAsync";
 }
 
 }  // namespace
@@ -109,7 +109,10 @@ bool queues(std::string_view function) {
 cudaError_t begin_call(const char* function, CallKind kind) {
   Runtime& state = runtime();
   if (!state.configured) state.configure(config_from_environment());
-  ++state.stats.calls[function];
+  if (state.stats.calls[function]++ == 0 && !FaultList::is_counted(function)) {
+    fmt::print(stderr, "cuda_sim: {} is missing in the list of functions (config.cc)\n", function);
+    std::abort();
+  }
   const int injected = state.faults.next(function);
   if (kind == CallKind::kFree && injected == 0) return cudaSuccess;
   if (state.config.driver / 1000 < CUDART_VERSION / 1000) return cudaErrorInsufficientDriver;
@@ -117,6 +120,9 @@ cudaError_t begin_call(const char* function, CallKind kind) {
   if (thread_state().device >= state.config.devices) thread_state().device = 0;
   Device& device = state.current();
   if (device.sticky != cudaSuccess) return device.sticky;
+  // Almost any call may return what an op did.
+  if (device.failed != cudaSuccess && state.random.chance(1, 4))
+    return device.sticky = device.failed;
   if (injected < 0) state.injected_status = -injected;
   if (injected > 0) {
     const auto error = static_cast<cudaError_t>(injected);
@@ -150,7 +156,7 @@ cudaError_t begin_call(const char* function, CallKind kind) {
 void end_call(CallKind kind, cudaError_t& result) {
   Runtime& state = runtime();
   if (kind != CallKind::kFree && !state.devices.empty()) {
-    if (kind == CallKind::kSync && (result == cudaSuccess || result == cudaErrorNotReady)) {
+    if (kind == CallKind::kSync && result == cudaSuccess) {
       Device& device = state.current();
       // What happened on a device shows here, and from here on everywhere.
       if (device.failed != cudaSuccess) result = device.sticky = device.failed;
@@ -158,9 +164,8 @@ void end_call(CallKind kind, cudaError_t& result) {
     run_by_chance(state);
     state.close_memory();
     // A zombie has no handle; it goes when its work is done.
-    std::erase_if(state.streams, [](const auto& stream) {
-      return stream->destroyed && stream->queue.empty() && !stream->busy;
-    });
+    std::erase_if(state.streams,
+                  [](const auto& stream) { return stream->destroyed && stream->queue.empty(); });
   }
   state.injected_later = cudaSuccess;
   state.injected_status = 0;

@@ -3,8 +3,6 @@
 // itself.
 #pragma once
 
-#include <condition_variable>
-#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,7 +20,7 @@ namespace cuda_sim {
 
 struct Device {
   Device(int number, const Config& config)
-      : memory(number, config.memory, config.protect), legacy(number) {}
+      : memory(number, config.memory, config.piece, config.protect), legacy(number) {}
 
   DeviceMemory memory;
   // Ops of cudaMemset, which returns before it is done; non-blocking streams are not ordered by it.
@@ -41,7 +39,6 @@ enum class CallKind {
 
 struct Runtime {
   std::mutex mutex;
-  std::condition_variable idle;  // a host function has ended
   bool configured = false;
   Config config;
   Random random;
@@ -81,8 +78,6 @@ bool is_sticky(cudaError_t error);
 struct ThreadState {
   int device = 0;
   cudaError_t last_error = cudaSuccess;
-  bool in_host_function = false;
-  std::unique_lock<std::mutex>* lock = nullptr;
   std::thread::id id = std::this_thread::get_id();
 };
 ThreadState& thread_state();
@@ -94,12 +89,7 @@ void end_call(CallKind kind, cudaError_t& result);
 // Every function of the API is call(name, kind, its own work).
 template <class Body>
 cudaError_t call(const char* function, CallKind kind, Body&& body) {
-  if (thread_state().in_host_function) {
-    std::fprintf(stderr, "cuda_sim: %s is called by a host function of a stream\n", function);
-    return cudaErrorNotPermitted;
-  }
-  std::unique_lock<std::mutex> lock(runtime().mutex);
-  thread_state().lock = &lock;
+  const std::lock_guard lock(runtime().mutex);
   cudaError_t result = begin_call(function, kind);
   if (result == cudaSuccess) result = body(runtime());
   end_call(kind, result);

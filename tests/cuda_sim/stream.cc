@@ -12,7 +12,7 @@ namespace cuda_sim {
 namespace {
 
 bool ready(const CUstream_st& stream) {
-  return !stream.queue.empty() && !stream.busy &&
+  return !stream.queue.empty() &&
          std::ranges::all_of(stream.queue.front().waits,
                              [](const CompletionPtr& one) { return one->done; });
 }
@@ -23,13 +23,10 @@ void for_each_stream(Runtime& runtime, Visit visit) {
   for (const auto& stream : runtime.streams) visit(*stream);
 }
 
-enum class Host { kNo, kYes };
-
-CUstream_st* random_ready(Runtime& runtime, Host host = Host::kNo) {
+CUstream_st* random_ready(Runtime& runtime) {
   std::vector<CUstream_st*> candidates;
   for_each_stream(runtime, [&](CUstream_st& stream) {
-    if (ready(stream) && (host == Host::kYes || !stream.queue.front().host))
-      candidates.push_back(&stream);
+    if (ready(stream)) candidates.push_back(&stream);
   });
   if (candidates.empty()) return nullptr;
   return candidates[runtime.random.below(static_cast<std::uint32_t>(candidates.size()))];
@@ -39,7 +36,6 @@ CUstream_st* random_ready(Runtime& runtime, Host host = Host::kNo) {
 CUstream_st* needed_for(const CompletionPtr& completion) {
   CUstream_st* stream = completion->stream;
   for (;;) {
-    if (stream->busy) return nullptr;
     const auto& waits = stream->queue.front().waits;
     const auto open =
         std::ranges::find_if(waits, [](const CompletionPtr& one) { return !one->done; });
@@ -53,10 +49,7 @@ void step(Runtime& runtime, CUstream_st& stream) {
   Operation& front = stream.queue.front();
   const Device& device = runtime.device(stream.device);
   if (front.work != nullptr && device.failed == cudaSuccess) {
-    stream.busy = true;  // a host function gives up the lock
     const Work::Progress progress = front.work->step(runtime, stream.device);
-    stream.busy = false;
-    runtime.idle.notify_all();
     for (const auto& each : runtime.devices)
       if (!each->memory.canaries_intact()) {
         runtime.fail(stream.device, cudaErrorIllegalAddress,
@@ -71,8 +64,8 @@ void step(Runtime& runtime, CUstream_st& stream) {
   stream.queue.pop_front();
 }
 
-bool step_any(Runtime& runtime, Host host = Host::kNo) {
-  CUstream_st* const stream = random_ready(runtime, host);
+bool step_any(Runtime& runtime) {
+  CUstream_st* const stream = random_ready(runtime);
   if (stream != nullptr) step(runtime, *stream);
   return stream != nullptr;
 }
@@ -134,7 +127,7 @@ cudaError_t submit(Runtime& runtime, CUstream_st& stream, Operation operation) {
     Capture& capture = *stream.capture;
     if (capture.invalid) return cudaErrorStreamCaptureInvalidated;
     capture.nodes.push_back(
-        {std::move(operation.what), std::move(operation.work), stream.frontier, operation.host});
+        {std::move(operation.what), std::move(operation.work), stream.frontier});
     stream.frontier = {capture.nodes.size() - 1};
     return cudaSuccess;
   }
@@ -149,13 +142,8 @@ void wait_for(Runtime& runtime, const CompletionPtr& completion) {
     // How much else gets done on the way depends on the mood.
     const bool stray = runtime.mood == Runtime::Mood::kEager ||
                        (runtime.mood == Runtime::Mood::kMixed && runtime.random.chance(1, 2));
-    CUstream_st* stream = stray ? random_ready(runtime) : needed_for(completion);
-    if (stream == nullptr) stream = needed_for(completion);
-    if (stream != nullptr) {
-      step(runtime, *stream);
-    } else {
-      runtime.idle.wait(*thread_state().lock);
-    }
+    CUstream_st* const stream = stray ? random_ready(runtime) : needed_for(completion);
+    step(runtime, stream != nullptr ? *stream : *needed_for(completion));
   }
 }
 
@@ -193,10 +181,6 @@ void run_by_chance(Runtime& runtime) {
   if (runtime.random.chance(1, 2)) return;
   for (std::uint32_t steps = 1 + runtime.random.below(4); steps > 0 && step_any(runtime); --steps) {
   }
-}
-
-void poll(Runtime& runtime) {
-  if (runtime.random.chance(1, 2)) step_any(runtime, Host::kYes);
 }
 
 CUstream_st* find_stream(Runtime& runtime, cudaStream_t stream, const char* function) {

@@ -36,8 +36,6 @@ struct Operation {
   std::string what;
   std::unique_ptr<Work> work = {};  // may be null: only waits or marks
   std::vector<CompletionPtr> waits = {};
-  // Runs only for a call that needs it: it may wait for what the program does after other calls.
-  bool host = false;
   CompletionPtr completion = std::make_shared<Completion>();
 };
 
@@ -45,7 +43,6 @@ struct GraphNode {
   std::string what;
   std::unique_ptr<Work> work;
   std::vector<std::size_t> waits;
-  bool host = false;
 };
 
 // Streams that are being captured into one graph.
@@ -64,9 +61,7 @@ struct CUstream_st {
   explicit CUstream_st(int number) : device(number) {}
 
   int device;
-  int priority = 0;
   bool destroyed = false;
-  bool busy = false;  // its front op is a host function that runs now
   std::deque<cuda_sim::Operation> queue;
   cuda_sim::CapturePtr capture;
   std::vector<std::size_t> frontier;  // of its capture: what the next node waits for
@@ -94,14 +89,11 @@ namespace cuda_sim {
 // Queues on the stream, or adds to the graph that it is captured into.
 cudaError_t submit(Runtime& runtime, CUstream_st& stream, Operation operation);
 
-// Runs until it is done; the lock is given up while another thread's host function runs.
 void wait_for(Runtime& runtime, const CompletionPtr& completion);
 void wait_for_stream(Runtime& runtime, CUstream_st& stream);
 void wait_for_device(Runtime& runtime, int device);
 // At every call: perhaps nothing, perhaps some ready ops, perhaps all.
 void run_by_chance(Runtime& runtime);
-// For queries: a program that asks for ever gets its answer some time.
-void poll(Runtime& runtime);
 
 // nullptr and one line if it is no stream of the program's, or the legacy default stream.
 CUstream_st* find_stream(Runtime& runtime, cudaStream_t stream, const char* function);

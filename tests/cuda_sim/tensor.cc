@@ -35,7 +35,8 @@ float half_of(std::uint32_t pair, unsigned high) {
 
 // Of a: register 2 (k / 8) + row / 8 of lane 4 (row % 8) + k % 8 / 2. Of b: register k / 8 of lane
 // 4 column + k % 8 / 2. Of c: register 2 (row / 8) + column % 2 of lane 4 (row % 8) + column / 2.
-// kDepth is the extent of k: with 8 there are half as many registers of a and b.
+// kDepth is the extent of k: with 8 there are half as many registers of a and b. In which order a
+// card adds is not documented, and always the same: here the configuration says it.
 template <TensorType kType, unsigned kDepth>
 void multiply(void* const* lanes) {
   const auto of = [&](unsigned lane) -> const MmaOperands& {
@@ -48,11 +49,13 @@ void multiply(void* const* lanes) {
     for (unsigned column = 0; column < 8; ++column)
       b[column][k] = half_of<kType>(of(column * 4 + k % 8 / 2).b[k / 8], k % 2);
   }
+  const auto flipped = static_cast<unsigned>(runtime().config.tensor_sums % kDepth);
   for (unsigned row = 0; row < 16; ++row)
     for (unsigned column = 0; column < 8; ++column) {
       float& c = of(row % 8 * 4 + column / 2).c[row / 8 * 2 + column % 2];
       float sum = c;
-      for (unsigned k = 0; k < kDepth; ++k) {
+      for (unsigned i = 0; i < kDepth; ++i) {
+        const unsigned k = i ^ flipped;
         const float product = a[row][k] * b[column][k];
         sum += product;
       }
@@ -144,6 +147,7 @@ void copy_async(void* shared, const void* global, std::size_t bytes, Place place
   check_capability("cp.async", kAmpere, place);
   check_shared("cp.async", shared, place);
   check_row("cp.async", global, place);
+  if (bytes != 0) check_access(global, bytes);
   AsyncCopies& own = own_copies();
   const AsyncCopy copy{.to = shared, .from = global, .bytes = bytes, .group = own.committed};
   if (block_state.random->chance(1, 2))

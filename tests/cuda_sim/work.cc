@@ -74,6 +74,7 @@ class KernelWork final : public Work {
         static_cast<std::uint32_t>(std::min<std::uint64_t>(blocks, kMaxShuffledBlocks));
     for (std::uint32_t n = count; n > 1; --n)
       std::swap(order_[n - 1], order_[runtime.random.below(n)]);
+    if (blocks > 1 && runtime.random.chance(1, 4)) writes_ = std::make_unique<GridWrites>();
     return true;
   }
 
@@ -83,7 +84,9 @@ class KernelWork final : public Work {
                  .grid = size,
                  .block = grid_->block,
                  .index = {block % size.x, block / size.x % size.y, block / size.x / size.y},
-                 .shared_bytes = grid_->shared_bytes};
+                 .shared_bytes = grid_->shared_bytes,
+                 .memory = &runtime.device(device).memory,
+                 .writes = writes_.get()};
     ++runtime.stats.blocks;
     const BlockFailure failure = run_block(job, runtime.random);
     if (failure.error == cudaSuccess) return true;
@@ -94,6 +97,7 @@ class KernelWork final : public Work {
   }
 
   std::shared_ptr<const Grid> grid_;
+  std::unique_ptr<GridWrites> writes_;  // it takes time: of some launches
   std::vector<std::uint32_t> order_;
   std::size_t next_ = 0;
 };
@@ -103,9 +107,9 @@ class CopyWork final : public Work {
   explicit CopyWork(std::shared_ptr<const Copy> copy) : copy_(std::move(copy)) {}
 
   Progress step(Runtime& runtime, int device) override {
-    const std::size_t total = copy_->width * copy_->height;
-    if (!pinned(runtime, copy_->target_pinned, copy_->target, copy_->target_pitch) ||
-        !pinned(runtime, copy_->source_pinned, copy_->source, copy_->source_pitch)) {
+    const std::size_t total = copy_->bytes;
+    if ((copy_->target_pinned && !runtime.pinned.contains(copy_->target, total)) ||
+        (copy_->source_pinned && !runtime.pinned.contains(copy_->source, total))) {
       runtime.fail(device, cudaErrorIllegalAddress,
                    fmt::format("{}: its host memory was freed before the copy ran", copy_->what));
       return Progress::kDone;
@@ -130,21 +134,10 @@ class CopyWork final : public Work {
  private:
   enum class Part { kWhole, kFirst, kSecond };  // what is still to do
 
-  bool pinned(Runtime& runtime, bool must, const std::byte* data, std::size_t pitch) const {
-    return !must || runtime.pinned.contains(data, pitch * (copy_->height - 1) + copy_->width);
-  }
-
-  // Bytes begin … end of the rows one after the other.
+  // Bytes begin … end.
   bool move(Runtime& runtime, int device, std::size_t begin, std::size_t end) const {
     return run_guarded(runtime, device, copy_->what, [this, begin, end] {
-      for (std::size_t at = begin; at < end;) {
-        const std::size_t row = at / copy_->width;
-        const std::size_t column = at % copy_->width;
-        const std::size_t bytes = std::min(copy_->width - column, end - at);
-        std::memmove(copy_->target + row * copy_->target_pitch + column,
-                     copy_->source + row * copy_->source_pitch + column, bytes);
-        at += bytes;
-      }
+      std::memmove(copy_->target + begin, copy_->source + begin, end - begin);
     });
   }
 
@@ -161,21 +154,20 @@ class CopyWork final : public Work {
 
 class DeviceWork final : public Work {
  public:
-  DeviceWork(std::string name, std::function<void()> body, std::vector<const void*> pointers)
-      : name_(std::move(name)), body_(std::move(body)), pointers_(std::move(pointers)) {}
+  DeviceWork(std::string name, std::function<void()> body)
+      : name_(std::move(name)), body_(std::move(body)) {}
 
   Progress step(Runtime& runtime, int device) override {
     if (run_guarded(runtime, device, name_, body_)) ++runtime.stats.launches[name_];
     return Progress::kDone;
   }
   std::unique_ptr<Work> clone() const override {
-    return std::make_unique<DeviceWork>(name_, body_, pointers_);
+    return std::make_unique<DeviceWork>(name_, body_);
   }
 
  private:
   std::string name_;
   std::function<void()> body_;
-  std::vector<const void*> pointers_;
 };
 
 class FillWork final : public Work {
@@ -197,31 +189,6 @@ class FillWork final : public Work {
   void* target_;
   int value_;
   std::size_t bytes_;
-};
-
-class HostWork final : public Work {
- public:
-  HostWork(cudaHostFn_t function, void* user_data) : function_(function), user_data_(user_data) {}
-
-  Progress step(Runtime& runtime, int) override {
-    // Without the lock: it may wait for a lock of the program's that another thread holds in a
-    // call.
-    runtime.close_memory();
-    ThreadState& thread = thread_state();
-    thread.lock->unlock();
-    thread.in_host_function = true;
-    function_(user_data_);
-    thread.in_host_function = false;
-    thread.lock->lock();
-    return Progress::kDone;
-  }
-  std::unique_ptr<Work> clone() const override {
-    return std::make_unique<HostWork>(function_, user_data_);
-  }
-
- private:
-  cudaHostFn_t function_;
-  void* user_data_;
 };
 
 class RecordWork final : public Work {
@@ -274,12 +241,8 @@ std::unique_ptr<Work> make_copy_work(Copy copy) {
 std::unique_ptr<Work> make_fill_work(void* target, int value, std::size_t bytes) {
   return std::make_unique<FillWork>(target, value, bytes);
 }
-std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> body,
-                                       std::vector<const void*> pointers) {
-  return std::make_unique<DeviceWork>(std::move(name), std::move(body), std::move(pointers));
-}
-std::unique_ptr<Work> make_host_work(cudaHostFn_t function, void* user_data) {
-  return std::make_unique<HostWork>(function, user_data);
+std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> body) {
+  return std::make_unique<DeviceWork>(std::move(name), std::move(body));
 }
 std::unique_ptr<Work> make_record_work(cudaEvent_t event) {
   return std::make_unique<RecordWork>(event);

@@ -23,11 +23,8 @@ std::unique_ptr<Work> make_kernel_work(Grid grid);
 
 struct Copy {
   std::byte* target = nullptr;
-  std::size_t target_pitch = 0;
   const std::byte* source = nullptr;
-  std::size_t source_pitch = 0;
-  std::size_t width = 0;
-  std::size_t height = 1;
+  std::size_t bytes = 0;
   cudaMemcpyKind kind = cudaMemcpyDefault;
   // Pinned when it was queued: must still be when it runs.
   bool target_pinned = false;
@@ -39,9 +36,7 @@ std::unique_ptr<Work> make_copy_work(Copy copy);
 std::unique_ptr<Work> make_fill_work(void* target, int value, std::size_t bytes);
 
 // Code of the simulator that touches device memory, as if it were a kernel of one thread.
-std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> body,
-                                       std::vector<const void*> pointers);
-std::unique_ptr<Work> make_host_work(cudaHostFn_t function, void* user_data);
+std::unique_ptr<Work> make_device_work(std::string name, std::function<void()> body);
 // A node that records an event each time its graph runs. Until then the event is what it was
 // before: a program that does not wait for the graph finds the times of the launch before.
 std::unique_ptr<Work> make_record_work(cudaEvent_t event);

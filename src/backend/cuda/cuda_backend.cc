@@ -44,7 +44,7 @@ class CudaBackend final : public Backend {
         arguments_(ops_),
         spans_(arguments_),
         products_(ops_, device_.capability()),
-        locked_(device_),
+        locked_(device_, copies_),
         recorder_(ops_) {
     ids_.get(kIdBytes);
   }

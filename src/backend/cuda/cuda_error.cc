@@ -62,6 +62,11 @@ void check(cublasStatus_t status, const char* doing) {
   throw Error(ErrorKind::kInternal, problem);
 }
 
+void check_device(cudaStream_t stream) {
+  cudaGetLastError();
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+}
+
 void check_launch(const char* kernel) {
   check(cudaGetLastError(), kernel);
 }

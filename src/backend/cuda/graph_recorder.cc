@@ -10,11 +10,6 @@
 namespace stagecoach::cuda {
 namespace {
 
-std::string text_of(cudaError_t status) {
-  cudaGetLastError();  // or the next launch would seem to have failed
-  return cudaGetErrorString(status);
-}
-
 bool wanted() {
   const char* const variable = std::getenv("STAGECOACH_CUDA_GRAPHS");
   const std::string_view value = variable != nullptr ? variable : "";
@@ -64,8 +59,9 @@ class GraphRecorder::Graph final : public Recording {
 
 GraphRecorder::GraphRecorder(cudaStream_t stream) : stream_(stream), records_(wanted()) {}
 
-// Ops go on one by one: nothing is lost but time.
+// Ops go on one by one, unless the device has failed: nothing is lost but time.
 std::unique_ptr<Recording> GraphRecorder::refuse(const std::string& why) {
+  check_device(stream_);
   records_ = false;
   spdlog::warn("ops cannot be recorded as a graph ({}): the GPU is given each by itself", why);
   return nullptr;
@@ -78,7 +74,7 @@ std::unique_ptr<Recording> GraphRecorder::record(const std::function<void()>& op
   auto result = std::make_unique<Graph>(stream_, environment);
   // Thread-local: another thread goes on copying meanwhile.
   cudaError_t status = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
-  if (status != cudaSuccess) return refuse(text_of(status));
+  if (status != cudaSuccess) return refuse(cudaGetErrorString(status));
   recording_ = true;
   marks_.clear();
   cudaGraph_t graph = nullptr;
@@ -95,10 +91,10 @@ std::unique_ptr<Recording> GraphRecorder::record(const std::function<void()>& op
   }
   recording_ = false;
   status = cudaStreamEndCapture(stream_, &graph);
-  if (status != cudaSuccess) return refuse(text_of(status));
+  if (status != cudaSuccess) return refuse(cudaGetErrorString(status));
   status = result->instantiate(graph, std::exchange(marks_, {}));
   cudaGraphDestroy(graph);
-  if (status != cudaSuccess) return refuse(text_of(status));
+  if (status != cudaSuccess) return refuse(cudaGetErrorString(status));
   return result;
 }
 

@@ -1,9 +1,8 @@
 #include "backend/cuda/locked_memory.h"
 
-#include <cuda_runtime.h>
-
 #include <utility>
 
+#include "backend/cuda/cuda_error.h"
 #include "base/log.h"
 
 namespace stagecoach::cuda {
@@ -17,9 +16,9 @@ std::shared_ptr<void> LockedMemory::lock(std::span<std::byte> host) {
     status = cudaHostGetDevicePointer(&device, begin, 0);
     if (status != cudaSuccess) cudaHostUnregister(begin);
   }
+  if (status != cudaSuccess) check_device(stream_);
   const std::lock_guard guard(state_->mutex);
   if (status != cudaSuccess) {
-    cudaGetLastError();
     if (!std::exchange(state_->warned, true))
       spdlog::warn("host memory cannot be page-locked ({}): copies to the GPU will be slower",
                    cudaGetErrorString(status));

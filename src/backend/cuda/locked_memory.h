@@ -3,6 +3,8 @@
 // whoever may write there.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -15,7 +17,9 @@ namespace stagecoach::cuda {
 
 class LockedMemory {
  public:
-  explicit LockedMemory(const Device& device) : state_(std::make_shared<State>(device)) {}
+  // stream: of the device, which is asked whether it has failed.
+  LockedMemory(const Device& device, cudaStream_t stream)
+      : stream_(stream), state_(std::make_shared<State>(device)) {}
 
   // Locks `host` while the result lives, which may be longer than this, and end on any thread.
   // Null: the driver refuses, for which there is one warning.
@@ -35,6 +39,7 @@ class LockedMemory {
     std::map<const std::byte*, Range> ranges;  // by where they begin
     bool warned = false;
   };
+  cudaStream_t stream_;
   std::shared_ptr<State> state_;
 };
 

@@ -22,6 +22,7 @@
 #include "cuda_sim.h"
 #include "engine/stage_runner.h"
 #include "model/tensor_catalog.h"
+#include "support_gpu.h"
 
 namespace stagecoach {
 namespace {
@@ -178,7 +179,12 @@ class Rank : RandomData {
   }
 
  private:
+  struct LeaksNothing {
+    ~LeaksNothing() { EXPECT_EQ(cuda_sim::leaks(), ""); }
+  };
+
   ModelSpec spec_;
+  LeaksNothing when_all_below_are_gone_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Layers> layers_;
   Timeline timeline_;
@@ -427,7 +433,7 @@ TEST(Decode, RangesThatBeginElsewhereAreOtherSteps) {
 TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
   std::vector<Floats> expected;
   {
-    Rank rank(llama_like(), Graphs::kOff);
+    Rank rank(llama_like(), Graphs::kOff, {});
     expected = everyday(rank);
   }
   constexpr const char* kFaults[] = {"cudaStreamBeginCapture:1:cudaErrorNotSupported",
@@ -440,6 +446,18 @@ TEST(Decode, ADriverThatRefusesGraphsCostsNothingButTime) {
     EXPECT_EQ(rank.runner().replays(), 0);
     EXPECT_FALSE(rank.backend().records());
   }
+}
+
+// Any call may return what the device has failed with.
+TEST(Decode, ADeviceThatFailsIsNotTakenForADriverThatRefuses) {
+  for (const char* function : {"cudaStreamBeginCapture", "cudaGraphInstantiate"}) {
+    Rank rank(llama_like(), Graphs::kOn,
+              {.faults = std::string(function) + ":1:cudaErrorECCUncorrectable"});
+    EXPECT_THROW(everyday(rank), Error);
+    EXPECT_TRUE(rank.backend().records()) << function << " is taken for a refusal";
+  }
+  Rank rank(llama_like(), Graphs::kOff, {.faults = "cudaHostRegister:1:cudaErrorECCUncorrectable"});
+  EXPECT_THROW(rank.runner().make_host_rows(10), Error);
 }
 
 std::uint64_t kernels_of(const cuda_sim::Statistics& stats) {
@@ -494,6 +512,32 @@ TEST(Decode, LaunchesOfALayer) {
                 on ? fetches : kLayers * kernels + fetches);
       EXPECT_EQ(after.graph_launches - before.graph_launches, on ? 1u : 0u);
     }
+}
+
+// What ctest shows as skipped on a PC without a GPU, and what it must not.
+TEST(MissingGpus, AreToldFromFailingOnes) {
+  const auto error_of = [](const cuda_sim::Config& config) {
+    cuda_sim::reset(config);
+    try {
+      CudaOptions options;
+      options.build = STAGECOACH_BUILD;
+      const std::unique_ptr<Backend> opened(stagecoach_open_cuda_backend_v1(options));
+    } catch (const Error& error) {
+      return error;
+    }
+    throw std::logic_error("no error");
+  };
+  for (const cuda_sim::Config& config :
+       {cuda_sim::Config{.devices = 0}, {.driver = 0}, {.driver = 11080}, {.capability = 61}})
+    EXPECT_TRUE(says_no_gpu(error_of(config)));
+  for (const char* fault :
+       {"cudaMalloc:1:cudaErrorMemoryAllocation", "cudaSetDevice:1:cudaErrorDevicesUnavailable",
+        "cublasCreate:1:CUBLAS_STATUS_INTERNAL_ERROR"}) {
+    cuda_sim::Config config;
+    config.faults = fault;
+    EXPECT_FALSE(says_no_gpu(error_of(config))) << fault;
+  }
+  cuda_sim::reset({});
 }
 
 }  // namespace

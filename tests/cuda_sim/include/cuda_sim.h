@@ -13,18 +13,24 @@ struct Config {
   std::uint64_t seed = 1;  // STAGECOACH_CUDA_SIM_SEED
   std::size_t memory = std::size_t{1}
                        << 30;  // bytes of each device; …_MEMORY: 1073741824 or 512MiB
+  // …_PIECE: what memory is counted in. Drivers map 2 MiB at once; plans do not count so, and would
+  // not fit into what they ask for.
+  std::size_t piece = 256;
   int devices = 1;             // …_DEVICES; 0: no device
   int driver = 13000;          // …_DRIVER: CUDA version it can serve; 0: no driver
   int capability = 86;         // …_CAPABILITY; what a block may share follows from it
   int lowest_capability = 75;  // below it, launches find no kernel image
   int multiprocessors = 8;
   std::size_t shared_per_block = 48 * 1024;
+  // Tensor cores add products k in the order k ^ tensor_sums. From the environment: the seed.
+  std::uint64_t tensor_sums = 0;
   std::size_t l2_cache = 4 << 20;
   bool integrated = false;
   // Host code that touches device memory crashes (costs about 10 µs an op).
   bool protect = true;
   // …_FAULTS: FUNCTION:N:ERROR,… The Nth call of a function of the API from now on fails so.
-  // FUNCTION may be "launch" or "any", ERROR any cudaError… or, for cuBLAS, CUBLAS_STATUS_….
+  // FUNCTION may be "launch" or "any", and is else one that is counted; ERROR any cudaError… or,
+  // for cuBLAS, CUBLAS_STATUS_….
   std::string faults = {};
 };
 
@@ -50,7 +56,7 @@ struct Statistics {
   std::uint64_t device_to_host = 0;
   std::uint64_t device_to_device = 0;
   std::uint64_t filled = 0;
-  std::size_t memory = 0;       // allocated now, all devices
+  std::size_t memory = 0;       // allocated now, all devices, in pieces
   std::size_t peak_memory = 0;  // of one device
   std::size_t pinned = 0;
 };
@@ -58,8 +64,5 @@ Statistics statistics();
 
 // The last line that the simulator wrote to stderr, or nothing.
 std::string last_message();
-
-// Whether this address is device memory (live or not) of any device.
-bool is_device_address(const void* pointer);
 
 }  // namespace cuda_sim

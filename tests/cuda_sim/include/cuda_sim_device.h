@@ -43,10 +43,15 @@ int barrier(BarrierKind kind, int predicate, Place place);
 // bits: the lane's value; argument: lane, delta or lane mask. A shuffle's type is part of its kind.
 std::uint64_t warp_collective(WarpKind kind, unsigned type_bytes, unsigned mask, std::uint64_t bits,
                               unsigned argument, int width, Place place);
-// What a whole warp does together: `work` runs once, when all 32 lanes are there, on what each of
-// them brought, by lane.
+// What a whole warp does together, called from one place: `work` runs once, when all 32 lanes are
+// there, on what each of them brought, by lane.
 using WarpWork = void (*)(void* const* lanes);
 void warp_together(WarpKind kind, void* operands, WarpWork work, Place place);
+// Fails the block if a kernel on its device could not access this. Compilers call it for the
+// sources of kernels; what else accesses memory for a kernel calls it itself.
+void check_access(const void* address, std::size_t bytes);
+// Fails it, too, if another block of the grid has written this.
+void check_write(const void* address, std::size_t bytes);
 // Other threads may run here; atomics and fences call it.
 void maybe_yield();
 [[noreturn]] void refuse(const char* what, Place place);
@@ -59,10 +64,12 @@ T shuffle(WarpKind kind, unsigned mask, T value, unsigned argument, int width, P
       warp_collective(kind, sizeof(T), mask, std::bit_cast<Bits>(value), argument, width, place)));
 }
 
-// Read, change, write: one step for the other threads, which run one at a time.
+// Read, change, write: one step for the other threads, which run one at a time. Blocks may do it to
+// one address, so compilers are not to call check_write here.
 template <class T, class Change>
-T atomic(T* address, Change change) {
+__attribute__((no_sanitize("thread"))) T atomic(T* address, Change change) {
   maybe_yield();
+  check_access(address, sizeof(T));
   const T old = *address;
   *address = change(old);
   return old;

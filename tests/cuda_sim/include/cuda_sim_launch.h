@@ -24,12 +24,27 @@ void launch(const char* name, const void* function, dim3 grid, dim3 block, std::
             cudaStream_t stream, std::function<void()> thread_body,
             std::vector<const void*> pointers = {});
 
+// Where the running block's arguments lie, which its threads may read.
+void arguments_lie_at(const void* arguments, std::size_t bytes);
+
 template <class T>
 void add_pointer(std::vector<const void*>& pointers, const T& argument) {
   if constexpr (std::is_pointer_v<T>)
     pointers.push_back(const_cast<const void*>(static_cast<const volatile void*>(argument)));
   (void)pointers, (void)argument;
 }
+
+// What each thread of a grid does.
+template <class... Parameters>
+struct KernelCall {
+  void (*kernel)(Parameters...);
+  std::tuple<Parameters...> arguments;
+
+  void operator()() const {
+    arguments_lie_at(this, sizeof *this);
+    std::apply(kernel, arguments);
+  }
+};
 
 // The usual way: arguments are converted and copied now, as <<<>>> does, and every argument that is
 // a raw pointer is checked. Pointers inside structs are not: what they point to is, when touched.
@@ -43,9 +58,8 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
   std::tuple<Parameters...> values{static_cast<Parameters>(std::forward<Arguments>(arguments))...};
   std::vector<const void*> pointers;
   std::apply([&pointers](const auto&... value) { (add_pointer(pointers, value), ...); }, values);
-  launch(
-      name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
-      [kernel, values] { std::apply(kernel, values); }, std::move(pointers));
+  launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
+         KernelCall<Parameters...>{kernel, values}, std::move(pointers));
 }
 
 }  // namespace cuda_sim

@@ -13,7 +13,8 @@ namespace cuda_sim {
 
 enum class TensorType : std::uint8_t { kF16, kBF16 };
 
-// c (16, 8) += a (16, 16) · b (16, 8): products exact in float32, added in float32 in ascending k.
+// c (16, 8) += a (16, 16) · b (16, 8): products exact in float32, added in float32 in the order
+// of k that Config::tensor_sums says.
 void mma_m16n8k16(TensorType type, const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                   float (&c)[4], Place place = {__builtin_FILE(), __builtin_LINE()});
 // c (16, 8) += a (16, 8) · b (8, 8), of f16: all that compute capability 7.5 has.

@@ -71,7 +71,6 @@ using cudaEvent_t = struct CUevent_st*;
 using cudaGraph_t = struct CUgraph_st*;
 using cudaGraphExec_t = struct CUgraphExec_st*;
 using cudaGraphNode_t = struct CUgraphNode_st*;
-using cudaHostFn_t = void (*)(void* user_data);
 
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost = 0,

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "sim_test.h"
 
 namespace {
@@ -37,49 +39,36 @@ constexpr cudaDataType type_of() {
 
 template <class In, class Out>
 void check(cublasOperation_t ta, cublasOperation_t tb) {
-  const int m = 5, n = 4, k = 7, lda = 9, ldb = 8, ldc = 6, batches = 3;
-  const int stride_a = lda * 7, stride_b = ldb * 7, stride_c = ldc * n;
+  const int m = 5, n = 4, k = 7, lda = 9, ldb = 8, ldc = 6;
   Stream stream;
   const Handle cublas(stream);
-  const auto a = numbers<In>(static_cast<std::size_t>(stride_a * batches), 1);
-  const auto b = numbers<In>(static_cast<std::size_t>(stride_b * batches), 5);
-  const auto c = numbers<Out>(static_cast<std::size_t>(stride_c * batches), 2);
+  const auto a = numbers<In>(static_cast<std::size_t>(lda * 7), 1);
+  const auto b = numbers<In>(static_cast<std::size_t>(ldb * 7), 5);
+  const auto c = numbers<Out>(static_cast<std::size_t>(ldc * n), 2);
   DeviceArray<In> da(a), db(b);
-  DeviceArray<Out> dc(c), single(c);
+  DeviceArray<Out> dc(c);
   const float alpha = 2, beta = 0.5f;
-  ASSERT_EQ(cublasGemmStridedBatchedEx(cublas.handle, ta, tb, m, n, k, &alpha, da.get(),
-                                       type_of<In>(), lda, stride_a, db.get(), type_of<In>(), ldb,
-                                       stride_b, &beta, dc.get(), type_of<Out>(), ldc, stride_c,
-                                       batches, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-            CUBLAS_STATUS_SUCCESS);
   ASSERT_EQ(cublasGemmEx(cublas.handle, ta, tb, m, n, k, &alpha, da.get(), type_of<In>(), lda,
-                         db.get(), type_of<In>(), ldb, &beta, single.get(), type_of<Out>(), ldc,
-                         CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
+                         db.get(), type_of<In>(), ldb, &beta, dc.get(), type_of<Out>(), ldc,
+                         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
             CUBLAS_STATUS_SUCCESS);
   const auto got = dc.read(stream);
-  const auto got_single = single.read(stream);
-  for (int batch = 0; batch < batches; ++batch)
-    for (int col = 0; col < n; ++col)
-      for (int row = 0; row < ldc; ++row) {
-        const auto at = static_cast<std::size_t>(batch * stride_c + col * ldc + row);
-        double want = static_cast<float>(c[at]);
-        if (row < m) {
-          double sum = 0;
-          for (int i = 0; i < k; ++i) {
-            const int in_a = ta == CUBLAS_OP_N ? i * lda + row : row * lda + i;
-            const int in_b = tb == CUBLAS_OP_N ? col * ldb + i : i * ldb + col;
-            sum += static_cast<double>(
-                       static_cast<float>(a[static_cast<std::size_t>(batch * stride_a + in_a)])) *
-                   static_cast<double>(
-                       static_cast<float>(b[static_cast<std::size_t>(batch * stride_b + in_b)]));
-          }
-          want = 2 * sum + want / 2;
+  for (int col = 0; col < n; ++col)
+    for (int row = 0; row < ldc; ++row) {
+      const auto at = static_cast<std::size_t>(col * ldc + row);
+      double want = static_cast<float>(c[at]);
+      if (row < m) {
+        double sum = 0;
+        for (int i = 0; i < k; ++i) {
+          const int in_a = ta == CUBLAS_OP_N ? i * lda + row : row * lda + i;
+          const int in_b = tb == CUBLAS_OP_N ? col * ldb + i : i * ldb + col;
+          sum += static_cast<double>(static_cast<float>(a[static_cast<std::size_t>(in_a)])) *
+                 static_cast<double>(static_cast<float>(b[static_cast<std::size_t>(in_b)]));
         }
-        ASSERT_EQ(static_cast<float>(got[at]), static_cast<float>(Out(static_cast<float>(want))));
-        if (batch == 0) {
-          ASSERT_EQ(static_cast<float>(got_single[at]), static_cast<float>(got[at]));
-        }
+        want = 2 * sum + want / 2;
       }
+      ASSERT_EQ(static_cast<float>(got[at]), static_cast<float>(Out(static_cast<float>(want))));
+    }
 }
 
 TEST_F(Products, AreRightInEveryTypeAndTranspose) {
@@ -118,17 +107,76 @@ TEST_F(Products, RefuseWhatCublasRefuses) {
   EXPECT_STREQ(cublasGetStatusName(CUBLAS_STATUS_ALLOC_FAILED), "CUBLAS_STATUS_ALLOC_FAILED");
 }
 
-TEST_F(Products, RoundToTf32WhenAsked) {
+TEST_F(Products, DoNotReadCWithBeta0) {
   Stream stream;
   const Handle cublas(stream);
-  DeviceArray<float> a(std::vector<float>{1.0f + 0x1p-12f, 0, 0, 1}), c(4);
-  ASSERT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F_FAST_TF32),
-            CUBLAS_STATUS_SUCCESS);
-  EXPECT_EQ(c.read(stream),
-            (std::vector<float>{1, 0, 0, 1}));  // C was NaN: beta 0 does not read it
+  DeviceArray<float> a(std::vector<float>{1, 0, 0, 1}), c(4);  // C is NaN
   ASSERT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F),
             CUBLAS_STATUS_SUCCESS);
-  EXPECT_EQ(c.read(stream)[0], 1.0f + 0x1p-11f);
+  EXPECT_EQ(c.read(stream), (std::vector<float>{1, 0, 0, 1}));
+}
+
+TEST_F(Products, OfBfloat16NeedCapability80) {
+  for (const int capability : {75, 80}) {
+    cuda_sim::reset({.capability = capability});
+    Stream stream;
+    const Handle cublas(stream);
+    DeviceArray<__nv_bfloat16> a(4);
+    DeviceArray<float> c(4);
+    EXPECT_EQ(product(cublas.handle, a.get(), CUDA_R_16BF, c.get(), 2, CUBLAS_COMPUTE_32F),
+              capability < 80 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS);
+  }
+}
+
+// Whether it takes memory of its own: it has none once it is told a stream.
+TEST_F(Products, ForgetTheirWorkspaceWithAnotherStream) {
+  for (const bool stream_first : {true, false}) {
+    cuda_sim::reset({});
+    Stream stream;
+    const Handle cublas(stream);
+    DeviceArray<float> a(4), c(4);
+    DeviceArray<std::byte> workspace(1024);
+    const std::size_t before = cuda_sim::statistics().memory;
+    EXPECT_EQ(cublasSetWorkspace(cublas.handle, workspace.get(), 1024), CUBLAS_STATUS_SUCCESS);
+    if (!stream_first) {
+      EXPECT_EQ(cublasSetStream(cublas.handle, stream), CUBLAS_STATUS_SUCCESS);
+    }
+    EXPECT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F),
+              CUBLAS_STATUS_SUCCESS);
+    EXPECT_CUDA(cudaStreamSynchronize(stream));
+    EXPECT_EQ(cuda_sim::statistics().memory, before + (stream_first ? 0 : 4 << 20));
+  }
+}
+
+TEST_F(Products, OverwriteTheirWorkspaceAndFailWithoutIt) {
+  Stream stream;
+  const Handle cublas(stream);
+  DeviceArray<float> a(std::vector<float>{1, 0, 0, 1}), c(4);
+  {
+    DeviceArray<float> workspace(std::vector<float>(256, 1.0f));
+    EXPECT_CUDA(cudaDeviceSynchronize());
+    EXPECT_EQ(cublasSetWorkspace(cublas.handle, workspace.get(), 1024), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F),
+              CUBLAS_STATUS_SUCCESS);
+    EXPECT_TRUE(std::isnan(workspace.read(stream)[255]));
+  }
+  EXPECT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F),
+            CUBLAS_STATUS_SUCCESS);
+  EXPECT_CUDA_ERROR(cudaStreamSynchronize(stream), cudaErrorIllegalAddress);
+  EXPECT_TRUE(message_has("that were freed"));
+  cuda_sim::reset({});
+}
+
+TEST_F(Products, AreRefusedWithAnotherCurrentDevice) {
+  cuda_sim::reset({.devices = 2});
+  Stream stream;
+  const Handle cublas(stream);
+  DeviceArray<float> a(4), c(4);
+  EXPECT_CUDA(cudaSetDevice(1));
+  EXPECT_EQ(product(cublas.handle, a.get(), CUDA_R_32F, c.get(), 2, CUBLAS_COMPUTE_32F),
+            CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_TRUE(message_has("another device than the current"));
+  EXPECT_CUDA(cudaSetDevice(0));
 }
 
 TEST_F(Products, OfHostMemoryFailTheDevice) {

@@ -138,7 +138,7 @@ TEST_F(Graphs, UnjoinedAndForeignWorkIsRefused) {
   ASSERT_CUDA(cudaEventRecord(event, main));
   ASSERT_CUDA(cudaStreamWaitEvent(side, event, 0));
   launch_kernel("add", add, 1, 32, 0, side, a.get(), 1.0f, 32);
-  EXPECT_CUDA_ERROR(cudaEventQuery(event), cudaErrorCapturedEvent);
+  EXPECT_CUDA_ERROR(cudaEventSynchronize(event), cudaErrorCapturedEvent);
   EXPECT_CUDA_ERROR(cudaStreamEndCapture(main, &graph), cudaErrorStreamCaptureInvalidated);
 
   ASSERT_CUDA(cudaStreamBeginCapture(main, cudaStreamCaptureModeRelaxed));

@@ -125,6 +125,9 @@ TEST_F(DevicesDeathTest, NonsenseInTheEnvironmentEndsTheProcess) {
   unsetenv("STAGECOACH_CUDA_SIM_MEMORY");
   EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:x:cudaErrorUnknown"}), "not of the form");
   EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:1:cudaErrorNone"}), "not of the form");
+  EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMaloc:1:cudaErrorUnknown"}), "names no function");
+  EXPECT_DEATH(cuda_sim::reset({.faults = "cudaMalloc:1:CUBLAS_STATUS_ALLOC_FAILED"}),
+               "only functions of cuBLAS");
 }
 
 TEST_F(Faults, HitTheCallThatTheyName) {
@@ -138,16 +141,46 @@ TEST_F(Faults, HitTheCallThatTheyName) {
   (void)cudaGetLastError();
 }
 
+TEST_F(Faults, HitFunctionsThatShareTheirWork) {
+  cuda_sim::reset({.faults = "cudaMallocHost:1:cudaErrorMemoryAllocation,"
+                             "cudaStreamCreateWithFlags:1:cudaErrorMemoryAllocation"});
+  void* memory = nullptr;
+  cudaStream_t stream = nullptr;
+  EXPECT_CUDA_ERROR(cudaMallocHost(&memory, 4), cudaErrorMemoryAllocation);
+  EXPECT_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
+                    cudaErrorMemoryAllocation);
+  (void)cudaGetLastError();
+}
+
 TEST_F(Faults, OfLaunchesShowWhenTheProgramWaits) {
   cuda_sim::reset({.faults = "launch:2:cudaErrorLaunchFailure"});
   Stream stream;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 2; ++i) {
     launch_kernel("nothing", nothing, 1, 1, 0, stream);
     EXPECT_CUDA(cudaGetLastError());
   }
   EXPECT_CUDA_ERROR(cudaStreamSynchronize(stream), cudaErrorLaunchFailure);
   EXPECT_CUDA_ERROR(cudaStreamSynchronize(stream), cudaErrorLaunchFailure);
   EXPECT_LE(cuda_sim::statistics().launches["nothing"], 1u);
+  cuda_sim::reset({});
+}
+
+TEST_F(Faults, OfLaunchesMayShowAtAnyCall) {
+  int shown = 0;
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    cuda_sim::reset({.seed = seed, .faults = "launch:1:cudaErrorLaunchFailure"});
+    Stream stream;
+    launch_kernel("nothing", nothing, 1, 1, 0, stream);
+    EXPECT_CUDA(cudaGetLastError());
+    void* pointer = nullptr;
+    const cudaError_t error = cudaMalloc(&pointer, 4);
+    if (error == cudaSuccess) continue;
+    ++shown;
+    EXPECT_CUDA_ERROR(error, cudaErrorLaunchFailure);
+    EXPECT_CUDA_ERROR(cudaMalloc(&pointer, 4), cudaErrorLaunchFailure);  // from then on always
+  }
+  EXPECT_GT(shown, 0);
+  EXPECT_LT(shown, 50);
   cuda_sim::reset({});
 }
 

@@ -91,21 +91,31 @@ TEST_F(Memory, FreshMemoryIsNan) {
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(x.get()) % 256, 0u);
 }
 
-TEST_F(Memory, IsLimited) {
-  cuda_sim::reset({.memory = 1 << 20});
-  std::size_t free_bytes = 0, total = 0;
-  ASSERT_CUDA(cudaMemGetInfo(&free_bytes, &total));
-  EXPECT_EQ(free_bytes, 1u << 20);
-  void *a = nullptr, *b = nullptr;
-  ASSERT_CUDA(cudaMalloc(&a, 600 << 10));
-  EXPECT_CUDA_ERROR(cudaMalloc(&b, 500 << 10), cudaErrorMemoryAllocation);
-  EXPECT_EQ(b, nullptr);
+TEST_F(Memory, IsLimitedAndCountedInPiecesThatDriversMap) {
+  cuda_sim::reset({.memory = 6 << 20, .piece = 2 << 20});
+  const auto free_bytes = [] {
+    std::size_t free = 0, total = 0;
+    EXPECT_CUDA(cudaMemGetInfo(&free, &total));
+    EXPECT_EQ(total, 6u << 20);
+    return free;
+  };
+  EXPECT_EQ(free_bytes(), 6u << 20);
+  void *large = nullptr, *small[2] = {}, *more = nullptr;
+  ASSERT_CUDA(cudaMalloc(&large, (2 << 20) + 1));
+  EXPECT_EQ(free_bytes(), 2u << 20);
+  ASSERT_CUDA(cudaMalloc(&small[0], 600 << 10));
+  EXPECT_EQ(free_bytes(), 0u);
+  ASSERT_CUDA(cudaMalloc(&small[1], 600 << 10));  // beside the other
+  EXPECT_CUDA_ERROR(cudaMalloc(&more, 1 << 20), cudaErrorMemoryAllocation);
+  EXPECT_EQ(more, nullptr);
   EXPECT_CUDA_ERROR(cudaGetLastError(), cudaErrorMemoryAllocation);
   EXPECT_CUDA(cudaGetLastError());  // it is not sticky
-  ASSERT_CUDA(cudaFree(a));
-  ASSERT_CUDA(cudaMalloc(&b, 500 << 10));
-  EXPECT_EQ(cuda_sim::statistics().peak_memory, 600u << 10);
-  ASSERT_CUDA(cudaFree(b));
+  ASSERT_CUDA(cudaFree(large));
+  ASSERT_CUDA(cudaMalloc(&more, 1 << 20));
+  EXPECT_EQ(free_bytes(), 2u << 20);
+  EXPECT_EQ(cuda_sim::statistics().peak_memory, 6u << 20);
+  for (void* one : {small[0], small[1], more}) ASSERT_CUDA(cudaFree(one));
+  EXPECT_EQ(free_bytes(), 6u << 20);
 }
 
 TEST_F(Memory, LeaksAreNamed) {
@@ -161,22 +171,6 @@ TEST_F(Memory, RegisteredMemoryIsPinned) {
   EXPECT_CUDA(cudaHostUnregister(host.data()));
   EXPECT_CUDA_ERROR(cudaHostUnregister(host.data()), cudaErrorHostMemoryNotRegistered);
   EXPECT_EQ(x.read(stream), host);
-}
-
-TEST_F(Memory, RowsAreCopied) {
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    cuda_sim::reset({.seed = seed});
-    Stream stream;
-    std::vector<int> host(6 * 4);
-    for (std::size_t i = 0; i < host.size(); ++i) host[i] = static_cast<int>(i);
-    DeviceArray<int> x(std::vector<int>(6 * 5, -1));
-    EXPECT_CUDA(cudaMemcpy2DAsync(x.get(), 20, host.data(), 16, 12, 6, cudaMemcpyDefault, stream));
-    const std::vector<int> got = x.read(stream);
-    for (std::size_t row = 0; row < 6; ++row)
-      for (std::size_t col = 0; col < 5; ++col)
-        EXPECT_EQ(got[row * 5 + col], col < 3 ? static_cast<int>(row * 4 + col) : -1);
-    EXPECT_EQ(cuda_sim::statistics().host_to_device, 120u + 72u);
-  }
 }
 
 TEST_F(MemoryDeathTest, HostCodeThatTouchesDeviceMemoryDies) {

@@ -1,7 +1,6 @@
 // Streams and events: what is not ordered is wrong for some seed, what is ordered for none.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <thread>
 
 #include "sim_test.h"
@@ -143,27 +142,6 @@ TEST_F(Streams, MemsetIsNotOrderedBeforeStreams) {
   EXPECT_LT(right, 50);
 }
 
-TEST_F(Streams, QueriesEndInSuccess) {
-  bool waited = false;
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    cuda_sim::reset({.seed = seed});
-    Stream stream;
-    Event event;
-    DeviceArray<int> x(16);
-    EXPECT_CUDA(cudaEventQuery(event));
-    EXPECT_CUDA(cudaMemsetAsync(x.get(), 1, x.bytes(), stream));
-    EXPECT_CUDA(cudaEventRecord(event, stream));
-    int tries = 0;
-    while (cudaEventQuery(event) == cudaErrorNotReady && tries < 10000) ++tries;
-    EXPECT_LT(tries, 10000);
-    waited |= tries != 0;
-    EXPECT_CUDA(cudaStreamSynchronize(stream));
-    EXPECT_CUDA(cudaStreamQuery(stream));
-    (void)cudaGetLastError();
-  }
-  EXPECT_TRUE(waited);
-}
-
 TEST_F(Streams, EventsMeasureTime) {
   Stream stream;
   Event begin(cudaEventDefault), end(cudaEventDefault), untimed;
@@ -199,29 +177,6 @@ TEST_F(Streams, WorkOfADestroyedStreamIsDone) {
   }
   EXPECT_CUDA(cudaDeviceSynchronize());
   EXPECT_EQ(host[0], 7);
-}
-
-// A host function may wait for what another thread does between its calls.
-TEST_F(Streams, HostFunctionsRunWithoutTheLock) {
-  Stream stream, other;
-  std::atomic<bool> go{false};
-  EXPECT_CUDA(cudaLaunchHostFunc(
-      stream,
-      [](void* data) {
-        EXPECT_CUDA_ERROR(cudaDeviceSynchronize(), cudaErrorNotPermitted);
-        while (!static_cast<std::atomic<bool>*>(data)->load()) std::this_thread::yield();
-      },
-      &go));
-  std::thread helper([&] {
-    for (int i = 0; i < 100; ++i) {
-      Event event;
-      (void)cudaEventQuery(event);
-      if (i == 50) go = true;
-    }
-  });
-  EXPECT_CUDA(cudaStreamSynchronize(stream));
-  EXPECT_TRUE(go.load());
-  helper.join();
 }
 
 TEST_F(Streams, SeveralHostThreadsMayCall) {

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 
 #include "kernels/cuda/mma.h"
 #include "sim_test.h"
@@ -102,6 +103,35 @@ void products_of_two_warps() {
             << "thread " << thread << " element " << i;
       }
   }
+}
+
+// Row 0 times column 0: 2²⁰ - 2²⁰ + 14 · 2⁻¹², of which what is added between the first two is
+// lost.
+float rounded_sum(std::uint64_t order) {
+  cuda_sim::reset({.tensor_sums = order});
+  const auto value = [](int k) { return k < 2 ? 1024.0f : 0x1p-6f; };
+  std::vector<Fragments> sent(32);
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 8; ++i) {
+      Fragments& to = sent[static_cast<std::size_t>(lane)];
+      const int k = a_element(lane, i).column;
+      to.a.pair[i / 2] |= bits_of<__half>(k == 1 ? -value(k) : value(k)) << (16 * (i % 2));
+      if (i < 4)
+        to.b.pair[i / 2] |= bits_of<__half>(value(b_element(lane, i).row)) << (16 * (i % 2));
+    }
+  Stream stream;
+  DeviceArray<Fragments> warps(sent);
+  cuda_sim::launch_kernel("multiply", multiply<__half>, 1, 32, 0, stream, warps.get());
+  return warps.read(stream)[0].c.value[0];
+}
+
+TEST_F(Tensor, SumsAreInTheOrderOfTheConfiguration) {
+  EXPECT_EQ(rounded_sum(0), 14 * 0x1p-12f);
+  EXPECT_EQ(rounded_sum(1), 14 * 0x1p-12f);
+  EXPECT_EQ(rounded_sum(4), 10 * 0x1p-12f);
+  setenv("STAGECOACH_CUDA_SIM_SEED", "7", 1);
+  EXPECT_EQ(cuda_sim::config_from_environment().tensor_sums, 7u);
+  unsetenv("STAGECOACH_CUDA_SIM_SEED");
 }
 
 TEST_F(Tensor, HalvesMultiplyAsTheLayoutSays) {
@@ -242,6 +272,24 @@ __global__ void halves_and_bfloat16s(int*) {
     stagecoach::cuda::multiply_add<__nv_bfloat16>(MatrixA{}, MatrixB{}, c);
 }
 
+// .aligned: all lanes execute the same instruction.
+__global__ void two_products(int*) {
+  MatrixA a{};
+  MatrixB b{};
+  MatrixC c{};
+  if (threadIdx.x < 16)
+    stagecoach::cuda::multiply_add<__half>(a, b, c);
+  else
+    stagecoach::cuda::multiply_add<__half>(a, b, c);
+}
+__global__ void two_loads(int*) {
+  std::uint32_t to[4];
+  if (threadIdx.x < 16)
+    stagecoach::cuda::load_matrices<false>(to, cuda_sim::shared_memory());
+  else
+    stagecoach::cuda::load_matrices<false>(to, cuda_sim::shared_memory());
+}
+
 TEST_F(Tensor, WrongUseFailsTheDevice) {
   struct Case {
     const char* name;
@@ -254,6 +302,8 @@ TEST_F(Tensor, WrongUseFailsTheDevice) {
         Case{"load_global", load_global, cudaErrorIllegalAddress, "ldmatrix"},
         Case{"copy_beyond", copy_beyond, cudaErrorIllegalAddress, "cp.async"},
         Case{"mma_and_ldmatrix", mma_and_ldmatrix, cudaErrorLaunchFailure, "ldmatrix"},
+        Case{"two_products", two_products, cudaErrorLaunchFailure, "mma"},
+        Case{"two_loads", two_loads, cudaErrorLaunchFailure, "ldmatrix"},
         Case{"halves_and_bfloat16s", halves_and_bfloat16s, cudaErrorLaunchFailure, "mma"}}) {
     for (std::uint64_t seed = 0; seed < 5; ++seed) {
       cuda_sim::reset({.seed = seed});
