@@ -70,10 +70,12 @@ bool is_own_memory(const void* address) {
 
 void check_other_access(const std::byte* address, std::size_t bytes) {
   const BlockState& state = block_state;
-  if (is_index(address) || within(address, state.arguments, state.argument_bytes) ||
-      within(address, state.body, sizeof *state.body) ||
-      runtime().pinned.contains(address, bytes) || is_constant(address))
-    return;
+  runs_block = false;  // without optimisation, templates of the library call back from here, too
+  const bool may = is_index(address) || within(address, state.arguments, state.argument_bytes) ||
+                   within(address, state.body, sizeof *state.body) ||
+                   runtime().pinned.contains(address, bytes) || is_constant(address);
+  runs_block = true;
+  if (may) return;
   const DeviceMemory* const other = runtime().memory_of(address);
   fail_block(cudaErrorIllegalAddress,
              fmt::format("thread ({},{},{}): access to {}: {}", threadIdx.x, threadIdx.y,

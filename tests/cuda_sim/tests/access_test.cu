@@ -55,8 +55,8 @@ TEST_F(Accesses, OfDeviceAndPinnedMemoryAndConstantsAreRight) {
 }
 
 TEST_F(Accesses, ThroughStructsToPageableMemoryAreRefused) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "kernels are not instrumented in a build with AddressSanitizer";
+#ifndef __SANITIZE_THREAD__
+  GTEST_SKIP() << "kernels are not instrumented in this build";
 #endif
   const std::vector<int> heap(40);
   const int stack[40] = {};
@@ -68,8 +68,8 @@ TEST_F(Accesses, ThroughStructsToPageableMemoryAreRefused) {
 }
 
 TEST_F(Accesses, OfAnotherThreadsStackAreRefused) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "kernels are not instrumented in a build with AddressSanitizer";
+#ifndef __SANITIZE_THREAD__
+  GTEST_SKIP() << "kernels are not instrumented in this build";
 #endif
   DeviceArray<int> to(1);
   expect_refused(read_a_stack, 2, "another thread's", to.get());
@@ -87,8 +87,8 @@ __global__ void write_own_bytes(char* bytes) {
 
 // Nobody else's result shows it: blocks run one after the other.
 TEST_F(Accesses, OfTwoBlocksToOneWordAreRefused) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "kernels are not instrumented in a build with AddressSanitizer";
+#ifndef __SANITIZE_THREAD__
+  GTEST_SKIP() << "kernels are not instrumented in this build";
 #endif
   int refused = 0;
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
@@ -111,8 +111,8 @@ TEST_F(Accesses, OfTwoBlocksToOneWordAreRefused) {
 }
 
 TEST_F(Accesses, OfAnotherDevicesMemoryAreRefused) {
-#if defined(__SANITIZE_ADDRESS__)
-  GTEST_SKIP() << "kernels are not instrumented in a build with AddressSanitizer";
+#ifndef __SANITIZE_THREAD__
+  GTEST_SKIP() << "kernels are not instrumented in this build";
 #endif
   cuda_sim::reset({.devices = 2});
   EXPECT_CUDA(cudaSetDevice(1));
