@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -87,7 +88,8 @@ class CpuBackend final : public Backend {
         args.rows, rows_per_chunk(args.rows, args.cols),
         [&](std::int64_t begin, std::int64_t end) { kernels_.pack_input(args, begin, end); });
   }
-  void matmul(const MatmulArgs& args) override;
+  void matmul(const MatmulArgs& args) override { matmuls({&args, 1}); }
+  void matmuls(std::span<const MatmulArgs> products) override;
 
   void norm(const NormArgs& args) override {
     pool_.parallel_for(
@@ -126,6 +128,16 @@ class CpuBackend final : public Backend {
   void free(std::byte* data, std::int64_t bytes) override { free_zeroed(data, bytes); }
 
  private:
+  // How a product is shared out: groups of panels, large ones first, for blocks of rows.
+  struct Pieces {
+    std::int64_t panels = 0, group = 0;
+    std::int64_t large = 0, small = 0;  // how many large groups, panels of the others
+    std::int64_t groups = 0;
+    std::int64_t rows = 0;   // of a block
+    std::int64_t count = 0;  // groups · blocks
+  };
+  Pieces pieces_of(const MatmulArgs& args) const;
+  void multiply_piece(const MatmulArgs& args, const Pieces& pieces, std::int64_t i);
   // About four chunks a thread, so that a thread that was descheduled holds up little; never so
   // small that handing a chunk out costs more than computing it.
   std::int64_t rows_per_chunk(std::int64_t rows, std::int64_t elements_per_row) const {
@@ -156,37 +168,60 @@ void CpuBackend::gather_rows(const TensorView& table, std::span<const std::int32
   });
 }
 
-void CpuBackend::matmul(const MatmulArgs& args) {
-  // Groups of panels: few for a few rows, whose weights all threads read; as many as share a block
-  // of x in L2 for more, but enough groups for the threads. Where there are too few of them
-  // nevertheless, rows are split too; they are independent.
+// Groups of panels: few for a few rows, whose weights all threads read; as many as share a block of
+// x in L2 for more, but enough groups for the threads. Where there are too few of them
+// nevertheless, rows are split too; they are independent.
+CpuBackend::Pieces CpuBackend::pieces_of(const MatmulArgs& args) const {
   constexpr std::int64_t kRowBlock = 48, kSmallGroup = 8;
-  if (args.rows == 0) return;
-  const std::int64_t panels = divide_up(args.out, kPanelRows);
+  Pieces pieces;
+  pieces.panels = divide_up(args.out, kPanelRows);
   const std::int64_t wanted = 4 * static_cast<std::int64_t>(threads());
-  std::int64_t group = kSmallGroup;
+  std::int64_t& group = pieces.group;
+  group = kSmallGroup;
   if (args.rows <= kRowBlock)
-    group = panels < kSmallGroup * wanted ? kSmallGroup / 2 : kSmallGroup;
+    group = pieces.panels < kSmallGroup * wanted ? kSmallGroup / 2 : kSmallGroup;
   else
-    while (2 * group <= chunk_panels_ && divide_up(panels, 2 * group) >= wanted) group *= 2;
+    while (2 * group <= chunk_panels_ && divide_up(pieces.panels, 2 * group) >= wanted) group *= 2;
   // The last large groups are handed out in small ones: no thread waits long for another's last.
-  const std::int64_t large = group > kSmallGroup ? panels / group - threads() : 0;
-  const std::int64_t small = std::min(group, kSmallGroup);
-  const std::int64_t groups = large + divide_up(panels - large * group, small);
+  pieces.large = group > kSmallGroup ? pieces.panels / group - threads() : 0;
+  pieces.small = std::min(group, kSmallGroup);
+  pieces.groups = pieces.large + divide_up(pieces.panels - pieces.large * group, pieces.small);
   const std::int64_t row_blocks =
-      groups >= wanted ? 1 : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, groups));
-  const std::int64_t rows = divide_up(divide_up(args.rows, row_blocks), kRowBlock) * kRowBlock;
-  pool_.parallel_for(groups * row_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+      pieces.groups >= wanted
+          ? 1
+          : std::min(divide_up(args.rows, kRowBlock), divide_up(wanted, pieces.groups));
+  pieces.rows = divide_up(divide_up(args.rows, row_blocks), kRowBlock) * kRowBlock;
+  pieces.count = pieces.groups * row_blocks;
+  return pieces;
+}
+
+void CpuBackend::multiply_piece(const MatmulArgs& args, const Pieces& pieces, std::int64_t i) {
+  const std::int64_t first = i / pieces.groups * pieces.rows;
+  if (first >= args.rows) return;
+  MatmulArgs part = args;
+  part.x.data += first * args.x.stride;
+  part.y += first * args.y_stride;
+  part.rows = std::min(pieces.rows, args.rows - first);
+  const std::int64_t g = i % pieces.groups;
+  const bool large = g < pieces.large;
+  const std::int64_t panel =
+      large ? g * pieces.group : pieces.large * pieces.group + (g - pieces.large) * pieces.small;
+  kernels_.matmul(part, panel,
+                  std::min(panel + (large ? pieces.group : pieces.small), pieces.panels));
+}
+
+// Threads wait for each other once.
+void CpuBackend::matmuls(std::span<const MatmulArgs> products) {
+  if (products.front().rows == 0) return;
+  std::vector<Pieces> all;
+  std::int64_t count = 0;
+  for (const MatmulArgs& product : products) count += all.emplace_back(pieces_of(product)).count;
+  pool_.parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t first = i / groups * rows;
-      if (first >= args.rows) continue;
-      MatmulArgs part = args;
-      part.x.data += first * args.x.stride;
-      part.y += first * args.y_stride;
-      part.rows = std::min(rows, args.rows - first);
-      const std::int64_t g = i % groups;
-      const std::int64_t panel = g < large ? g * group : large * group + (g - large) * small;
-      kernels_.matmul(part, panel, std::min(panel + (g < large ? group : small), panels));
+      std::int64_t piece = i;
+      std::size_t p = 0;
+      for (; piece >= all[p].count; ++p) piece -= all[p].count;
+      multiply_piece(products[p], all[p], piece);
     }
   });
 }
