@@ -6,13 +6,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import time
 import unittest
 
-from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver, json_lines, mpirun,
-                     run, simulated)
+from support import (BINARY, ENVIRONMENT, MODULES, MPIRUN, REFERENCE, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver,
+                     json_lines, mpirun, run, simulated)
 
 # Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
 # megabyte, to which least budgets are rounded up.
@@ -624,6 +625,34 @@ class CudaFailures(Cuda):
 
     def test_without_the_module(self):
         self.refused(4, "the cuda module cannot be opened", "stagecoach-cuda.so", environment={"STAGECOACH_MODULES": str(self.folder)})
+
+    def test_a_module_that_is_damaged_or_something_else(self):
+        module = self.folder / "stagecoach-cuda.so"
+        whole = (MODULES / "stagecoach-cuda.so").read_bytes()
+        here = {"STAGECOACH_MODULES": str(self.folder)}
+        foreign = MODULES / "driver/libcuda.so.1"
+
+        def is_refused(*words):
+            self.refused(4, module, *words, "try: copy lib/stagecoach again", environment=here)
+            process = self.succeeds(self.run_simulated("generate", *self.words(1), "--device", "auto", environment=here | SIMULATED_DRIVER))
+            (warning,) = warnings(process)
+            self.assertIn("computing on the CPU: ", warning)
+            self.assertIn(str(module), warning)
+
+        for size in (200000, len(whole) - 1):  # dlopen would map what is not there: SIGBUS
+            module.write_bytes(whole[:size])
+            is_refused("the cuda module cannot be opened", f"truncated: expected {len(whole)} bytes, found {size}")
+        for content in (b"", b"text\n", whole[:10]):
+            module.write_bytes(content)
+            is_refused("expected a shared object")
+        shutil.copy(foreign, module)
+        is_refused("is no CUDA module of Stagecoach")
+        module.unlink()
+        os.mkfifo(module)
+        is_refused("expected a regular file")
+        module.unlink()
+        module.mkdir()
+        is_refused("expected a regular file")
 
     def test_device_memory_that_is_too_small_or_no_size(self):
         refused = self.refused(4, "1.00 MB of device memory cannot hold layers 0:7", "one layer and the ends of the model",
