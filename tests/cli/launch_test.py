@@ -191,6 +191,20 @@ class Launch(StoreTest):
         slab = self.folder / "store"
         subprocess.run(["cp", "-r", self.store, slab], check=True)
         with (slab / "layer-002.slab").open("r+b") as file:
+    def test_a_gpu_that_is_too_small_and_one_without_rates_are_named(self):
+        run_table = self.RUN.replace('windows = "0:7"\n', "")
+        plain = ('address = "127.0.0.1"\nmemory = "2GB"\nmemory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\n'
+                 'bf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n')
+        rates = "device_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\nbus_gb_per_s = 12.0\n"
+        small = self.run_here("launch", self.job(run_table, plain + 'device_memory = "1MB"\n' + rates), "--dry-run")
+        self.fails(small, 4, "device_memory is too small for the model: here has 1.00 MB; expected at least ", "try: device_memory = ")
+        least = small.stderr.split('device_memory = "')[1].split('"')[0]
+        self.succeeds(self.run_here("launch", self.job(run_table, plain + f'device_memory = "{least}"\n' + rates), "--dry-run"))
+        self.fails(self.run_here("launch", self.job(run_table + 'device_memory = "1GB"\n', plain), "--dry-run"), 2,
+                   "job.toml:7:17: device_memory is for nodes.here, too", "how fast its GPU is")
+        self.fails(self.run_here("launch", self.job(run_table + "cpu_layers = 9\n", plain + 'device_memory = "1GB"\n' + rates), "--dry-run"), 2,
+                   "--cpu-layers 9: expected at most 7")
+
             file.seek(9000)
             byte = file.read(1)
             file.seek(9000)
