@@ -164,7 +164,12 @@ void JobRun::load() {
                   StageRunner::Limits{.max_rows = plan_.batch_rows,
                                       .head_rows = plan_.head_rows,
                                       .packing = packing_,
-                                      .kv_type = settings_.kv_type()},
+                                      .kv_type = settings_.kv_type(),
+                                      .before_layer =
+                                          [] {
+                                            if (interrupt_requested)
+                                              throw Error(ErrorKind::kInterrupted, "interrupted");
+                                          }},
                   cpu);
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
