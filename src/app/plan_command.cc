@@ -31,9 +31,12 @@ class PlanRun {
       : flags_(flags), inputs_(read_manifest(flags.run.store), work_of(flags)) {
     const std::int64_t positions = flags.tokens + flags.new_tokens;
     if (positions > spec().max_position_embeddings)
-      throw usage_error(fmt::format(
-          "--tokens {} and --new-tokens {} need {} positions, the model's context is {}",
-          flags.tokens, flags.new_tokens, positions, spec().max_position_embeddings));
+      throw usage_error(
+          fmt::format("--tokens {} and --new-tokens {} need {} positions, the model's context "
+                      "is {}",
+                      flags.tokens, flags.new_tokens, positions, spec().max_position_embeddings),
+          fmt::format("--tokens and --new-tokens of {} together at most",
+                      spec().max_position_embeddings));
   }
 
   void print_plan() {

@@ -96,13 +96,13 @@ class TimeJob {
                        fmt::format("stagecoach inspect {}", combination_.store));
     const std::int64_t positions = combination_.tokens + (phases_.back() == Phase::kDecode ? 1 : 0);
     if (positions > manifest.spec.max_position_embeddings)
-      throw usage_error(fmt::format(
-          "--tokens {} with --phase {} needs {} positions, the model's context is {}",
-          combination_.tokens, flags_.phase, positions, manifest.spec.max_position_embeddings));
-    if (!flags_.csv.empty()) {
-      const std::filesystem::path folder = std::filesystem::path(flags_.csv).parent_path();
-      check_writable(folder.empty() ? "." : folder);
-    }
+      throw usage_error(
+          fmt::format("--tokens {} with --phase {} needs {} positions, the model's context is {}",
+                      combination_.tokens, flags_.phase, positions,
+                      manifest.spec.max_position_embeddings),
+          fmt::format("--tokens {} at most", manifest.spec.max_position_embeddings -
+                                                 (phases_.back() == Phase::kDecode ? 1 : 0)));
+    check_table();
     if (!sweep_.single())
       spdlog::info("combination {} of {}: {}", combination_.number, sweep_.combinations(),
                    combination_.name);

@@ -623,6 +623,10 @@ class CudaFailures(Cuda):
         for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CUDA", ""):
             self.refused(2, "--device", f"'{device}' is no device: expected auto, cpu, cuda or cuda:N", flags=("--device", device))
 
+        for device in ("a\nb\x1b[2J", "x" * 5000):
+            process = self.refused(2, "is no device", flags=("--device", device))
+            self.assertLess(len(process.stderr), 400)
+            self.assertNotIn("\x1b", process.stderr)
     def test_without_the_module(self):
         self.refused(4, "the cuda module cannot be opened", "stagecoach-cuda.so", environment={"STAGECOACH_MODULES": str(self.folder)})
 

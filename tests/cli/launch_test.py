@@ -81,7 +81,15 @@ class Launch(StoreTest):
             # Whatever looks at the file says the same of it.
             for command in (("launch",), ("launch", "--dry-run"), ("doctor", "--quick")):
                 with self.subTest(place, command=command):
-                    self.fails(self.run_here(*command, self.job(text)), 2, place)
+                    refused = self.run_here(*command, self.job(text))
+                    self.fails(refused, 2, place)
+                    if "job.toml:" in place and "zero byte" not in place:
+                        self.assertIn("try: ", refused.stderr)
+        self.fails(self.run_here("launch", self.job(self.RUN.replace("greedy = true", "greedly = true"))), 2, "try: greedy; stagecoach generate --help")
+        node = 'address = "127.0.0.1"\nmemory = "2GB"\n'
+        for setting, *words in (("memory_gb_per_s = -3", "expected a number above 0, found '-3'"), ('device_memory = "abc"', "'abc' is not a size", "write it like 8GiB"),
+                                ("disk_gb_per_s = [1]", "expected a number above 0, found a list")):
+            self.fails(self.run_here("launch", self.job(self.RUN, f"{node}{setting}\n")), 2, *words, "try: docs/planning.md")
         self.fails(self.run_here("launch", self.folder / "none.toml"), 2, "none.toml")
         self.fails(self.run_here("launch"), 2)
 
@@ -183,14 +191,6 @@ class Launch(StoreTest):
         dry = self.succeeds(self.run_here("launch", self.job(self.RUN + 'device = "cuda"\n', plain), "--dry-run", "--json"))
         self.assertIn("--device=cuda", json.loads(dry.stdout)["command"])
 
-    def test_the_doctor_on_one_host(self):
-        examined = self.run_here("doctor", self.job(self.RUN), "--json", "--quick", "--quiet")
-        report = json.loads(examined.stdout)
-        self.assertEqual(report["hosts"][0]["slabs"], 9)
-        self.assertEqual(report["hosts"][0]["damaged"], 0)
-        slab = self.folder / "store"
-        subprocess.run(["cp", "-r", self.store, slab], check=True)
-        with (slab / "layer-002.slab").open("r+b") as file:
     def test_a_gpu_that_is_too_small_and_one_without_rates_are_named(self):
         run_table = self.RUN.replace('windows = "0:7"\n', "")
         plain = ('address = "127.0.0.1"\nmemory = "2GB"\nmemory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\n'
@@ -205,6 +205,14 @@ class Launch(StoreTest):
         self.fails(self.run_here("launch", self.job(run_table + "cpu_layers = 9\n", plain + 'device_memory = "1GB"\n' + rates), "--dry-run"), 2,
                    "--cpu-layers 9: expected at most 7")
 
+    def test_the_doctor_on_one_host(self):
+        examined = self.run_here("doctor", self.job(self.RUN), "--json", "--quick", "--quiet")
+        report = json.loads(examined.stdout)
+        self.assertEqual(report["hosts"][0]["slabs"], 9)
+        self.assertEqual(report["hosts"][0]["damaged"], 0)
+        slab = self.folder / "store"
+        subprocess.run(["cp", "-r", self.store, slab], check=True)
+        with (slab / "layer-002.slab").open("r+b") as file:
             file.seek(9000)
             byte = file.read(1)
             file.seek(9000)
