@@ -51,7 +51,9 @@ std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
   if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
   if (choice.kind == DeviceChoice::Kind::kAuto && has_cuda()) {
     try {
-      return open_cuda({}, threads);
+      auto gpu = open_cuda({}, threads);
+      gpu->free_bytes();  // the first that a job asks of it: a card may open, and not answer
+      return gpu;
     } catch (const Error& error) {
       // The PC's ranks all meet it: its first one says so.
       const bool first = launched_local_rank().value_or(0) == 0;

@@ -12,6 +12,7 @@
 #include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
 #include "backend/device_scratch.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
@@ -52,12 +53,7 @@ void JobRun::open() {
   std::tie(layer_begin_, layer_end_) = kind_.layers.empty()
                                            ? std::pair<std::int64_t, std::int64_t>{0, layers}
                                            : parse_layer_range(kind_.layers, layers);
-  const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
-  backend_ = open_device(settings_.device, threads);
-  if (!backend_->is_host()) {
-    processor_ = open_processor(threads);
-    check_heads();
-  }
+  open_backend();
   isa_ = backend_->isa();
   packing_ = packing_of(*backend_);
   if (transport_.rank() != 0) return;
@@ -71,6 +67,35 @@ InputPacking JobRun::packing_of(const Backend& backend) const {
   const DType weights = store_->manifest().weights;
   return input_packing(settings_.activations, weights,
                        {.bf16 = backend.multiplies(InputType::kBF16, weights),
+void JobRun::open_backend() {
+  const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
+  device_failed_ = true;
+  backend_ = open_device(settings_.device, threads);
+  device_failed_ = false;
+  if (backend_->is_host()) {
+    // A job file may be for PCs with a GPU, and this one. Once, of all its ranks and jobs.
+    static bool said = launched_local_rank().value_or(0) > 0;
+    const bool silent = parse_device(settings_.device).kind == DeviceChoice::Kind::kAuto &&
+                        !settings_.device_memory.empty() && !has_cuda();
+    if (silent && !std::exchange(said, true))
+      spdlog::warn("--device-memory {}: this PC has no GPU with a driver, its processor computes",
+                   settings_.device_memory);
+    return;
+  }
+  processor_ = open_processor(threads);
+  check_heads();
+}
+
+bool JobRun::device_is_lost() const {
+  if (backend_ == nullptr) return device_failed_;
+  if (backend_->is_host()) return false;
+  try {
+    return backend_->free_bytes() < 0;
+  } catch (const Error&) {
+    return true;
+  }
+}
+
                         .f16 = backend.multiplies(InputType::kF16, weights)});
 }
 

@@ -337,19 +337,48 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
       ->group("");
 }
 
+namespace {
+
+// Flags, environment, job file: how near the user a setting stands.
+int level_of(const CLI::App& command, const char* flag, int level) {
+  const CLI::Option* const option = command.get_option_no_throw(flag);
+  return option != nullptr && option->count() > 0 ? level : 3;
+}
+
+// Who names a budget for GPUs nearer by than the processor, or just as near, means it; else it is
+// for other PCs that the job file is for.
+void check_device_memory(const CLI::App& command, int memory_level, int device_level) {
+  if (memory_level > device_level || memory_level == 3 ||
+      command.get_option("--device")->as<std::string>() != "cpu")
+    return;
+  throw usage_error("--device-memory is of a GPU, and --device cpu uses none",
+                    "leave out --device-memory, or --device cuda");
+}
+
+}  // namespace
+
 void apply_environment_and_job(CLI::App& command) {
+  int memory_level = level_of(command, "--device-memory", 0);
+  int device_level = level_of(command, "--device", 0);
+  const auto look = [&](int level) {
+    memory_level = std::min(memory_level, level_of(command, "--device-memory", level));
+    device_level = std::min(device_level, level_of(command, "--device", level));
+  };
   for (CLI::Option* option : command.get_options()) {
     if (!settable(*option) || option->count() > 0) continue;
     const std::string name = environment_name(*option);
     if (const char* value = std::getenv(name.c_str()))
       set(*option, {value}, name, help_of(command));
   }
+  look(1);
   if (CLI::Option* job = command.get_option_no_throw("--job")) {
     const char* from_environment = std::getenv("STAGECOACH_JOB");
     if (job->count() == 0 && from_environment != nullptr)
       set(*job, {from_environment}, "STAGECOACH_JOB", help_of(command));
     if (job->count() > 0) apply_job(command, job->as<std::string>());
   }
+  look(2);
+  check_device_memory(command, memory_level, device_level);
 }
 
 void require_exactly_one(const CLI::App& command, std::initializer_list<const char*> flags) {

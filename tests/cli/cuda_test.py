@@ -665,12 +665,20 @@ class CudaFailures(Cuda):
         self.generates("--device-memory", least, memory=least)
         self.refused(4, "device memory cannot hold", f"try: --device-memory {least // MB}MB", flags=("--device-memory", least - MB))
         for size in ("many", "-1", ""):
-            self.refused(2, "--device-memory", flags=("--device-memory", size))
+            self.refused(2, "--device-memory", "write it like 8GiB, 500MB or 4096", flags=("--device-memory", size))
+        self.refused(2, "--device-memory is of a GPU", flags=("--device-memory", "1GB", "--device", "cpu"))
+        job = self.folder / "job.toml"
+        job.write_text(f'[run]\nstore = "{self.store}"\ndevice_memory = "1GB"\n')
+        self.generates("--job", job, "--device", "cpu")  # of other PCs that the file is for
+        job.write_text(f'[run]\nstore = "{self.store}"\ndevice_memory = "1GB"\ndevice = "cpu"\n')
+        self.fails(run("generate", "--job", job, *self.words()), 2, "--device-memory is of a GPU")
 
     def test_a_device_with_less_memory_than_its_budget(self):
         least = self.least_device_memory()
-        self.refused(4, "GPU 0 (Simulated GPU (sm_86)) has no ", " of memory left: ", " are free", "try: a smaller --device-memory",
-                     flags=("--device-memory", least + 20 * MB), memory=least + MB)
+        for device in ("cuda", "auto"):
+            self.refused(4, "GPU 0 (Simulated GPU (sm_86)) has ", " of memory free: expected ", "--device-memory of ",
+                         "try: a smaller --device-memory: ", flags=("--device-memory", least + 20 * MB, "--device", device),
+                         environment=SIMULATED_DRIVER, memory=least + MB)
         self.generates("--device-memory", least + MB, memory=least + MB)
 
     def test_allocations_that_fail(self):
@@ -682,6 +690,8 @@ class CudaFailures(Cuda):
     def fails_midway(self, *words, faults, seed, flags=(), code=4):
         process = self.run_simulated("generate", *self.words(100), "--ignore-eos", "--verbose", *flags, faults=faults, seed=seed)
         self.assertIn("all ranks are ready", process.stderr)
+        # A budget above what the job needs is no promise.
+        self.generates("--device-memory", "1GB", memory=least + 20 * MB)
         self.fails(process, code, *words)
         self.assertNotIn("terminate called", process.stderr)
 
@@ -793,6 +803,14 @@ class CudaAuto(Cuda):
             silent.append(("--device", "auto", {}))
         for *flags, environment in silent:
             process = self.chooses(*flags, environment=environment)
+    def test_a_device_that_opens_and_does_not_answer_is_one_warning(self):
+        self.falls_back("asking for free memory failed", faults="cudaMemGetInfo:1:cudaErrorDevicesUnavailable")
+
+    def test_a_budget_for_a_gpu_where_there_is_none_is_one_warning(self):
+        process = self.chooses("--device", "auto", "--device-memory", "1GB", environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})
+        (warning,) = warnings(process)
+        self.assertIn("--device-memory 1GB: this PC has no GPU", warning)
+
             self.assertNotIn("on the device", process.stderr)
             self.assertEqual(warnings(process), [])
             self.assertEqual(self.chooses(*flags, "--quiet", environment=environment).stderr, "")
