@@ -57,8 +57,12 @@ void JobRun::open() {
   isa_ = backend_->isa();
   packing_ = packing_of(*backend_);
   if (transport_.rank() != 0) return;
-  if (!settings_.report.empty())
-    check_writable(settings_.report);  // before hours of work, not after
+  try {
+    if (!settings_.report.empty())
+      check_writable(settings_.report);  // before hours of work, not after
+  } catch (const Error& error) {
+    throw LastingError(error);
+  }
   kind_.prepare(*store_);
   shape_ = kind_.shape(*store_);
 }

@@ -574,6 +574,7 @@ class CudaRanks(Cuda):
             self.assertEqual(json.loads((report / "run.json").read_text())["micro_batch"], rows)
 
     def test_a_rank_that_gets_no_device_ends_the_job(self):
+        self.fails(self.contexts(("--device", "cuda:7"), ("--device", "cuda")), 4, "rank 0 on ", "--device cuda:7: this PC has 1 GPU")
         self.fails(self.contexts(("--device", "cuda"), ("--device", "cuda:7")), 4, "rank 1 on ", "--device cuda:7: this PC has 1 GPU")
         self.fails(self.contexts(("--device", "cpu"), ("--device", "cuda"), driver=11080), 4, "rank 1 on ", TOO_OLD)
         self.fails(self.contexts(("--device", "cuda"), ("--device", "gpu")), 2, "'gpu' is no device")
@@ -657,6 +658,15 @@ class CudaFailures(Cuda):
         module.unlink()
         module.mkdir()
         is_refused("expected a regular file")
+
+    def test_a_study_ends_with_its_device(self):
+        flags = ("--tokens", "4,8,16", "--repeat", 1, "--warmup", 0)
+        for faults in ("launch:60:cudaErrorLaunchFailure", "cudaMemGetInfo:1:cudaErrorDevicesUnavailable"):
+            self.fails(self.run_simulated("time", *flags, faults=faults), 4, "failed on the GPU")
+        table = self.folder / "table"
+        table.mkdir()
+        for csv, what in ((table, table), ("/proc/none/table.csv", "/proc/none")):
+            self.fails(run("time", "--store", self.store, *flags, "--device", "cpu", "--csv", csv), 4, what, "try: ")
 
     def test_device_memory_that_is_too_small_or_no_size(self):
         refused = self.refused(4, "1.00 MB of device memory cannot hold layers 0:7", "one layer and the ends of the model",
