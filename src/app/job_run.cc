@@ -67,10 +67,6 @@ void JobRun::open() {
   shape_ = kind_.shape(*store_);
 }
 
-InputPacking JobRun::packing_of(const Backend& backend) const {
-  const DType weights = store_->manifest().weights;
-  return input_packing(settings_.activations, weights,
-                       {.bf16 = backend.multiplies(InputType::kBF16, weights),
 void JobRun::open_backend() {
   const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
   device_failed_ = true;
@@ -100,6 +96,10 @@ bool JobRun::device_is_lost() const {
   }
 }
 
+InputPacking JobRun::packing_of(const Backend& backend) const {
+  const DType weights = store_->manifest().weights;
+  return input_packing(settings_.activations, weights,
+                       {.bf16 = backend.multiplies(InputType::kBF16, weights),
                         .f16 = backend.multiplies(InputType::kF16, weights)});
 }
 
@@ -342,7 +342,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   const bool alike =
       std::ranges::adjacent_find(all.isas, std::ranges::not_equal_to()) == all.isas.end();
   const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32" && on_host;
-  return {
+  CheckpointIdentity identity{
       {"model", fmt::format("{} {}", store_->manifest().name,
                             hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
       {"text", hash_to_hex(shape_.work)},
@@ -351,6 +351,17 @@ CheckpointIdentity JobRun::checkpoint_identity() {
       // Before the plan, which another device is another of, too.
       {"instruction set", alike ? all.isas.front() : fmt::format("{}", fmt::join(all.isas, ","))},
       {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
+  const auto detail = [&identity](const char* what, const std::string& value) {
+    identity.emplace_back(std::string(kPlanDetail) + what, value);
+  };
+  if (any_plan) return identity;
+  detail("ranks", std::to_string(plan_.stages.ranks));
+  detail("windows", windows_flag(plan_.stages));
+  detail("--micro-batch", std::to_string(plan_.micro_batch));
+  detail("--wire", settings_.wire);
+  detail("--rounds", settings_.rounds);
+  detail("--windows", settings_.windows.empty() ? "none" : settings_.windows);
+  return identity;
 }
 
 // With the layers that are the processor's.

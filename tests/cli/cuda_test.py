@@ -390,7 +390,7 @@ class CudaCpuLayers(DeepStore):
         self.assertRegex(again.stderr, r"going on after [1-6] of 7 layers")
         self.assertEqual(json_lines(again)[0]["logprobs"], first["logprobs"])
         self.fails(self.run_simulated("score", *ids, "--cpu-layers", 2, "--rounds", 7, "--checkpoint", checkpoint), 3,
-                   "instruction set", str(checkpoint))
+                   "processor or GPU", str(checkpoint))
 
     def test_a_generation_goes_on_from_its_passes(self):
         checkpoint = self.folder / "checkpoint"
@@ -447,7 +447,7 @@ class CudaCpuLayers(DeepStore):
         folder = self.folder / "kept"
         self.on_cpu("generate", *self.words(), "--checkpoint", folder)
         self.fails(self.run_simulated("generate", *self.words(), "--checkpoint", folder), 3,
-                   "belongs to another instruction set: expected GPU sm_86")
+                   "belongs to another processor or GPU: expected GPU sm_86")
 
     def test_heads_that_attention_on_a_gpu_does_not_take(self):
         (self.folder / "config.json").write_text(json.dumps(DEEP | {"n_embd": 512, "n_head": 1, "n_layer": 2}))
@@ -623,11 +623,11 @@ class CudaFailures(Cuda):
     def test_words_that_are_no_device(self):
         for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CUDA", ""):
             self.refused(2, "--device", f"'{device}' is no device: expected auto, cpu, cuda or cuda:N", flags=("--device", device))
-
         for device in ("a\nb\x1b[2J", "x" * 5000):
             process = self.refused(2, "is no device", flags=("--device", device))
             self.assertLess(len(process.stderr), 400)
             self.assertNotIn("\x1b", process.stderr)
+
     def test_without_the_module(self):
         self.refused(4, "the cuda module cannot be opened", "stagecoach-cuda.so", environment={"STAGECOACH_MODULES": str(self.folder)})
 
@@ -690,6 +690,8 @@ class CudaFailures(Cuda):
                          "try: a smaller --device-memory: ", flags=("--device-memory", least + 20 * MB, "--device", device),
                          environment=SIMULATED_DRIVER, memory=least + MB)
         self.generates("--device-memory", least + MB, memory=least + MB)
+        # A budget above what the job needs is no promise.
+        self.generates("--device-memory", "1GB", memory=least + 20 * MB)
 
     def test_allocations_that_fail(self):
         for seed, number in itertools.product(SEEDS, (1, 2, 3, 12, 20, 28)):
@@ -700,8 +702,6 @@ class CudaFailures(Cuda):
     def fails_midway(self, *words, faults, seed, flags=(), code=4):
         process = self.run_simulated("generate", *self.words(100), "--ignore-eos", "--verbose", *flags, faults=faults, seed=seed)
         self.assertIn("all ranks are ready", process.stderr)
-        # A budget above what the job needs is no promise.
-        self.generates("--device-memory", "1GB", memory=least + 20 * MB)
         self.fails(process, code, *words)
         self.assertNotIn("terminate called", process.stderr)
 
@@ -803,6 +803,14 @@ class CudaAuto(Cuda):
         self.fails(self.run_simulated("generate", *self.words(), "--device", "auto", "--device-memory", "1MB", "--cpu-layers", 1,
                                       environment=SIMULATED_DRIVER), 4, "1.00 MB of device memory cannot hold")
 
+    def test_a_device_that_opens_and_does_not_answer_is_one_warning(self):
+        self.falls_back("asking for free memory failed", faults="cudaMemGetInfo:1:cudaErrorDevicesUnavailable")
+
+    def test_a_budget_for_a_gpu_where_there_is_none_is_one_warning(self):
+        process = self.chooses("--device", "auto", "--device-memory", "1GB", environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})
+        (warning,) = warnings(process)
+        self.assertIn("--device-memory 1GB: this PC has no GPU", warning)
+
     @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
     def test_ranks_of_one_host_warn_once(self):
         self.falls_back(TOO_OLD, driver=11080, ranks=3)
@@ -813,14 +821,6 @@ class CudaAuto(Cuda):
             silent.append(("--device", "auto", {}))
         for *flags, environment in silent:
             process = self.chooses(*flags, environment=environment)
-    def test_a_device_that_opens_and_does_not_answer_is_one_warning(self):
-        self.falls_back("asking for free memory failed", faults="cudaMemGetInfo:1:cudaErrorDevicesUnavailable")
-
-    def test_a_budget_for_a_gpu_where_there_is_none_is_one_warning(self):
-        process = self.chooses("--device", "auto", "--device-memory", "1GB", environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})
-        (warning,) = warnings(process)
-        self.assertIn("--device-memory 1GB: this PC has no GPU", warning)
-
             self.assertNotIn("on the device", process.stderr)
             self.assertEqual(warnings(process), [])
             self.assertEqual(self.chooses(*flags, "--quiet", environment=environment).stderr, "")
