@@ -49,6 +49,9 @@ void read_run_table(const std::string& file, const toml::node& node, LaunchJob& 
   for (const auto& [key, value] : *run) {
     run_values(file, key.str(), value);  // refuses ~ where this user has no home
     job.run.emplace_back(key.str(), toml_texts(file, value));
+    const toml::source_position& at = value.source().begin;
+    job.run_places[std::string(key.str())] =
+        fmt::format("{}:{}:{}: {}", file, at.line, at.column, key.str());
   }
 }
 
@@ -85,6 +88,11 @@ std::string LaunchJob::run_value(const std::string& name) const {
   return {};
 }
 
+std::string LaunchJob::run_place(const std::string& name) const {
+  const auto place = run_places.find(name);
+  return place == run_places.end() ? fmt::format("{}: {}", file, name) : place->second;
+}
+
 std::string LaunchJob::store_of(const HostSpec& host) const {
   std::string store = host.store;
   for (const auto& [setting, values] : run)
@@ -105,6 +113,9 @@ LaunchJob read_launch_job(const std::string& file) {
     throw usage_error(fmt::format("{}: the table [run] is missing", file), kExample);
   read_run_table(file, *run, job);
   job.cluster = cluster_of(file, root);
+  // What [nodes] says of GPUs is for jobs that may use them.
+  if (job.run_value("device") == "cpu")
+    for (HostSpec& host : job.cluster.hosts) host.device_memory = 0;
   check_hosts(job);
   return job;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,9 +24,12 @@ struct LaunchJob {
   ClusterSpec cluster;
   // [run], keys with their values, sorted, as the file has them.
   std::vector<std::pair<std::string, std::vector<std::string>>> run;
+  std::map<std::string, std::string> run_places;  // of these keys: "job.toml:5:11: cpu_layers"
 
   // Of a key of [run] that has one value; empty: it is not there. ~ is this user's home.
   std::string run_value(const std::string& name) const;
+  // What a message about a key of [run] begins with.
+  std::string run_place(const std::string& name) const;
   // Where a host's store is: an absolute path, or one in the home of the host's agent, "~/…".
   std::string store_of(const HostSpec& host) const;
 };

@@ -140,7 +140,13 @@ void Launch::complete_specs() {
   hosts_->throw_problems("hosts cannot be measured");
   if (!job_.run_value("windows").empty()) return;
   for (Host& host : hosts()) {
-    check_device_rates(job_.file, host.spec);
+    const HostSpec* const own_spec = job_.cluster.find(host.name());
+    const bool of_node = own_spec != nullptr && own_spec->on_device();
+    check_device_rates(
+        of_node
+            ? fmt::format("{}: nodes.{} has device_memory", job_.file, host.name())
+            : fmt::format("{} is for nodes.{}, too", job_.run_place("device_memory"), host.name()),
+        host.spec);
     if (own && host.here) host.spec.rates = host.spec.rates.or_else(*own);
     if (host.spec.memory > 0 && host.spec.rates.complete()) continue;
     throw usage_error(

@@ -50,12 +50,14 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
   // As planned: a host whose GPU the file does not name computes with its processor.
   const bool planned = std::any_of(mpi.ranks.begin(), mpi.ranks.end(),
                                    [](const RankPlace& other) { return other.device_memory > 0; });
-  if (planned && mpi.job.run_value("device").empty())
-    add_flag(words, "device", place.device_memory > 0 ? "cuda" : "cpu");
+  const std::string device = mpi.job.run_value("device");
+  const bool chosen = planned && (device.empty() || (device == "auto" && place.device_memory == 0));
+  if (chosen) add_flag(words, "device", place.device_memory > 0 ? "cuda" : "cpu");
   const char* const from_stdin = stdin_setting(mpi.job);
   for (const auto& [setting, values] : mpi.job.run) {
     if (std::find(kOwnOfLaunch.begin(), kOwnOfLaunch.end(), setting) != kOwnOfLaunch.end())
       continue;
+    if (setting == "device" && chosen) continue;
     // Layers beside a GPU are nothing to a host whose processor computes all of them.
     if (setting == "cpu_layers" && planned && place.device_memory == 0) continue;
     if (from_stdin != nullptr && setting == from_stdin) {

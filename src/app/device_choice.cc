@@ -6,6 +6,7 @@
 #include "backend/cuda_module.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/quote.h"
 #include "transport/mpi_module.h"
 
 namespace stagecoach {
@@ -33,7 +34,8 @@ DeviceChoice parse_device(const std::string& text) {
     if (error == std::errc{} && last == end && ordinal >= 0)
       return {.kind = Kind::kCuda, .ordinal = ordinal};
   }
-  throw usage_error(fmt::format("'{}' is no device: expected auto, cpu, cuda or cuda:N", text));
+  throw usage_error(
+      fmt::format("{} is no device: expected auto, cpu, cuda or cuda:N", quote_value(text)));
 }
 
 std::unique_ptr<Backend> open_processor(int threads) {
@@ -49,7 +51,9 @@ std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
   if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
   if (choice.kind == DeviceChoice::Kind::kAuto && has_cuda()) {
     try {
-      return open_cuda({}, threads);
+      auto gpu = open_cuda({}, threads);
+      gpu->free_bytes();  // the first that a job asks of it: a card may open, and not answer
+      return gpu;
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kResources)
         throw;  // a typo, a bug: no PC that lacks something

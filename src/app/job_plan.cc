@@ -227,6 +227,7 @@ class Planner {
       return plan;
     }
     if (!placement) throw too_small(plan);
+    check_device_has(plan, *placement);
     plan.staging = staging_of(plan.stages, *placement);
     log(plan, *placement);
     return plan;
@@ -376,6 +377,7 @@ class Planner {
   StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
   Error device_too_small(const JobPlan& plan) const;
+  void check_device_has(const JobPlan& plan, const Placement& placement) const;
   void log(const JobPlan& plan, const Placement& placement) const;
 
   PlanRequest request_;
@@ -616,6 +618,21 @@ Error Planner::device_too_small(const JobPlan& plan) const {
                   format_bytes(plan.needs.device), format_bytes(least)),
       fmt::format("--device-memory {}MB, a smaller --micro-batch, or --device cpu",
                   (plan.needs.device + least) / 1'000'000 + 1));
+}
+
+// A budget is what the user says; the card may have less. Of ranks that share one, one may take
+// more than another: what all of them together find free is theirs.
+void Planner::check_device_has(const JobPlan& plan, const Placement& placement) const {
+  if (!placement.split) return;
+  const Backend& device = *request_.device;
+  const std::int64_t wanted = plan.needs.device + placement.split->device.memory;
+  const std::int64_t free = device.free_bytes() * device.sharers();
+  if (wanted <= free) return;
+  throw resource_error(
+      fmt::format("{} has {} of memory free: expected {} for {}, out of a --device-memory of {}",
+                  device.device_label(), format_bytes(free), format_bytes(wanted),
+                  plan.stages.describe(control_.rank()), format_bytes(*device_budget_)),
+      fmt::format("a smaller --device-memory: {}MB at most", device.free_bytes() / 1'000'000));
 }
 
 Error Planner::too_small(const JobPlan& plan) const {

@@ -12,6 +12,7 @@
 #include "app/output.h"
 #include "app/signals.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_module.h"
 #include "backend/device_scratch.h"
 #include "base/byte_size.h"
 #include "base/dtype_names.h"
@@ -52,19 +53,47 @@ void JobRun::open() {
   std::tie(layer_begin_, layer_end_) = kind_.layers.empty()
                                            ? std::pair<std::int64_t, std::int64_t>{0, layers}
                                            : parse_layer_range(kind_.layers, layers);
-  const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
-  backend_ = open_device(settings_.device, threads);
-  if (!backend_->is_host()) {
-    processor_ = open_processor(threads);
-    check_heads();
-  }
+  open_backend();
   isa_ = backend_->isa();
   packing_ = packing_of(*backend_);
   if (transport_.rank() != 0) return;
-  if (!settings_.report.empty())
-    check_writable(settings_.report);  // before hours of work, not after
+  try {
+    if (!settings_.report.empty())
+      check_writable(settings_.report);  // before hours of work, not after
+  } catch (const Error& error) {
+    throw LastingError(error);
+  }
   kind_.prepare(*store_);
   shape_ = kind_.shape(*store_);
+}
+
+void JobRun::open_backend() {
+  const int threads = settings_.threads > 0 ? settings_.threads : default_threads();
+  device_failed_ = true;
+  backend_ = open_device(settings_.device, threads);
+  device_failed_ = false;
+  if (backend_->is_host()) {
+    // A job file may be for PCs with a GPU, and this one. Once, of all its ranks and jobs.
+    static bool said = launched_local_rank().value_or(0) > 0;
+    const bool silent = parse_device(settings_.device).kind == DeviceChoice::Kind::kAuto &&
+                        !settings_.device_memory.empty() && !has_cuda();
+    if (silent && !std::exchange(said, true))
+      spdlog::warn("--device-memory {}: this PC has no GPU with a driver, its processor computes",
+                   settings_.device_memory);
+    return;
+  }
+  processor_ = open_processor(threads);
+  check_heads();
+}
+
+bool JobRun::device_is_lost() const {
+  if (backend_ == nullptr) return device_failed_;
+  if (backend_->is_host()) return false;
+  try {
+    return backend_->free_bytes() < 0;
+  } catch (const Error&) {
+    return true;
+  }
 }
 
 InputPacking JobRun::packing_of(const Backend& backend) const {
@@ -164,7 +193,12 @@ void JobRun::load() {
                   StageRunner::Limits{.max_rows = plan_.batch_rows,
                                       .head_rows = plan_.head_rows,
                                       .packing = packing_,
-                                      .kv_type = settings_.kv_type()},
+                                      .kv_type = settings_.kv_type(),
+                                      .before_layer =
+                                          [] {
+                                            if (interrupt_requested)
+                                              throw Error(ErrorKind::kInterrupted, "interrupted");
+                                          }},
                   cpu);
   spdlog::debug("{}: {} of weights, {} threads, {}", plan_.stages.describe(transport_.rank()),
                 format_bytes(source_->bytes()), backend_->threads(), isa_);
@@ -308,7 +342,7 @@ CheckpointIdentity JobRun::checkpoint_identity() {
   const bool alike =
       std::ranges::adjacent_find(all.isas, std::ranges::not_equal_to()) == all.isas.end();
   const bool any_plan = shape_.forget_kv && one_isa && settings_.wire == "f32" && on_host;
-  return {
+  CheckpointIdentity identity{
       {"model", fmt::format("{} {}", store_->manifest().name,
                             hash_to_hex(xxh3(as_bytes(hash_to_hex(own.model_hash) + slabs))))},
       {"text", hash_to_hex(shape_.work)},
@@ -317,6 +351,17 @@ CheckpointIdentity JobRun::checkpoint_identity() {
       // Before the plan, which another device is another of, too.
       {"instruction set", alike ? all.isas.front() : fmt::format("{}", fmt::join(all.isas, ","))},
       {"plan", any_plan ? "any" : hash_to_hex(own.plan_hash)}};
+  const auto detail = [&identity](const char* what, const std::string& value) {
+    identity.emplace_back(std::string(kPlanDetail) + what, value);
+  };
+  if (any_plan) return identity;
+  detail("ranks", std::to_string(plan_.stages.ranks));
+  detail("windows", windows_flag(plan_.stages));
+  detail("--micro-batch", std::to_string(plan_.micro_batch));
+  detail("--wire", settings_.wire);
+  detail("--rounds", settings_.rounds);
+  detail("--windows", settings_.windows.empty() ? "none" : settings_.windows);
+  return identity;
 }
 
 // With the layers that are the processor's.

@@ -39,6 +39,9 @@ class JobRun {
   void run();                 // all of the work, collectively
   void finish();              // reports and results, rank 0's
 
+  // After an error: the next job would meet that device again.
+  bool device_is_lost() const;
+
   // The layers of a rank, for messages; empty before there is a plan. Called by the watching
   // thread.
   std::string describe(int rank) const;
@@ -55,6 +58,7 @@ class JobRun {
   // Of the transport, where this rank's hidden states come into its device's memory and leave from
   // there; else null.
   DeviceMessages* device_messages() const;
+  void open_backend();
   bool device_optional() const;  // the processor may compute everything instead
   void check_heads();
   void compute_without_device();
@@ -80,6 +84,7 @@ class JobRun {
   ResumePoint resume_;
   mutable std::mutex description_mutex_;
   std::vector<std::string> descriptions_;
+  bool device_failed_ = false;  // to open
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Backend> processor_;  // beside a device, where it computes some layers
   std::string isa_;

@@ -29,7 +29,8 @@ std::int64_t printed_bytes() {
 
 void print(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
-    throw resource_error(fmt::format("cannot write to stdout: {}", std::strerror(errno)));
+    throw resource_error(fmt::format("cannot write to stdout: {}", std::strerror(errno)),
+                         "look where the output goes: a full disk, or a program that has ended");
   all_printed += static_cast<std::int64_t>(text.size());
 }
 

@@ -31,9 +31,12 @@ class PlanRun {
       : flags_(flags), inputs_(read_manifest(flags.run.store), work_of(flags)) {
     const std::int64_t positions = flags.tokens + flags.new_tokens;
     if (positions > spec().max_position_embeddings)
-      throw usage_error(fmt::format(
-          "--tokens {} and --new-tokens {} need {} positions, the model's context is {}",
-          flags.tokens, flags.new_tokens, positions, spec().max_position_embeddings));
+      throw usage_error(
+          fmt::format("--tokens {} and --new-tokens {} need {} positions, the model's context "
+                      "is {}",
+                      flags.tokens, flags.new_tokens, positions, spec().max_position_embeddings),
+          fmt::format("--tokens and --new-tokens of {} together at most",
+                      spec().max_position_embeddings));
   }
 
   void print_plan() {
@@ -88,7 +91,8 @@ class PlanRun {
                           "memory = \"8GiB\": what a rank there may take");
       const bool like_this = host.on_device() && !host.device.complete();
       if (like_this) host.device = host.device.or_else(device_rates_of_this_machine());
-      check_device_rates(flags_.cluster, host);
+      check_device_rates(fmt::format("{}: nodes.{} has device_memory", flags_.cluster, host.name),
+                         host);
       if (host.rates.complete()) {
         if (like_this) like_this_.push_back(host.name);
         continue;
@@ -110,10 +114,6 @@ class PlanRun {
   // A run would refuse them.
   void check_cpu_layers(const ClusterSpec& cluster) const {
     const std::int64_t wanted = parse_cpu_layers(flags_.run.cpu_layers).value_or(0);
-    if (wanted > spec().num_hidden_layers)
-      throw usage_error(fmt::format("--cpu-layers {}: expected at most {}, the model's layers",
-                                    wanted, spec().num_hidden_layers),
-                        "--cpu-layers auto");
     if (wanted > 0 && std::ranges::none_of(cluster.hosts, &HostSpec::on_device))
       throw usage_error(
           fmt::format("--cpu-layers {} needs a GPU for the other layers: no host of {} has one",

@@ -33,6 +33,11 @@ PlanInputs::PlanInputs(Manifest manifest, PlannedWork work)
 }
 
 PlanQuestion PlanInputs::question(ClusterSpec cluster) const {
+  // A run would refuse them.
+  if (work_.cpu_layers.value_or(0) > spec_.num_hidden_layers)
+    throw usage_error(fmt::format("--cpu-layers {}: expected at most {}, the model's layers",
+                                  *work_.cpu_layers, spec_.num_hidden_layers),
+                      "--cpu-layers auto");
   for (const HostSpec& host : cluster.hosts)
     if (host.on_device() && spec_.head_dim > kLargestDeviceHead)
       throw resource_error(

@@ -76,6 +76,11 @@ class JobSession {
   std::unique_ptr<PeerWatch> watch_;
 };
 
+// Whether the next job would meet it, too.
+bool lasts(const std::exception& exception, const JobRun& job) {
+  return dynamic_cast<const LastingError*>(&exception) != nullptr || job.device_is_lost();
+}
+
 // One step that may fail on some ranks, and its agreement. The error of any rank becomes that of
 // all.
 template <typename Step>
@@ -86,6 +91,7 @@ void JobSession::step_together(JobRun& job, const Step& step) {
     status = job.status();
   } catch (const std::exception& exception) {
     status = failed_status(as_error(exception));
+    status.lasting = lasts(exception, job);
   }
   // Ranks agree several times a job, and a warning is worth one line.
   agree(*control_, status,
@@ -115,7 +121,7 @@ void JobSession::run(const JobStep& step) {
     const Error error = as_error(exception);
     if (transport_->size() > 1) end_for_all(*transport_, error, step.name);
     print_error(error, step.name);
-    throw AgreedError(error.kind(), error.what(), error.hint());
+    throw AgreedError(error, lasts(exception, job));
   }
 }
 
@@ -150,7 +156,9 @@ int run_jobs(const std::vector<JobStep>& steps) {
     } catch (const AgreedError& error) {
       if (code == 0) code = error.exit_code();
       // Not this job's fault: the next would meet it too.
-      if (error.kind() == ErrorKind::kInterrupted || error.kind() == ErrorKind::kPeerLost) break;
+      if (error.lasting() || error.kind() == ErrorKind::kInterrupted ||
+          error.kind() == ErrorKind::kPeerLost)
+        break;
     }
   }
   // Whoever launched the job hears from a file how it ended, where mpirun may say something else;
@@ -169,8 +177,10 @@ int run_job(const RunSettings& settings, const JobKind& kind) {
 void print_error_of_launched_rank(const Error& error) {
   const int rank = launched_rank();
   if (rank > 0) std::this_thread::sleep_for(kRankZeroFirst);
+  // What rank 0 says of flags all ranks would say.
+  const bool named = rank > 0 || (launched_size() > 1 && error.kind() != ErrorKind::kUsage);
   if (rank == 0 || !interrupt_requested)
-    print_error(error, rank > 0 ? fmt::format("rank {} on {}", rank, host_name("this host")) : "");
+    print_error(error, named ? fmt::format("rank {} on {}", rank, host_name("this host")) : "");
 }
 
 void share_failure(const Error& error) {
@@ -179,7 +189,7 @@ void share_failure(const Error& error) {
     transport = open_transport();
   } catch (const Error& unreachable) {
     print_error_of_launched_rank(unreachable);  // nobody can be told through MPI
-    throw AgreedError(unreachable.kind(), unreachable.what(), unreachable.hint());
+    throw AgreedError(unreachable);
   }
   ControlChannel control(*transport);
   try {

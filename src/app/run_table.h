@@ -26,6 +26,7 @@ class RunTable {
 
  private:
   void check_files(const LaunchJob& job) const;
+  void check_device(const LaunchJob& job) const;
 
   CLI::App parent_;
   Command command_;

@@ -4,11 +4,14 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
+#include <numeric>
 #include <sstream>
+#include <utility>
 
 #include "app/device_choice.h"
 #include "base/byte_size.h"
 #include "base/error.h"
+#include "base/quote.h"
 #include "base/toml_file.h"
 #include "plan/cluster_toml.h"
 #include "plan/job_shape.h"
@@ -24,7 +27,7 @@ auto parses(const Parse& parse) {
       parse(text);
       return std::string();
     } catch (const Error& error) {
-      return std::string(error.what());
+      return error.what() + (error.hint().empty() ? "" : ": " + error.hint());
     }
   };
 }
@@ -50,19 +53,55 @@ bool settable(const CLI::Option& option) {
   return std::find(kOfProcesses.begin(), kOfProcesses.end(), name) == kOfProcesses.end();
 }
 
-void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
+// Of a command, for whoever has set it wrongly.
+std::string help_of(const CLI::App& command) {
+  return fmt::format("stagecoach {} --help", command.get_name());
+}
+
+void set(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin,
+         const std::string& help) {
   try {
     // A flag without a value takes true or false here. False counts too: it goes before what
     // follows.
     if (option.get_items_expected_max() == 0 && values.front() != "true" &&
         values.front() != "false")
       throw usage_error(
-          fmt::format("{}: expected true or false, found '{}'", origin, values.front()));
+          fmt::format("{}: expected true or false, found {}", origin, quote_value(values.front())),
+          help);
     for (const std::string& value : values) option.add_result(value);
     option.run_callback();
   } catch (const CLI::Error& error) {
-    throw usage_error(fmt::format("{}: {}", origin, error.what()));
+    throw usage_error(fmt::format("{}: {}", origin, error.what()), help);
   }
+}
+
+// How many letters to change, add or leave out.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({changed, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+// Settings of the command that `key` may have been meant to be, and where all of them are.
+std::string near_settings(const CLI::App& command, std::string_view key) {
+  constexpr std::size_t kNear = 3, kLongest = 60;
+  std::string near;
+  for (const CLI::Option* option : command.get_options()) {
+    if (!settable(*option) || key.size() > kLongest) continue;
+    const std::string name = key_of(*option);
+    if (edit_distance(name, key) <= std::min(kNear, key.size() / 2))
+      near += (near.empty() ? "" : ", ") + name;
+  }
+  const std::string all = help_of(command) + " names them all, with - for _";
+  return near.empty() ? all : fmt::format("{}; {}", near, all);
 }
 
 constexpr const char* kJobFile = "the job file";
@@ -85,9 +124,10 @@ void apply_job(CLI::App& command, const std::string& file) {
     for (CLI::Option* option : command.get_options())
       if (settable(*option) && key_of(*option) == key.str()) target = option;
     if (target == nullptr)
-      throw toml_error(
-          file, node,
-          fmt::format("'{}' is not a setting of stagecoach {}", key.str(), command.get_name()));
+      throw toml_error(file, node,
+                       fmt::format("{} is not a setting of stagecoach {}", quote_value(key.str()),
+                                   command.get_name()),
+                       near_settings(command, key.str()));
     if (target->count() > 0) continue;
     const std::vector<std::string> values = run_values(file, key.str(), node);
     const auto& begin = node.source().begin;
@@ -96,7 +136,8 @@ void apply_job(CLI::App& command, const std::string& file) {
     if (values.size() != 1 && !(repeatable && !values.empty()))
       throw toml_error(file, node,
                        fmt::format("{}: expected one value, found {}", key.str(), values.size()));
-    set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()));
+    set(*target, values, fmt::format("{}:{}:{}: {}", file, begin.line, begin.column, key.str()),
+        help_of(command));
   }
 }
 
@@ -111,7 +152,7 @@ CLI::Validator parsed_in(Number low, Number high, const std::string& expected) {
         const bool whole = error == std::errc{} && end == text.data() + text.size();
         // Written so that nan fails.
         if (whole && value >= low && value <= high) return {};
-        return fmt::format("expected {}, found '{}'", expected, text.substr(0, 40));
+        return fmt::format("expected {}, found {}", expected, quote_value(text.substr(0, 40)));
       },
       "");
 }
@@ -151,7 +192,8 @@ std::optional<int> RunSettings::rounds_per_rank() const {
   const auto [end, error] = std::from_chars(rounds.data(), rounds.data() + rounds.size(), value);
   if (error != std::errc{} || end != rounds.data() + rounds.size() || value < 1)
     throw usage_error(
-        fmt::format("--rounds should be a positive number or auto, found '{}'", rounds));
+        fmt::format("--rounds should be a positive number or auto, found {}", quote_value(rounds)),
+        "--rounds auto");
   return value;
 }
 
@@ -161,7 +203,7 @@ std::optional<std::int64_t> parse_cpu_layers(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size() || value < 0)
     throw usage_error(
-        fmt::format("'{}' is no number of layers: expected 0 or more, or auto", text));
+        fmt::format("{} is no number of layers: expected 0 or more, or auto", quote_value(text)));
   return value;
 }
 
@@ -295,18 +337,48 @@ void add_checkpoint_flag(CLI::App& command, RunSettings& s) {
       ->group("");
 }
 
+namespace {
+
+// Flags, environment, job file: how near the user a setting stands.
+int level_of(const CLI::App& command, const char* flag, int level) {
+  const CLI::Option* const option = command.get_option_no_throw(flag);
+  return option != nullptr && option->count() > 0 ? level : 3;
+}
+
+// Who names a budget for GPUs nearer by than the processor, or just as near, means it; else it is
+// for other PCs that the job file is for.
+void check_device_memory(const CLI::App& command, int memory_level, int device_level) {
+  if (memory_level > device_level || memory_level == 3 ||
+      command.get_option("--device")->as<std::string>() != "cpu")
+    return;
+  throw usage_error("--device-memory is of a GPU, and --device cpu uses none",
+                    "leave out --device-memory, or --device cuda");
+}
+
+}  // namespace
+
 void apply_environment_and_job(CLI::App& command) {
+  int memory_level = level_of(command, "--device-memory", 0);
+  int device_level = level_of(command, "--device", 0);
+  const auto look = [&](int level) {
+    memory_level = std::min(memory_level, level_of(command, "--device-memory", level));
+    device_level = std::min(device_level, level_of(command, "--device", level));
+  };
   for (CLI::Option* option : command.get_options()) {
     if (!settable(*option) || option->count() > 0) continue;
     const std::string name = environment_name(*option);
-    if (const char* value = std::getenv(name.c_str())) set(*option, {value}, name);
+    if (const char* value = std::getenv(name.c_str()))
+      set(*option, {value}, name, help_of(command));
   }
+  look(1);
   if (CLI::Option* job = command.get_option_no_throw("--job")) {
     const char* from_environment = std::getenv("STAGECOACH_JOB");
     if (job->count() == 0 && from_environment != nullptr)
-      set(*job, {from_environment}, "STAGECOACH_JOB");
+      set(*job, {from_environment}, "STAGECOACH_JOB", help_of(command));
     if (job->count() > 0) apply_job(command, job->as<std::string>());
   }
+  look(2);
+  check_device_memory(command, memory_level, device_level);
 }
 
 void require_exactly_one(const CLI::App& command, std::initializer_list<const char*> flags) {

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/quote.h"
 #include "checkpoint/import.h"
 
 namespace stagecoach {
@@ -63,8 +64,11 @@ std::vector<TokenId> parse_ids(const std::string& text, const std::string& where
     const auto [after, error] = std::from_chars(at, end, id);
     if (error != std::errc{} ||
         (after < end && std::isspace(static_cast<unsigned char>(*after)) == 0))
-      throw usage_error(fmt::format("{}: expected token ids separated by blanks, found '{}'", where,
-                                    std::string(at, std::min(end, at + 20))));
+      throw usage_error(
+          fmt::format(
+              "{}: expected token ids separated by blanks, found {}", where,
+              quote_value({at, static_cast<std::size_t>(std::min<std::ptrdiff_t>(20, end - at))})),
+          "stagecoach tokenize STORE --string TEXT prints a text's ids");
     ids.push_back(id);
     at = after;
   }
@@ -115,7 +119,8 @@ void check_tokens(const std::vector<TokenId>& ids, const ModelSpec& spec, const 
   for (TokenId id : ids)
     if (id < 0 || id >= spec.vocab_size)
       throw usage_error(fmt::format("{}: token id {} is outside the vocabulary: expected 0 to {}",
-                                    what, id, spec.vocab_size - 1));
+                                    what, id, spec.vocab_size - 1),
+                        "stagecoach tokenize STORE --string TEXT prints a text's ids");
   if (static_cast<std::int64_t>(ids.size()) > spec.max_position_embeddings)
     throw usage_error(fmt::format("{} has {} tokens, the model's context is {}", what, ids.size(),
                                   spec.max_position_embeddings),

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "pipeline/agreement.h"
 #include "pipeline/timing_batches.h"
 #include "timeline/page/report_page.h"
 #include "timeline/phase_results.h"
@@ -45,9 +46,13 @@ class TimingSweep {
   void add(SweepResult result) {
     results_.push_back(std::move(result));
     const std::string csv = sweep_csv(results_);
-    if (!flags_.csv.empty()) write_output(flags_.csv, csv);
-    if (!single() && !flags_.run.report.empty())
-      write_file_atomically(std::filesystem::path(flags_.run.report) / "sweep.csv", csv);
+    try {
+      if (!flags_.csv.empty()) write_output(flags_.csv, csv);
+      if (!single() && !flags_.run.report.empty())
+        write_file_atomically(std::filesystem::path(flags_.run.report) / "sweep.csv", csv);
+    } catch (const Error& error) {
+      throw LastingError(error);
+    }
   }
 
  private:
@@ -96,16 +101,31 @@ class TimeJob {
                        fmt::format("stagecoach inspect {}", combination_.store));
     const std::int64_t positions = combination_.tokens + (phases_.back() == Phase::kDecode ? 1 : 0);
     if (positions > manifest.spec.max_position_embeddings)
-      throw usage_error(fmt::format(
-          "--tokens {} with --phase {} needs {} positions, the model's context is {}",
-          combination_.tokens, flags_.phase, positions, manifest.spec.max_position_embeddings));
-    if (!flags_.csv.empty()) {
-      const std::filesystem::path folder = std::filesystem::path(flags_.csv).parent_path();
-      check_writable(folder.empty() ? "." : folder);
-    }
+      throw usage_error(
+          fmt::format("--tokens {} with --phase {} needs {} positions, the model's context is {}",
+                      combination_.tokens, flags_.phase, positions,
+                      manifest.spec.max_position_embeddings),
+          fmt::format("--tokens {} at most", manifest.spec.max_position_embeddings -
+                                                 (phases_.back() == Phase::kDecode ? 1 : 0)));
+    check_table();
     if (!sweep_.single())
       spdlog::info("combination {} of {}: {}", combination_.number, sweep_.combinations(),
                    combination_.name);
+  }
+
+  // Before hours of work, not after.
+  void check_table() const {
+    if (flags_.csv.empty()) return;
+    const std::filesystem::path file = flags_.csv;
+    std::error_code ignored;
+    try {
+      if (std::filesystem::is_directory(file, ignored))
+        throw resource_error(fmt::format("cannot write {}: it is a folder", flags_.csv),
+                             "--csv FILE");
+      check_writable(file.parent_path().empty() ? "." : file.parent_path());
+    } catch (const Error& error) {
+      throw LastingError(error);
+    }
   }
 
   JobShape shape(const LayerStore& store) const {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/quote.h"
 
 namespace stagecoach {
 
@@ -37,7 +38,8 @@ std::int64_t parse_byte_size(std::string_view text) {
     if (error == std::errc{} && unit == name && whole && value >= 0 && value * factor < 0x1p62)
       return static_cast<std::int64_t>(value * factor);
   }
-  throw usage_error(fmt::format("'{}' is not a size", text), "write it like 8GiB, 500MB or 4096");
+  throw usage_error(fmt::format("{} is not a size", quote_value(text)),
+                    "write it like 8GiB, 500MB or 4096");
 }
 
 std::string format_bytes(std::int64_t bytes) {

@@ -98,7 +98,8 @@ File File::create(const fs::path& path) {
   if (::lstat(path.c_str(), &there) == 0) {
     if (!S_ISREG(there.st_mode) && !S_ISLNK(there.st_mode))
       throw resource_error(
-          fmt::format("cannot create {}: something that is not a file is there", path.string()));
+          fmt::format("cannot create {}: something that is not a file is there", path.string()),
+          "another name, or move away what is there");
     if (::unlink(path.c_str()) != 0) throw output_error("replace", path, errno);
   }
   const int descriptor =
@@ -115,7 +116,8 @@ File File::open_update(const fs::path& path) {
   struct stat status {};
   if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode))
     throw resource_error(
-        fmt::format("cannot write {}: something that is not a file is there", path.string()));
+        fmt::format("cannot write {}: something that is not a file is there", path.string()),
+        "another name, or move away what is there");
   return file;
 }
 
@@ -239,7 +241,8 @@ void check_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error)
-    throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()));
+    throw resource_error(fmt::format("cannot create {}: {}", folder.string(), error.message()),
+                         "name a folder that you may write");
   const fs::path probe = folder / unique_name(".stagecoach");
   File::create(probe);
   fs::remove(probe, error);

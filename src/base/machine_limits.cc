@@ -276,7 +276,8 @@ void save_limits(MachineLimits limits) {
   std::filesystem::create_directories(file.parent_path(), error);
   if (error)
     throw resource_error(
-        fmt::format("cannot create {}: {}", file.parent_path().string(), error.message()));
+        fmt::format("cannot create {}: {}", file.parent_path().string(), error.message()),
+        "STAGECOACH_CACHE names another folder");
   write_file_atomically(file, limits_json(limits));
 }
 

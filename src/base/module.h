@@ -6,24 +6,29 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace stagecoach {
 
 class Module {
  public:
-  // Opens stagecoach-NAME.so. Throws resource_error saying what is missing.
+  // Opens stagecoach-NAME.so. Throws resource_error saying what is missing, or what is wrong with
+  // the file.
   static Module open(const std::string& name);
 
-  // Throws an internal error when the module lacks `symbol`.
+  // Throws resource_error when the module lacks `symbol`: it is something else.
   template <typename Function>
   Function* function(const char* symbol) const {
     return reinterpret_cast<Function*>(find(symbol));
   }
 
  private:
-  explicit Module(void* handle) : handle_(handle) {}
+  Module(void* handle, std::string name, std::filesystem::path path)
+      : handle_(handle), name_(std::move(name)), path_(std::move(path)) {}
   void* find(const char* symbol) const;
   void* handle_;  // never closed: Open MPI does not survive being unloaded
+  std::string name_;
+  std::filesystem::path path_;
 };
 
 // For a module's own code, to which both builds are told: both sides of the seam are C++, and

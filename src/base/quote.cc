@@ -11,4 +11,9 @@ std::string quote_name(std::string_view name) {
   return text;
 }
 
+std::string quote_value(std::string_view value) {
+  const std::string quoted = quote_name(value);
+  return "'" + quoted.substr(1, quoted.size() - 2) + "'";
+}
+
 }  // namespace stagecoach

@@ -10,4 +10,7 @@ namespace stagecoach {
 // names must not reach a terminal as they are.
 std::string quote_name(std::string_view name);
 
+// What somebody has typed, likewise, in single quotes.
+std::string quote_value(std::string_view value);
+
 }  // namespace stagecoach

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "base/byte_size.h"
 #include "base/file.h"
+#include "base/quote.h"
 
 namespace stagecoach {
 
@@ -34,10 +36,23 @@ toml::table read_toml_file(const std::string& file, const std::string& what,
   }
 }
 
-Error toml_error(const std::string& file, const toml::node& node, const std::string& problem) {
+Error toml_error(const std::string& file, const toml::node& node, const std::string& problem,
+                 const std::string& hint) {
   const toml::source_position& at = node.source().begin;
-  return usage_error(fmt::format("{}:{}:{}: {}", file, at.line, at.column, problem));
+  return usage_error(fmt::format("{}:{}:{}: {}", file, at.line, at.column, problem), hint);
 }
+
+namespace {
+
+// What stands there, for messages.
+std::string found(const toml::node& node) {
+  std::ostringstream text;
+  if (node.is_table() || node.is_array()) return node.is_table() ? "a table" : "a list";
+  node.visit([&](const auto& value) { text << value; });
+  return quote_value(text.str());
+}
+
+}  // namespace
 
 std::string toml_scalar_text(const std::string& file, const toml::node& node) {
   if (const auto* text = node.as_string()) {
@@ -89,14 +104,15 @@ std::int64_t TomlTable::bytes_or(std::string_view key, std::int64_t fallback) co
   const toml::node* const node = table_->get(key);
   if (node == nullptr) return fallback;
   if (!node->is_string() && !node->is_integer())
-    throw wrong(*node, key, "expected a size, like \"8GiB\"");
+    throw wrong(*node, key, fmt::format("expected a size, like \"8GiB\", found {}", found(*node)));
   std::int64_t bytes = 0;
   try {
     bytes = parse_byte_size(toml_scalar_text(file_, *node));
   } catch (const Error& error) {
-    throw wrong(*node, key, error.what());
+    throw wrong(*node, key, fmt::format("{}: {}", error.what(), error.hint()));
   }
-  if (bytes <= 0) throw wrong(*node, key, "expected more than 0 bytes");
+  if (bytes <= 0)
+    throw wrong(*node, key, fmt::format("expected more than 0 bytes, found {}", found(*node)));
   return bytes;
 }
 
@@ -106,7 +122,9 @@ std::int64_t TomlTable::integer_or(std::string_view key, std::int64_t fallback, 
   if (node == nullptr) return fallback;
   const auto* const integer = node->as_integer();
   if (integer == nullptr || integer->get() < low || integer->get() > high)
-    throw wrong(*node, key, fmt::format("expected a whole number from {} to {}", low, high));
+    throw wrong(
+        *node, key,
+        fmt::format("expected a whole number from {} to {}, found {}", low, high, found(*node)));
   return integer->get();
 }
 
@@ -118,7 +136,8 @@ double TomlTable::rate_or(std::string_view key, double fallback) const {
   const double number = integer != nullptr ? static_cast<double>(integer->get())
                         : real != nullptr  ? real->get()
                                            : 0;
-  if (!std::isfinite(number) || number <= 0) throw wrong(*node, key, "expected a number above 0");
+  if (!std::isfinite(number) || number <= 0)
+    throw wrong(*node, key, fmt::format("expected a number above 0, found {}", found(*node)));
   return number;
 }
 

@@ -19,7 +19,8 @@ toml::table read_toml_file(const std::string& file, const std::string& what,
                            const std::string& flag);
 
 // "jobs/a.toml:3:7: " in front of a problem.
-Error toml_error(const std::string& file, const toml::node& node, const std::string& problem);
+Error toml_error(const std::string& file, const toml::node& node, const std::string& problem,
+                 const std::string& hint = "docs/planning.md and docs/launcher.md have the keys");
 
 // Typed access to one table.
 class TomlTable {

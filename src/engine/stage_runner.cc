@@ -283,7 +283,14 @@ void StageRunner::run_on(Side& side, std::int64_t begin, std::int64_t end,
                                              runs.size()),
                     label, next);
   };
-  if (!recordable(side.backend, runs)) return run(begin, end);
+  // A layer of many rows takes seconds.
+  const auto run_interruptibly = [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t layer = first; layer < last; ++layer) {
+      if (limits_.before_layer) limits_.before_layer();
+      run(layer, layer + 1);
+    }
+  };
+  if (!recordable(side.backend, runs)) return run_interruptibly(begin, end);
   // Layers that stay are recorded together, as far as others that pass through let them.
   const SpanShape shape = shape_of(std::span(spans).first(runs.size()));
   const std::int64_t flops = attention_flops(spec_, runs);
@@ -291,7 +298,7 @@ void StageRunner::run_on(Side& side, std::int64_t begin, std::int64_t end,
     const bool stays = side.weights.stays(first);
     while (last < end && side.weights.stays(last) == stays) ++last;
     if (!stays) {
-      run(first, last);
+      run_interruptibly(first, last);
       continue;
     }
     side.steps.run(

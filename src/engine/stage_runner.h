@@ -33,6 +33,8 @@ class StageRunner {
     std::int64_t head_rows = kHeadRows;
     InputPacking packing = std::nullopt;  // of rows before they are multiplied
     KvType kv_type = KvType::kF32;        // the reference arithmetic
+    // Called before each layer that is no part of a recorded step; may throw, to end the job there.
+    std::function<void()> before_layer = {};
   };
   // Enough to reuse the head's weights where they are in memory, few enough that the logits of a
   // 250,000-token vocabulary stay at 16 MB, on the device and on the host.

@@ -13,10 +13,11 @@ constexpr std::uint32_t kVerdict = archive_magic("VRDT");
 struct Verdict {
   int code = 0;
   std::string problem, hint;
+  bool lasting = false;
 
   template <class Archive>
   void serialize(Archive& archive) {
-    archive(code, problem, hint);
+    archive(code, problem, hint, lasting);
   }
 };
 
@@ -87,11 +88,15 @@ std::optional<Verdict> slab_difference(const Transport& transport,
 Verdict judge(const Transport& transport, const std::vector<RankStatus>& all) {
   for (int r = 0; r < transport.size(); ++r) {
     const RankStatus& status = all[static_cast<std::size_t>(r)];
-    // An error that rank 0 has too is everybody's (a wrong flag, a store on a shared disk): no host
-    // named.
-    const bool shared = r == 0;
-    if (status.error_code != 0)
-      return {status.error_code, (shared ? "" : who(transport, r)) + status.error, status.hint};
+    if (status.error_code == 0) continue;
+    // What all have is nobody's (a store on a shared disk), and what rank 0 says of flags and texts
+    // is about the whole job: no host named.
+    const bool shared = r == 0 && (status.error_code == static_cast<int>(ErrorKind::kUsage) ||
+                                   std::ranges::all_of(all, [&](const RankStatus& other) {
+                                     return other.error == status.error;
+                                   }));
+    return {status.error_code, (shared ? "" : who(transport, r)) + status.error, status.hint,
+            status.lasting};
   }
   for (int r = 1; r < transport.size(); ++r)
     if (auto verdict = difference(transport, all[0], all[static_cast<std::size_t>(r)], r))
@@ -147,7 +152,8 @@ void agree(ControlChannel& control, const RankStatus& status, const AgreementEve
     verdict = from_archive<Verdict>(kVerdict, control.receive_from(0), "verdict");
   }
   if (verdict.code != 0)
-    throw AgreedError(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint);
+    throw AgreedError(Error(static_cast<ErrorKind>(verdict.code), verdict.problem, verdict.hint),
+                      verdict.lasting);
 }
 
 RankStatus failed_status(const Error& error) {

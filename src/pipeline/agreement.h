@@ -27,18 +27,31 @@ struct RankStatus {
 
   int error_code = 0;  // of the error that this rank has met, or 0
   std::string error, hint;
+  bool lasting = false;  // the next job would meet it, too
 
   template <class Archive>
   void serialize(Archive& archive) {
     archive(version, command, plan_hash, model_hash, slab_checksums, isa, device, split, error_code,
-            error, hint);
+            error, hint, lasting);
   }
 };
 
 // An error that every rank knows of and that rank 0 has told the user already.
 class AgreedError : public Error {
  public:
-  using Error::Error;
+  explicit AgreedError(const Error& error, bool lasting = false)
+      : Error(error), lasting_(lasting) {}
+  bool lasting() const { return lasting_; }  // the next job would meet it, too
+
+ private:
+  bool lasting_;
+};
+
+// An error that the next job would meet, too: a device that is lost, a table that cannot be
+// written.
+class LastingError : public Error {
+ public:
+  explicit LastingError(const Error& error) : Error(error) {}
 };
 
 // What rank 0 does with the outcome. `error` runs before the other ranks hear of it: a rank that

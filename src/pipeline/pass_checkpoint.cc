@@ -31,6 +31,21 @@ Json to_json(const CheckpointIdentity& identity) {
   return {{"format", "stagecoach-checkpoint"}, {"version", kVersion}, {"of", fields}};
 }
 
+// In what the plan of a checkpoint differs. An older one says nothing of it.
+std::string plan_differences(const JsonObject& of, const CheckpointIdentity& identity) {
+  std::string text;
+  for (const auto& [name, expected] : identity) {
+    if (!name.starts_with(kPlanDetail) || !of.has(name.c_str())) continue;
+    const std::string found = of.string(name.c_str());
+    if (found != expected)
+      text += fmt::format("{}{} expected {}, found {}", text.empty() ? "" : "; ",
+                          name.substr(kPlanDetail.size()), expected, found);
+  }
+  return text.empty() ? "look at --micro-batch, --windows, --rounds, --wire, the number of ranks, "
+                        "their memory and what computes"
+                      : text;
+}
+
 // False where it is of another plan, and may go.
 bool fits_identity(const fs::path& file, const CheckpointIdentity& identity, bool any_plan) {
   const Json json = read_json_file(file, kMaxIdentityBytes);
@@ -42,11 +57,15 @@ bool fits_identity(const fs::path& file, const CheckpointIdentity& identity, boo
   const JsonObject of = object.object("of");
   for (const auto& [name, expected] : identity) {
     const std::string found = of.has(name.c_str()) ? of.string(name.c_str()) : "nothing";
-    if (found == expected) continue;
+    if (found == expected || name.starts_with(kPlanDetail)) continue;
     if (any_plan && (name == "plan" || name == "instruction set")) return false;
+    // Files call it so since there were only processors.
+    const std::string what = name == "instruction set" ? "processor or GPU" : name;
     throw data_error(
-        fmt::format("the checkpoint in {} belongs to another {}: expected {}, found {}",
-                    file.parent_path().string(), name, expected, found),
+        fmt::format("the checkpoint in {} belongs to another {}: {}", file.parent_path().string(),
+                    what,
+                    name == "plan" ? plan_differences(of, identity)
+                                   : fmt::format("expected {}, found {}", expected, found)),
         "go on with the command that made it, or use another --checkpoint DIR");
   }
   return true;
@@ -105,7 +124,9 @@ PassCheckpoint::PassCheckpoint(fs::path folder, const CheckpointIdentity& identi
       FileLock::of_file(folder_ / (holder + ".lock"),
                         fmt::format("another job is keeping its values in {}", folder_.string())));
   const std::string text = to_json(identity).dump(1) + "\n";
-  identity_ = xxh3(as_bytes(text));
+  CheckpointIdentity compared = identity;
+  std::erase_if(compared, [](const auto& field) { return field.first.starts_with(kPlanDetail); });
+  identity_ = xxh3(as_bytes(to_json(compared).dump(1) + "\n"));
   const fs::path file = folder_ / kIdentityFile;
   std::error_code ignored;
   const bool there = fs::exists(file, ignored);

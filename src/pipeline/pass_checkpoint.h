@@ -38,6 +38,8 @@ namespace stagecoach {
 // What must be equal for a checkpoint to be another run's continuation, by the name that a refusal
 // uses: "model", "text", "plan" …
 using CheckpointIdentity = std::vector<std::pair<std::string, std::string>>;
+// Names that begin so say what a plan is, for messages: "plan" alone is compared.
+inline constexpr std::string_view kPlanDetail = "plan: ";
 
 // What a launch asks of a checkpoint besides.
 struct CheckpointCare {

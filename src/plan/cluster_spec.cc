@@ -83,11 +83,10 @@ const HostSpec* ClusterSpec::find(const std::string& name) const {
   return host == hosts.end() ? nullptr : &*host;
 }
 
-void check_device_rates(const std::string& file, const HostSpec& host) {
+void check_device_rates(const std::string& origin, const HostSpec& host) {
   if (!host.on_device() || host.device.complete()) return;
   throw usage_error(
-      fmt::format("{}: nodes.{} has device_memory, and does not say how fast its GPU is", file,
-                  host.name),
+      fmt::format("{}, and nothing says how fast its GPU is", origin),
       "stagecoach probe there; or device_gb_per_s, device_gflop_per_s (of 16-bit products) and "
       "bus_gb_per_s: data sheets will do, as 360, 50000 and 12 of an RTX 3060; or leave "
       "device_memory out");

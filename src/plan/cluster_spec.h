@@ -61,8 +61,9 @@ struct ClusterSpec {
 // What `probe` has found of the first GPU of a host.
 DeviceRates device_rates(const std::vector<DeviceLimit>& devices);
 
-// Plans need them: throws usage_error for a host with device_memory that lacks one.
-void check_device_rates(const std::string& file, const HostSpec& host);
+// Plans need them: throws usage_error for a host with device_memory that lacks one. `origin` says
+// where that is from: "FILE: nodes.NAME has device_memory".
+void check_device_rates(const std::string& origin, const HostSpec& host);
 
 // [nodes] and [network]; other tables are somebody else's. Throws usage_error with file, line and
 // column for an unknown key or a value that makes no sense.

@@ -10,6 +10,9 @@
 namespace stagecoach {
 namespace {
 
+// Of a GPU that holds whatever there is.
+constexpr std::int64_t kRoomy = std::int64_t{1} << 50;
+constexpr std::int64_t kMegabyte = 1'000'000;
 // A host that saves less than this is not worth its risk.
 constexpr double kWorthwhile = 0.99;
 
@@ -59,6 +62,7 @@ class Choice {
     const auto layers = static_cast<std::size_t>(question_.spec.num_hidden_layers);
     for (const std::size_t host : slowest_first())
       if (hosts_.size() > layers) leave_out(host, "there are more hosts than layers");
+    able_ = hosts_;
     std::optional<ClusterPlan> best = plan(hosts_);
     while (!best && hosts_.size() > 1) best = drop_one_that_cannot();
     if (!best) throw too_small();
@@ -95,15 +99,31 @@ class Choice {
   std::optional<ClusterPlan> drop_one_that_cannot() {
     for (const std::size_t host : slowest_first())
       if (auto rest = plan(without(hosts_, host))) {
-        leave_out(host, "where it stands it cannot hold its end of the model");
+        leave_out(host, why_it_cannot(host));
         return rest;
       }
     const auto least =
         *std::min_element(hosts_.begin(), hosts_.end(), [this](std::size_t a, std::size_t b) {
           return question_.cluster.hosts[a].memory < question_.cluster.hosts[b].memory;
         });
-    leave_out(least, "its memory is too small for its end of the model");
+    leave_out(least, why_it_cannot(least));
     return plan(hosts_);
+  }
+  std::string why_it_cannot(std::size_t host) const {
+    if (fits_with_gpus(hosts_, {host}, kRoomy))
+      return fmt::format("where it stands {} of its GPU's memory cannot hold its part of the model",
+                         format_bytes(question_.cluster.hosts[host].device_memory));
+    return "where it stands its memory cannot hold its end of the model";
+  }
+
+  // Whether they could if the GPUs of some had at least so much memory.
+  bool fits_with_gpus(const Hosts& hosts, const Hosts& larger, std::int64_t memory) const {
+    PlanQuestion question = question_;
+    for (const std::size_t place : larger) {
+      HostSpec& host = question.cluster.hosts[place];
+      if (host.on_device()) host.device_memory = std::max(host.device_memory, memory);
+    }
+    return !hosts.empty() && RingPlanner(question, hosts).best().has_value();
   }
 
   // The slowest, where the job ends as soon or sooner without it.
@@ -119,7 +139,36 @@ class Choice {
     return true;
   }
 
+  // Null: larger GPUs would not help.
+  std::optional<Error> gpus_too_small() const {
+    std::vector<Hosts> choices{able_};
+    for (const std::size_t host : able_) choices.push_back({host});
+    const auto choice = std::ranges::find_if(
+        choices, [this](const Hosts& hosts) { return fits_with_gpus(hosts, hosts, kRoomy); });
+    if (choice == choices.end()) return std::nullopt;
+    std::int64_t too_little = 0, enough = kRoomy / kMegabyte;
+    while (enough - too_little > 1) {
+      const std::int64_t middle = (too_little + enough) / 2;
+      (fits_with_gpus(*choice, *choice, middle * kMegabyte) ? enough : too_little) = middle;
+    }
+    std::string small;
+    for (const std::size_t place : *choice) {
+      const HostSpec& host = question_.cluster.hosts[place];
+      if (host.on_device() && host.device_memory < enough * kMegabyte)
+        small += fmt::format("{}{} has {}", small.empty() ? "" : ", ", host.name,
+                             format_bytes(host.device_memory));
+    }
+    return resource_error(
+        fmt::format("device_memory is too small for the model: {}; expected at least {}, for one "
+                    "layer, what stands there of the model's ends, and what is not weights",
+                    small, format_bytes(enough * kMegabyte)),
+        fmt::format("device_memory = \"{}MB\", a smaller --micro-batch, or leave device_memory "
+                    "out: then the processor computes",
+                    enough));
+  }
+
   Error too_small() const {
+    if (auto error = gpus_too_small()) return *std::move(error);
     double memory = 0;
     for (const HostSpec& host : question_.cluster.hosts) memory += static_cast<double>(host.memory);
     return resource_error(
@@ -135,6 +184,7 @@ class Choice {
   const PlanQuestion& question_;
   const CostModel costs_;
   Hosts hosts_;  // in ring order
+  Hosts able_;   // those that were tried first
   std::vector<LeftOut> left_out_;
 };
 

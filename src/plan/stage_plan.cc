@@ -132,8 +132,9 @@ std::pair<std::int64_t, std::int64_t> parse_layer_range(const std::string& text,
   const std::int64_t begin = parse_index(std::string_view(text).substr(0, colon), text);
   const std::int64_t end = parse_index(std::string_view(text).substr(colon + 1), text);
   if (begin >= end || end > limit)
-    throw usage_error(fmt::format(
-        "layer range {} is empty or beyond the end: expected 0 ≤ A < B ≤ {}", text, limit));
+    throw usage_error(fmt::format("layer range {} is {}: expected 0 ≤ A < B ≤ {}", text,
+                                  begin >= end ? "empty" : "beyond the end", limit),
+                      fmt::format("0:{} is all of them", limit));
   return {begin, end};
 }
 

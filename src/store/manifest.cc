@@ -242,7 +242,15 @@ Manifest read_manifest(const fs::path& store) {
                                  store.string(), kManifestFile),
                      "stagecoach import CHECKPOINT STORE makes one");
   }
-  return manifest_from_json(read_json_file(path, kMaxManifestBytes), path.string());
+  try {
+    return manifest_from_json(read_json_file(path, kMaxManifestBytes), path.string());
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kData || !error.hint().empty()) throw;
+    throw data_error(error.what(),
+                     fmt::format("copy {} from another host that has this store, or import the "
+                                 "checkpoint into a new one",
+                                 kManifestFile));
+  }
 }
 
 }  // namespace stagecoach

@@ -92,7 +92,8 @@ class StoreWriter::CreatedFolders {
     for (auto it = paths_.rbegin(); it != paths_.rend(); ++it) {
       fs::create_directory(*it, error);
       if (error)
-        throw resource_error(fmt::format("cannot create {}: {}", it->string(), error.message()));
+        throw resource_error(fmt::format("cannot create {}: {}", it->string(), error.message()),
+                             "name a folder that you may write");
     }
     if (!fs::is_directory(root, error))
       throw usage_error(fmt::format("{} is not a folder", root.string()),
@@ -200,7 +201,8 @@ void StoreWriter::add_file(const fs::path& relative, std::string_view content) {
   fs::create_directories(path.parent_path(), error);
   if (error)
     throw resource_error(
-        fmt::format("cannot create {}: {}", path.parent_path().string(), error.message()));
+        fmt::format("cannot create {}: {}", path.parent_path().string(), error.message()),
+        "name a folder that you may write");
   write_file_atomically(path, content);
 }
 

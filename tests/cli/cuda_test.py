@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import time
 import unittest
 
-from support import (BINARY, ENVIRONMENT, MPIRUN, REFERENCE, SEEDS, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver,
+from support import (BINARY, ENVIRONMENT, MODULES, MPIRUN, REFERENCE, SEEDS, SIMULATED, SIMULATED_DRIVER, SOURCE, TIMEOUT, StoreTest, has_driver,
                      json_lines, mpirun, run, simulated)
 
 # Deep enough that its layers (30 MB in f32) are worth more than what a host's least budget leaves for them, and each larger than a
@@ -389,7 +390,7 @@ class CudaCpuLayers(DeepStore):
         self.assertRegex(again.stderr, r"going on after [1-6] of 7 layers")
         self.assertEqual(json_lines(again)[0]["logprobs"], first["logprobs"])
         self.fails(self.run_simulated("score", *ids, "--cpu-layers", 2, "--rounds", 7, "--checkpoint", checkpoint), 3,
-                   "instruction set", str(checkpoint))
+                   "processor or GPU", str(checkpoint))
 
     def test_a_generation_goes_on_from_its_passes(self):
         checkpoint = self.folder / "checkpoint"
@@ -446,7 +447,7 @@ class CudaCpuLayers(DeepStore):
         folder = self.folder / "kept"
         self.on_cpu("generate", *self.words(), "--checkpoint", folder)
         self.fails(self.run_simulated("generate", *self.words(), "--checkpoint", folder), 3,
-                   "belongs to another instruction set: expected GPU sm_86")
+                   "belongs to another processor or GPU: expected GPU sm_86")
 
     def test_heads_that_attention_on_a_gpu_does_not_take(self):
         (self.folder / "config.json").write_text(json.dumps(DEEP | {"n_embd": 512, "n_head": 1, "n_layer": 2}))
@@ -573,6 +574,7 @@ class CudaRanks(Cuda):
             self.assertEqual(json.loads((report / "run.json").read_text())["micro_batch"], rows)
 
     def test_a_rank_that_gets_no_device_ends_the_job(self):
+        self.fails(self.contexts(("--device", "cuda:7"), ("--device", "cuda")), 4, "rank 0 on ", "--device cuda:7: this PC has 1 GPU")
         self.fails(self.contexts(("--device", "cuda"), ("--device", "cuda:7")), 4, "rank 1 on ", "--device cuda:7: this PC has 1 GPU")
         self.fails(self.contexts(("--device", "cpu"), ("--device", "cuda"), driver=11080), 4, "rank 1 on ", TOO_OLD)
         self.fails(self.contexts(("--device", "cuda"), ("--device", "gpu")), 2, "'gpu' is no device")
@@ -621,9 +623,50 @@ class CudaFailures(Cuda):
     def test_words_that_are_no_device(self):
         for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CUDA", ""):
             self.refused(2, "--device", f"'{device}' is no device: expected auto, cpu, cuda or cuda:N", flags=("--device", device))
+        for device in ("a\nb\x1b[2J", "x" * 5000):
+            process = self.refused(2, "is no device", flags=("--device", device))
+            self.assertLess(len(process.stderr), 400)
+            self.assertNotIn("\x1b", process.stderr)
 
     def test_without_the_module(self):
         self.refused(4, "the cuda module cannot be opened", "stagecoach-cuda.so", environment={"STAGECOACH_MODULES": str(self.folder)})
+
+    def test_a_module_that_is_damaged_or_something_else(self):
+        module = self.folder / "stagecoach-cuda.so"
+        whole = (MODULES / "stagecoach-cuda.so").read_bytes()
+        here = {"STAGECOACH_MODULES": str(self.folder)}
+        foreign = MODULES / "driver/libcuda.so.1"
+
+        def is_refused(*words):
+            self.refused(4, module, *words, "try: copy lib/stagecoach again", environment=here)
+            process = self.succeeds(self.run_simulated("generate", *self.words(1), "--device", "auto", environment=here | SIMULATED_DRIVER))
+            (warning,) = warnings(process)
+            self.assertIn("computing on the CPU: ", warning)
+            self.assertIn(str(module), warning)
+
+        for size in (200000, len(whole) - 1):  # dlopen would map what is not there: SIGBUS
+            module.write_bytes(whole[:size])
+            is_refused("the cuda module cannot be opened", f"truncated: expected {len(whole)} bytes, found {size}")
+        for content in (b"", b"text\n", whole[:10]):
+            module.write_bytes(content)
+            is_refused("expected a shared object")
+        shutil.copy(foreign, module)
+        is_refused("is no CUDA module of Stagecoach")
+        module.unlink()
+        os.mkfifo(module)
+        is_refused("expected a regular file")
+        module.unlink()
+        module.mkdir()
+        is_refused("expected a regular file")
+
+    def test_a_study_ends_with_its_device(self):
+        flags = ("--tokens", "4,8,16", "--repeat", 1, "--warmup", 0)
+        for faults in ("launch:60:cudaErrorLaunchFailure", "cudaMemGetInfo:1:cudaErrorDevicesUnavailable"):
+            self.fails(self.run_simulated("time", *flags, faults=faults), 4, "failed on the GPU")
+        table = self.folder / "table"
+        table.mkdir()
+        for csv, what in ((table, table), ("/proc/none/table.csv", "/proc/none")):
+            self.fails(run("time", "--store", self.store, *flags, "--device", "cpu", "--csv", csv), 4, what, "try: ")
 
     def test_device_memory_that_is_too_small_or_no_size(self):
         refused = self.refused(4, "1.00 MB of device memory cannot hold layers 0:7", "one layer and the ends of the model",
@@ -632,13 +675,23 @@ class CudaFailures(Cuda):
         self.generates("--device-memory", least, memory=least)
         self.refused(4, "device memory cannot hold", f"try: --device-memory {least // MB}MB", flags=("--device-memory", least - MB))
         for size in ("many", "-1", ""):
-            self.refused(2, "--device-memory", flags=("--device-memory", size))
+            self.refused(2, "--device-memory", "write it like 8GiB, 500MB or 4096", flags=("--device-memory", size))
+        self.refused(2, "--device-memory is of a GPU", flags=("--device-memory", "1GB", "--device", "cpu"))
+        job = self.folder / "job.toml"
+        job.write_text(f'[run]\nstore = "{self.store}"\ndevice_memory = "1GB"\n')
+        self.generates("--job", job, "--device", "cpu")  # of other PCs that the file is for
+        job.write_text(f'[run]\nstore = "{self.store}"\ndevice_memory = "1GB"\ndevice = "cpu"\n')
+        self.fails(run("generate", "--job", job, *self.words()), 2, "--device-memory is of a GPU")
 
     def test_a_device_with_less_memory_than_its_budget(self):
         least = self.least_device_memory()
-        self.refused(4, "GPU 0 (Simulated GPU (sm_86)) has no ", " of memory left: ", " are free", "try: a smaller --device-memory",
-                     flags=("--device-memory", least + 20 * MB), memory=least + MB)
+        for device in ("cuda", "auto"):
+            self.refused(4, "GPU 0 (Simulated GPU (sm_86)) has ", " of memory free: expected ", "--device-memory of ",
+                         "try: a smaller --device-memory: ", flags=("--device-memory", least + 20 * MB, "--device", device),
+                         environment=SIMULATED_DRIVER, memory=least + MB)
         self.generates("--device-memory", least + MB, memory=least + MB)
+        # A budget above what the job needs is no promise.
+        self.generates("--device-memory", "1GB", memory=least + 20 * MB)
 
     def test_allocations_that_fail(self):
         for seed, number in itertools.product(SEEDS, (1, 2, 3, 12, 20, 28)):
@@ -756,6 +809,14 @@ class CudaAuto(Cuda):
         # Who wants layers beside a GPU wants the GPU.
         self.fails(self.run_simulated("generate", *self.words(), "--device", "auto", "--device-memory", "1MB", "--cpu-layers", 1,
                                       environment=SIMULATED_DRIVER), 4, "1.00 MB of device memory cannot hold")
+
+    def test_a_device_that_opens_and_does_not_answer_is_one_warning(self):
+        self.falls_back("asking for free memory failed", faults="cudaMemGetInfo:1:cudaErrorDevicesUnavailable")
+
+    def test_a_budget_for_a_gpu_where_there_is_none_is_one_warning(self):
+        process = self.chooses("--device", "auto", "--device-memory", "1GB", environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})
+        (warning,) = warnings(process)
+        self.assertIn("--device-memory 1GB: this PC has no GPU", warning)
 
     @unittest.skipUnless(MPIRUN, "Open MPI is not installed")
     def test_ranks_of_one_host_warn_once(self):

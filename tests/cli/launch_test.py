@@ -81,7 +81,15 @@ class Launch(StoreTest):
             # Whatever looks at the file says the same of it.
             for command in (("launch",), ("launch", "--dry-run"), ("doctor", "--quick")):
                 with self.subTest(place, command=command):
-                    self.fails(self.run_here(*command, self.job(text)), 2, place)
+                    refused = self.run_here(*command, self.job(text))
+                    self.fails(refused, 2, place)
+                    if "job.toml:" in place and "zero byte" not in place:
+                        self.assertIn("try: ", refused.stderr)
+        self.fails(self.run_here("launch", self.job(self.RUN.replace("greedy = true", "greedly = true"))), 2, "try: greedy; stagecoach generate --help")
+        node = 'address = "127.0.0.1"\nmemory = "2GB"\n'
+        for setting, *words in (("memory_gb_per_s = -3", "expected a number above 0, found '-3'"), ('device_memory = "abc"', "'abc' is not a size", "write it like 8GiB"),
+                                ("disk_gb_per_s = [1]", "expected a number above 0, found a list")):
+            self.fails(self.run_here("launch", self.job(self.RUN, f"{node}{setting}\n")), 2, *words, "try: docs/planning.md")
         self.fails(self.run_here("launch", self.folder / "none.toml"), 2, "none.toml")
         self.fails(self.run_here("launch"), 2)
 
@@ -154,9 +162,48 @@ class Launch(StoreTest):
         # And the layers that its processor shall compute.
         dry = self.succeeds(self.run_here("launch", self.job(run_table + "cpu_layers = 2\n", node + rates), "--dry-run", "--json"))
         self.assertIn("--cpu-layers=2", json.loads(dry.stdout)["command"])
-        # Who names a device gets it.
+        # Who names a device gets it, and the plan is for it.
         dry = self.succeeds(self.run_here("launch", self.job(run_table + 'device = "cpu"\n', node + rates), "--dry-run", "--json"))
-        self.assertNotIn("--device=cuda", json.loads(dry.stdout)["command"])
+        plan = json.loads(dry.stdout)
+        self.assertIn("--device=cpu", plan["command"])
+        self.assertNotIn("--device=cuda", plan["command"])
+        self.assertFalse([word for word in plan["command"] if word.startswith("--device-memory")])
+        self.assertEqual(plan["ranks"][0]["device_memory"], 0)
+        self.assertNotEqual(plan["bound_by"], "bus to the device")
+        dry = self.succeeds(self.run_here("launch", self.job(run_table + 'device = "auto"\n', node + rates), "--dry-run", "--json"))
+        self.assertIn("--device=auto", json.loads(dry.stdout)["command"])
+
+    def test_devices_that_contradict_each_other(self):
+        run_table = self.RUN.replace('windows = "0:7"\n', "")
+        plain = 'address = "127.0.0.1"\nmemory = "2GB"\n'
+        gpu = plain + 'device_memory = "600MB"\ndevice_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\nbus_gb_per_s = 12.0\n'
+        both = gpu + '[nodes.there]\naddress = "127.0.0.2"\nmemory = "2GB"\n'
+        for settings, node, *words in (
+                ('cpu_layers = 3\ndevice = "cpu"\n', gpu, "job.toml:7:14: cpu_layers is of GPUs", "try: remove cpu_layers, or device"),
+                ('device_memory = "1GB"\ndevice = "cpu"\n', plain, "job.toml:7:17: device_memory is of GPUs"),
+                ("cpu_layers = 3\n", plain, "job.toml:7:14: cpu_layers = 3 needs a GPU", "try: device_memory"),
+                ('device = "cuda"\n', plain, "job.toml:7:10: device = \"cuda\": nodes.here has no device_memory", "in [nodes.here]"),
+                ('device = "cuda:1"\n', both, "nodes.there has no device_memory", "in [nodes.there]")):
+            for command in (("launch",), ("launch", "--dry-run"), ("doctor", "--quick")):
+                with self.subTest(settings, command=command):
+                    self.fails(self.run_here(*command, self.job(run_table + settings, node)), 2, *words)
+        # Where nothing is planned ranks look for GPUs themselves.
+        dry = self.succeeds(self.run_here("launch", self.job(self.RUN + 'device = "cuda"\n', plain), "--dry-run", "--json"))
+        self.assertIn("--device=cuda", json.loads(dry.stdout)["command"])
+
+    def test_a_gpu_that_is_too_small_and_one_without_rates_are_named(self):
+        run_table = self.RUN.replace('windows = "0:7"\n', "")
+        plain = ('address = "127.0.0.1"\nmemory = "2GB"\nmemory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\n'
+                 'bf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n')
+        rates = "device_gb_per_s = 360.0\ndevice_gflop_per_s = 50000.0\nbus_gb_per_s = 12.0\n"
+        small = self.run_here("launch", self.job(run_table, plain + 'device_memory = "1MB"\n' + rates), "--dry-run")
+        self.fails(small, 4, "device_memory is too small for the model: here has 1.00 MB; expected at least ", "try: device_memory = ")
+        least = small.stderr.split('device_memory = "')[1].split('"')[0]
+        self.succeeds(self.run_here("launch", self.job(run_table, plain + f'device_memory = "{least}"\n' + rates), "--dry-run"))
+        self.fails(self.run_here("launch", self.job(run_table + 'device_memory = "1GB"\n', plain), "--dry-run"), 2,
+                   "job.toml:7:17: device_memory is for nodes.here, too", "how fast its GPU is")
+        self.fails(self.run_here("launch", self.job(run_table + "cpu_layers = 9\n", plain + 'device_memory = "1GB"\n' + rates), "--dry-run"), 2,
+                   "--cpu-layers 9: expected at most 7")
 
     def test_the_doctor_on_one_host(self):
         examined = self.run_here("doctor", self.job(self.RUN), "--json", "--quick", "--quiet")

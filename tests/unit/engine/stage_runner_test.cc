@@ -124,6 +124,24 @@ class RunHead : public testing::Test {
 
 using Rows = std::vector<std::pair<SequenceId, std::int64_t>>;
 
+// A window of many layers and rows takes minutes, and Ctrl-C is heard between two of them.
+TEST_F(RunHead, ALayerIsNotBegunWhenTheJobShallEnd) {
+  StageRunner runner(
+      spec_, *backend_, head_, timeline_,
+      StageRunner::Limits{.max_rows = 4, .kv_type = KvType::kF32, .before_layer = [] {
+                            throw Error(ErrorKind::kInterrupted, "interrupted");
+                          }});
+  runner.add_layers(0, 1);
+  runner.set_hidden(std::vector<float>(static_cast<std::size_t>(4 * kHidden)));
+  const std::vector<TokenRun> runs{run(0, 4, {}, false)};
+  try {
+    runner.run_layers(0, 1, runs, {});
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInterrupted);
+  }
+}
+
 TEST_F(RunHead, NothingWantedRunsNothing) {
   EXPECT_EQ(rows_used({run(0, 4, {}, false), run(1, 2, {-1, -1}, false)}), Rows{});
   EXPECT_EQ(head_.leases(), 0);

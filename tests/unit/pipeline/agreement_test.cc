@@ -119,7 +119,7 @@ TEST(Agreement, AnErrorOfAnyRankIsEverybodys) {
     const Outcome outcome = agree_with_odd_rank(odd, fail);
     expect_one_error(outcome, 4, "the disk is full");
     EXPECT_EQ(outcome.hint, "df -h");
-    EXPECT_EQ(outcome.errors[0].find("rank") == 0, odd != 0) << outcome.errors[0];
+    EXPECT_EQ(outcome.errors[0].find("rank "), 0U) << outcome.errors[0];
   }
   // The lowest rank's error counts, and errors count before differences.
   std::vector<RankStatus> statuses{good_status(), failed_status(data_error("first")),
@@ -138,6 +138,16 @@ TEST(Agreement, OtherInstructionSetsAreOneWarning) {
   EXPECT_NE(outcome.warnings[0].find("rank 1 on "), std::string::npos) << outcome.warnings[0];
   EXPECT_NE(outcome.warnings[0].find("avx512"), std::string::npos) << outcome.warnings[0];
   EXPECT_EQ(outcome.codes, std::vector<int>(4, 0));
+}
+
+TEST(Agreement, WhatRankZeroAloneHasMetIsNamed) {
+  std::vector<RankStatus> statuses(3, good_status());
+  statuses[0] = failed_status(resource_error("its GPU is gone"));
+  const Outcome one = agree_among(statuses);
+  ASSERT_EQ(one.errors.size(), 1U);
+  EXPECT_EQ(one.errors[0].find("rank 0 on "), 0U) << one.errors[0];
+  EXPECT_EQ(agree_among(std::vector<RankStatus>(3, statuses[0])).errors,
+            std::vector<std::string>{"its GPU is gone"});
 }
 
 TEST(Agreement, ASingleRankNamesNoHost) {

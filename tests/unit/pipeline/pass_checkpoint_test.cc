@@ -96,6 +96,22 @@ TEST_F(PassCheckpointTest, AnotherJobIsRefusedByName) {
   }
 }
 
+TEST_F(PassCheckpointTest, ARefusedPlanSaysInWhatItDiffers) {
+  CheckpointIdentity detailed = kIdentity;
+  detailed.emplace_back("plan: ranks", "2");
+  detailed.emplace_back("plan: --micro-batch", "256");
+  open(1, detailed);
+  open();  // what is compared is the plan alone
+  CheckpointIdentity other = detailed;
+  other[2].second = "other";
+  other[4].second = "128";
+  const Error error = error_of([&] { open(1, other); });
+  EXPECT_NE(std::string(error.what())
+                .find("belongs to another plan: --micro-batch expected 128, found 256"),
+            std::string::npos)
+      << error.what();
+}
+
 // After a loss: the model and the text must still be the same.
 TEST_F(PassCheckpointTest, AnotherPlanIsBegunAnewWhereALaunchAsks) {
   const fs::path folder = folder_.path() / "checkpoint";

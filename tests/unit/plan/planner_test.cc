@@ -266,6 +266,31 @@ TEST(Planner, GpusTakeTheLayersThatTheyHold) {
   EXPECT_LT(plan.hosts[1].step_seconds, plan.hosts[0].step_seconds / 4);
 }
 
+// It stands first, where the embedding goes: the host's memory would do.
+TEST(Planner, AGpuThatIsTooSmallIsNamedAsSuch) {
+  const ModelSpec spec = spec_of(8);
+  ClusterSpec cluster = cluster_of(2, 100 * kLayer);
+  HostSpec& gpu = cluster.hosts[0];
+  gpu.device_memory = kLayer / 2;
+  gpu.device = {.memory = 900e9, .halves = 70e12, .bus = 12e9};
+  PlanQuestion question = question_of(spec, cluster);
+  question.other_device_memory = [](const RankShape&) { return kOther; };
+  question.cpu_layers = 0;
+  const ClusterPlan plan = plan_cluster(question);
+  ASSERT_EQ(plan.left_out.size(), 1u);
+  EXPECT_NE(plan.left_out[0].reason.find("of its GPU's memory cannot hold"), std::string::npos)
+      << plan.left_out[0].reason;
+  question.cluster.hosts.pop_back();
+  try {
+    plan_cluster(question);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kResources);
+    EXPECT_EQ(std::string(error.what()).find("device_memory is too small for the model"), 0u)
+        << error.what();
+  }
+}
+
 TEST(Planner, AGpuThatHoldsLittleIsBoundByItsBus) {
   const ModelSpec spec = spec_of(24);
   ClusterSpec cluster = cluster_of(1, 100 * kLayer);

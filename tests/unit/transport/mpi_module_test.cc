@@ -6,7 +6,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/module.h"
+#include "support_temporary_folder.h"
 
 namespace stagecoach {
 namespace {
@@ -69,6 +71,31 @@ TEST_F(Launcher, AMissingModuleIsAClearError) {
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kResources);
     EXPECT_NE(error.hint().find("Open MPI"), std::string::npos);
+  }
+  ::unsetenv("STAGECOACH_MODULES");
+}
+
+TEST_F(Launcher, AModuleThatEndsEarlyIsRefusedBeforeItIsMapped) {
+  const std::string whole =
+      read_text_file(module_folder() / "stagecoach-mpi.so", std::int64_t{1} << 30);
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "stagecoach-mpi.so";
+  ::setenv("STAGECOACH_MODULES", folder.path().c_str(), 1);
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{60}, std::size_t{1000}, whole.size() / 2, whole.size() - 1}) {
+    write_file_atomically(path, whole.substr(0, size));
+    try {
+      open_mpi_transport();
+      ADD_FAILURE() << "opened " << size << " bytes of a module";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kResources);
+      EXPECT_NE(std::string(error.what()).find(path.string()), std::string::npos) << error.what();
+      if (size >= 1000) {
+        EXPECT_NE(std::string(error.what()).find(fmt::format("found {}", size)), std::string::npos)
+            << error.what();
+      }
+      EXPECT_NE(error.hint().find("copy lib/stagecoach"), std::string::npos);
+    }
   }
   ::unsetenv("STAGECOACH_MODULES");
 }
