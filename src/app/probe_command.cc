@@ -101,8 +101,7 @@ std::vector<DeviceLimit> probe_gpus(const ProbeFlags& flags) {
   try {
     const CudaProbe found =
         probe_cuda({.quick = flags.quick, .interrupted = interrupted, .build = {}});
-    for (const std::string& problem : found.problems)
-      spdlog::warn("a GPU is not measured: {}", problem);
+    for (const std::string& problem : found.problems) spdlog::warn("{}", problem);
     return found.devices;
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kInterrupted) throw;

@@ -798,7 +798,7 @@ class CudaAuto(Cuda):
         auto = ("generate", *self.words(), "--device", "auto")
         self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER | {"STAGECOACH_CUDA_GRAPHS": "maybe"}), 2,
                    "STAGECOACH_CUDA_GRAPHS is 'maybe', not on or off")
-        self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER, faults="cudaStreamCreateWithPriority:1:cudaErrorInvalidValue"), 1,
+        self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER, faults="cudaStreamCreateWithFlags:1:cudaErrorInvalidValue"), 1,
                    "creating a stream failed on the GPU")
 
     def test_a_device_that_is_too_small_is_one_warning(self):

@@ -131,8 +131,8 @@ class Probe(StoreTest):
     def test_gpus_that_cannot_be_used_are_one_line(self):
         for settings, words in (({"driver": 11080}, "no GPU is measured: the NVIDIA driver serves CUDA 11.8, this build needs "),
                                 ({"devices": 0}, "no GPU is measured: this PC has an NVIDIA driver, and no GPU that CUDA can use"),
-                                ({"capability": 61}, "a GPU is not measured: GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1"),
-                                ({"faults": "cudaHostAlloc:1:cudaErrorMemoryAllocation"}, "a GPU is not measured: allocating page-locked memory failed")):
+                                ({"capability": 61}, "GPU 0 is not measured: GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1"),
+                                ({"faults": "cudaHostAlloc:1:cudaErrorMemoryAllocation"}, "GPU 0 is not measured: allocating page-locked memory failed")):
             with self.subTest(words):
                 environment = self.environment | simulated(**settings) | SIMULATED_DRIVER
                 process = self.succeeds(run("probe", "--quick", environment=environment))

@@ -251,7 +251,7 @@ stagecoach::CudaProbe* stagecoach_probe_cuda_v1(const stagecoach::CudaProbeOptio
       probe->devices.push_back(GpuProbe(device, options).measure());
     } catch (const stagecoach::Error& error) {
       if (error.kind() != stagecoach::ErrorKind::kResources) throw;
-      probe->problems.emplace_back(error.what());
+      probe->problems.push_back(fmt::format("GPU {} is not measured: {}", ordinal, error.what()));
     }
   }
   return probe.release();
