@@ -147,6 +147,11 @@ void Launch::complete_specs() {
             ? fmt::format("{}: nodes.{} has device_memory", job_.file, host.name())
             : fmt::format("{} is for nodes.{}, too", job_.run_place("device_memory"), host.name()),
         host.spec);
+    if (!host.spec.on_device() && !host.facts.gpus.empty() && job_.run_value("device") != "cpu")
+      options_.note(
+          fmt::format("{}: its processor computes, not its {}: device_memory = \"8GiB\", "
+                      "say, in [nodes.{}] makes it do so",
+                      host.name(), host.facts.gpus.front(), host.name()));
     if (own && host.here) host.spec.rates = host.spec.rates.or_else(*own);
     if (host.spec.memory > 0 && host.spec.rates.complete()) continue;
     throw usage_error(

@@ -47,9 +47,11 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
   if (place.memory > 0) add_flag(words, "memory", std::to_string(place.memory));
   if (place.device_memory > 0)
     add_flag(words, "device-memory", std::to_string(place.device_memory));
-  // As planned: a host whose GPU the file does not name computes with its processor.
-  const bool planned = std::any_of(mpi.ranks.begin(), mpi.ranks.end(),
-                                   [](const RankPlace& other) { return other.device_memory > 0; });
+  // As planned: a host whose GPU the file does not name computes with its processor. Windows of the
+  // file's own are no plan, unless it names a GPU.
+  const bool gpus = std::any_of(mpi.ranks.begin(), mpi.ranks.end(),
+                                [](const RankPlace& other) { return other.device_memory > 0; });
+  const bool planned = gpus || mpi.job.run_value("windows").empty();
   const std::string device = mpi.job.run_value("device");
   const bool chosen = planned && (device.empty() || (device == "auto" && place.device_memory == 0));
   if (chosen) add_flag(words, "device", place.device_memory > 0 ? "cuda" : "cpu");
@@ -59,7 +61,7 @@ Words rank_command(const MpiJob& mpi, std::size_t rank) {
       continue;
     if (setting == "device" && chosen) continue;
     // Layers beside a GPU are nothing to a host whose processor computes all of them.
-    if (setting == "cpu_layers" && planned && place.device_memory == 0) continue;
+    if (setting == "cpu_layers" && gpus && place.device_memory == 0) continue;
     if (from_stdin != nullptr && setting == from_stdin) {
       add_flag(words, setting, "-");
       continue;

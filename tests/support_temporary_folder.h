@@ -15,10 +15,12 @@ namespace stagecoach {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
+    // A test that was killed, of the same number, may have left one.
     static std::atomic<int> count{0};
-    path_ = std::filesystem::temp_directory_path() /
-            fmt::format("stagecoach-test-{}-{}", ::getpid(), count.fetch_add(1));
-    std::filesystem::create_directories(path_);
+    do
+      path_ = std::filesystem::temp_directory_path() /
+              fmt::format("stagecoach-test-{}-{}", ::getpid(), count.fetch_add(1));
+    while (!std::filesystem::create_directory(path_));
   }
   ~TemporaryFolder() {
     std::error_code ignored;

@@ -32,6 +32,7 @@ while (($#)); do
     --architectures | --out | --limit | --steps)
       (($# >= 2)) || { echo "$usage" >&2 && exit 2; }
       declare "${1#--}=$2" && shift 2 ;;
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' scripts/bench/cuda_card.sh && exit ;;
     *) echo "$usage" >&2 && exit 2 ;;
   esac
 done

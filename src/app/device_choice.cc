@@ -49,18 +49,19 @@ std::unique_ptr<Backend> open_processor(int threads) {
 std::unique_ptr<Backend> open_device(const std::string& device, int threads) {
   const DeviceChoice choice = parse_device(device);
   if (choice.kind == DeviceChoice::Kind::kCuda) return open_cuda(choice.ordinal, threads);
-  if (choice.kind == DeviceChoice::Kind::kAuto && has_cuda()) {
+  // The PC's ranks all meet it: its first one says so.
+  const auto level =
+      launched_local_rank().value_or(0) == 0 ? spdlog::level::warn : spdlog::level::debug;
+  if (choice.kind == DeviceChoice::Kind::kAuto && has_cuda_driver()) {
     try {
+      if (!has_cuda_module()) throw resource_error(kNoCudaModule);
       auto gpu = open_cuda({}, threads);
       gpu->free_bytes();  // the first that a job asks of it: a card may open, and not answer
       return gpu;
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kResources)
         throw;  // a typo, a bug: no PC that lacks something
-      // The PC's ranks all meet it: its first one says so.
-      const bool first = launched_local_rank().value_or(0) == 0;
-      spdlog::log(first ? spdlog::level::warn : spdlog::level::debug, "computing on the CPU: {}",
-                  error.what());
+      spdlog::log(level, "computing on the CPU: {}", error.what());
     }
   }
   return open_processor(threads);

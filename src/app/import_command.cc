@@ -28,7 +28,8 @@ struct WriteFlags {
 
 void add_write_flags(CLI::App& app, WriteFlags& flags) {
   app.add_option("STORE", flags.store, "Directory to create")->required();
-  app.add_option("--weights", flags.weights, "Type of the matrices (default: the source's own)")
+  app.add_option("--weights", flags.weights,
+                 "Type of the matrices (default: the source's own; f32 for a preset)")
       ->check(CLI::IsMember({"f32", "f16", "bf16", "q8", "q4"}));
   app.add_option("--name", flags.name, "Name of the model in the store (default: the source's)");
   app.add_option("--model-version", flags.version, "Version of the model in the store")

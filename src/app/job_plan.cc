@@ -376,6 +376,7 @@ class Planner {
   bool fits_in_memory(const StagePlan& plan, bool in_passes) const;
   StagingPlan staging_of(const StagePlan& plan, const Placement& placement) const;
   Error too_small(const JobPlan& plan) const;
+  std::int64_t least_device_weights(const JobPlan& plan) const;
   Error device_too_small(const JobPlan& plan) const;
   void check_device_has(const JobPlan& plan, const Placement& placement) const;
   void log(const JobPlan& plan, const Placement& placement) const;
@@ -607,10 +608,14 @@ StagingPlan Planner::staging_of(const StagePlan& plan, const Placement& placemen
   return staging;
 }
 
-Error Planner::device_too_small(const JobPlan& plan) const {
-  const std::int64_t least = smallest_device_memory(beside_processor(
+std::int64_t Planner::least_device_weights(const JobPlan& plan) const {
+  return smallest_device_memory(beside_processor(
       residency_request(plan.stages, {.in_passes = plan.in_passes, .frugal = true}, 0),
       wanted_cpu_layers().value_or(0)));
+}
+
+Error Planner::device_too_small(const JobPlan& plan) const {
+  const std::int64_t least = least_device_weights(plan);
   return resource_error(
       fmt::format("{} of device memory cannot hold {}: {} are for activations, keys and values and "
                   "logits, and {} for the least of weights, one layer and the ends of the model",
@@ -628,11 +633,14 @@ void Planner::check_device_has(const JobPlan& plan, const Placement& placement) 
   const std::int64_t wanted = plan.needs.device + placement.split->device.memory;
   const std::int64_t free = device.free_bytes() * device.sharers();
   if (wanted <= free) return;
+  const std::int64_t most = device.free_bytes();
   throw resource_error(
       fmt::format("{} has {} of memory free: expected {} for {}, out of a --device-memory of {}",
                   device.device_label(), format_bytes(free), format_bytes(wanted),
                   plan.stages.describe(control_.rank()), format_bytes(*device_budget_)),
-      fmt::format("a smaller --device-memory: {}MB at most", device.free_bytes() / 1'000'000));
+      most < plan.needs.device + least_device_weights(plan)
+          ? "end what else takes its memory, a smaller --micro-batch, or --device cpu"
+          : fmt::format("a smaller --device-memory: {}MB at most", most / 1'000'000));
 }
 
 Error Planner::too_small(const JobPlan& plan) const {

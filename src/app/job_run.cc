@@ -76,7 +76,7 @@ void JobRun::open_backend() {
     // A job file may be for PCs with a GPU, and this one. Once, of all its ranks and jobs.
     static bool said = launched_local_rank().value_or(0) > 0;
     const bool silent = parse_device(settings_.device).kind == DeviceChoice::Kind::kAuto &&
-                        !settings_.device_memory.empty() && !has_cuda();
+                        !settings_.device_memory.empty() && !has_cuda_driver();
     if (silent && !std::exchange(said, true))
       spdlog::warn("--device-memory {}: this PC has no GPU with a driver, its processor computes",
                    settings_.device_memory);

@@ -97,8 +97,9 @@ std::optional<DiskProbe> probe_disk_of(const ProbeFlags& flags) {
 
 // A GPU that cannot be used is one line: the host is measured all the same.
 std::vector<DeviceLimit> probe_gpus(const ProbeFlags& flags) {
-  if (!has_cuda()) return {};
+  if (!has_cuda_driver()) return {};
   try {
+    if (!has_cuda_module()) throw resource_error(kNoCudaModule);
     const CudaProbe found =
         probe_cuda({.quick = flags.quick, .interrupted = interrupted, .build = {}});
     for (const std::string& problem : found.problems) spdlog::warn("{}", problem);

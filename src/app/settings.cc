@@ -217,12 +217,14 @@ void add_cpu_layers_flag(CLI::App& command, RunSettings& s) {
       ->check(parses([](const std::string& text) { parse_cpu_layers(text); }));
 }
 
+std::string micro_batch_help() {
+  return fmt::format(
+      "Rows of a micro-batch, at most (default: {}; up to {} where all ranks compute on GPUs)",
+      kUsualMicroBatch, kDeviceMicroBatch);
+}
+
 void add_micro_batch_flag(CLI::App& command, RunSettings& s) {
-  command
-      .add_option("--micro-batch", s.micro_batch,
-                  fmt::format("Rows of a micro-batch, at most (default: {}; up to {} where all "
-                              "ranks compute on GPUs)",
-                              kUsualMicroBatch, kDeviceMicroBatch))
+  command.add_option("--micro-batch", s.micro_batch, micro_batch_help())
       ->check(integer_in(1, 65536));
 }
 

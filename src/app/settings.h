@@ -59,6 +59,7 @@ void add_fixed_run_flags(CLI::App& command, RunSettings& settings);
 
 // Those of them that `plan` has, too: --micro-batch; --cpu-layers; --kv and --activations.
 void add_micro_batch_flag(CLI::App& command, RunSettings& settings);
+std::string micro_batch_help();
 void add_cpu_layers_flag(CLI::App& command, RunSettings& settings);
 void add_type_flags(CLI::App& command, RunSettings& settings);
 

@@ -268,7 +268,8 @@ class TimeJob {
 
 // Numbers may stand as 128,512; what has commas of its own is given several times.
 template <typename T>
-CLI::Option* add_list(CLI::App& app, const char* flag, std::vector<T>& values, const char* help) {
+CLI::Option* add_list(CLI::App& app, const char* flag, std::vector<T>& values,
+                      const std::string& help) {
   CLI::Option* option = app.add_option(flag, values, help)->allow_extra_args(false);
   return option;
 }
@@ -286,8 +287,7 @@ void add_flags(CLI::App& app, TimeFlags& flags) {
       ->delimiter(',')
       ->type_name("N,...")
       ->check(integer_in(1, 4096));
-  add_list(app, "--micro-batch", axes.micro_batches,
-           "Rows of a micro-batch, at most (default: 256)")
+  add_list(app, "--micro-batch", axes.micro_batches, micro_batch_help())
       ->delimiter(',')
       ->type_name("N,...")
       ->check(integer_in(1, 65536));

@@ -22,9 +22,12 @@ CudaProbe probe_cuda(CudaProbeOptions options) {
   return *std::unique_ptr<CudaProbe>(probe(options));
 }
 
-bool has_cuda() {
+bool has_cuda_module() {
   std::error_code ignored;
-  if (!std::filesystem::exists(module_folder() / "stagecoach-cuda.so", ignored)) return false;
+  return std::filesystem::exists(module_folder() / "stagecoach-cuda.so", ignored);
+}
+
+bool has_cuda_driver() {
   void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
   if (driver != nullptr) ::dlclose(driver);
   return driver != nullptr;

@@ -36,9 +36,12 @@ struct CudaProbe {
 // missing, as above, and kInterrupted between two measurements.
 CudaProbe probe_cuda(CudaProbeOptions options);
 
-// Whether this PC has the module and an NVIDIA driver at all: without them a CPU is what its user
-// expects, and nothing needs to be said.
-bool has_cuda();
+// Whether this build has the module, and this PC an NVIDIA driver: without a driver a CPU is what
+// its user expects, and nothing needs to be said.
+bool has_cuda_module();
+bool has_cuda_driver();
+inline constexpr const char* kNoCudaModule =
+    "this PC has an NVIDIA driver, and this build of Stagecoach no CUDA module (docs/cuda.md)";
 
 }  // namespace stagecoach
 

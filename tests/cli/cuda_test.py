@@ -502,6 +502,12 @@ class CudaRanks(Cuda):
         self.assertEqual(devices, [(rank, f"GPU {rank} (Simulated GPU (sm_86))") for rank in range(ranks)])
         return processes
 
+    def test_a_word_that_is_none_is_refused_before_mpi_starts(self):
+        process = run("generate", "--store", self.store, *self.words(), ranks=2, environment={"STAGECOACH_CUDA_AWARE_MPI": "maybe"})
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertIn("STAGECOACH_CUDA_AWARE_MPI is 'maybe', not on or off", process.stderr)
+        self.assertNotIn("MPI_Init", process.stderr)
+
     def test_the_example_of_several_gpus(self):
         alone, together = self.example("gptj-several-gpus", 2)
         self.assertTrue(alone.stdout.strip())
@@ -794,6 +800,14 @@ class CudaAuto(Cuda):
         self.falls_back("this PC has an NVIDIA driver, and no GPU that CUDA can use", devices=0)
         self.falls_back("GPU 0 (Simulated GPU (sm_61)) has compute capability 6.1", capability=61)
 
+    def test_a_build_without_the_module_is_one_warning(self):
+        empty = self.folder / "no-modules"
+        empty.mkdir()
+        process = run("generate", "--store", self.store, *self.words(), environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(empty)})
+        self.assertEqual((process.returncode, process.stdout), (0, self.text), process.stderr)
+        (warning,) = warnings(process)
+        self.assertIn("computing on the CPU: this PC has an NVIDIA driver, and this build of Stagecoach no CUDA module", warning)
+
     def test_what_is_no_lack_of_a_device_ends_the_job(self):
         auto = ("generate", *self.words(), "--device", "auto")
         self.fails(self.run_simulated(*auto, environment=SIMULATED_DRIVER | {"STAGECOACH_CUDA_GRAPHS": "maybe"}), 2,
@@ -813,8 +827,9 @@ class CudaAuto(Cuda):
     def test_a_device_that_opens_and_does_not_answer_is_one_warning(self):
         self.falls_back("asking for free memory failed", faults="cudaMemGetInfo:1:cudaErrorDevicesUnavailable")
 
+    @unittest.skipIf(has_driver(), "this PC has a driver")
     def test_a_budget_for_a_gpu_where_there_is_none_is_one_warning(self):
-        process = self.chooses("--device", "auto", "--device-memory", "1GB", environment=SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})
+        process = self.chooses("--device", "auto", "--device-memory", "1GB")
         (warning,) = warnings(process)
         self.assertIn("--device-memory 1GB: this PC has no GPU", warning)
 
@@ -823,7 +838,7 @@ class CudaAuto(Cuda):
         self.falls_back(TOO_OLD, driver=11080, ranks=3)
 
     def test_the_cpu_in_silence(self):
-        silent = [("--device", "cpu", SIMULATED_DRIVER), ("--device", "auto", SIMULATED_DRIVER | {"STAGECOACH_MODULES": str(self.folder)})]
+        silent = [("--device", "cpu", SIMULATED_DRIVER)]
         if not has_driver():  # this PC has no GPU
             silent.append(("--device", "auto", {}))
         for *flags, environment in silent:

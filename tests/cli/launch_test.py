@@ -187,6 +187,10 @@ class Launch(StoreTest):
             for command in (("launch",), ("launch", "--dry-run"), ("doctor", "--quick")):
                 with self.subTest(settings, command=command):
                     self.fails(self.run_here(*command, self.job(run_table + settings, node)), 2, *words)
+        # What is planned without a GPU runs without.
+        rates = "memory_gb_per_s = 20.0\nf32_gflop_per_s = 100.0\nbf16_gflop_per_s = 100.0\nint8_gop_per_s = 200.0\ndisk_gb_per_s = 1.0\n"
+        dry = self.succeeds(self.run_here("launch", self.job(run_table, plain + rates), "--dry-run", "--json"))
+        self.assertIn("--device=cpu", json.loads(dry.stdout)["command"])
         # Where nothing is planned ranks look for GPUs themselves.
         dry = self.succeeds(self.run_here("launch", self.job(self.RUN + 'device = "cuda"\n', plain), "--dry-run", "--json"))
         self.assertIn("--device=cuda", json.loads(dry.stdout)["command"])

@@ -15,13 +15,17 @@
 
 namespace stagecoach {
 
-bool mpi_knows_devices() {
+std::optional<bool> wanted_device_access() {
   const char* const variable = std::getenv("STAGECOACH_CUDA_AWARE_MPI");
   const std::string_view value = variable != nullptr ? variable : "";
   if (!value.empty() && value != "on" && value != "off")
     throw usage_error(fmt::format("STAGECOACH_CUDA_AWARE_MPI is '{}', not on or off", value),
                       "leave it out, and MPI is asked");
-  if (!value.empty()) return value == "on";
+  if (value.empty()) return std::nullopt;
+  return value == "on";
+}
+
+bool mpi_knows_devices() {
 #ifdef OMPI_HAVE_MPI_EXT_CUDA
   return MPIX_Query_cuda_support != nullptr && MPIX_Query_cuda_support() == 1;
 #else

@@ -3,13 +3,15 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "transport/transport.h"
 
 namespace stagecoach {
 
-// Whether this MPI reads and writes a device's memory: what it says itself when it runs, or
-// STAGECOACH_CUDA_AWARE_MPI (on, off). Throws usage_error on another value.
+// What STAGECOACH_CUDA_AWARE_MPI says (on, off), if anything. Throws usage_error on another value.
+std::optional<bool> wanted_device_access();
+// Whether this MPI, which runs, says that it reads and writes a device's memory.
 bool mpi_knows_devices();
 
 // What the rank has lent; thread-safe.

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -165,8 +166,9 @@ std::vector<std::string> MpiTransport::exchange_hosts(int size) {
 
 void MpiTransport::run(std::promise<void> started) {
   try {
+    const std::optional<bool> wanted = wanted_device_access();  // refused while MPI can be left
     topology_ = start_mpi();
-    knows_devices_ = mpi_knows_devices();
+    knows_devices_ = wanted ? *wanted : mpi_knows_devices();
     inbox_ = std::make_unique<Inbox>(rank(), size());
     outbox_ = std::make_unique<Outbox>(size());
   } catch (...) {
