@@ -248,7 +248,7 @@ struct Q4Weight {
 
 // Of one product: what it does not share with the others of the launch.
 struct Output {
-  std::int64_t first_panel;  // of all panels of the launch
+  unsigned first_panel;  // of all panels of the launch
   const std::byte* weight;
   const float* bias;
   float* y;
@@ -262,13 +262,13 @@ struct FewRowsArgs {
   Output outputs[kMostTogether];
 };
 
-// Not by an index, for which the compiler would keep a copy of the arguments in memory.
-__device__ Output output_of(const FewRowsArgs& args, std::int64_t panel) {
-  Output output = args.outputs[0];
+// Which of the outputs has a panel.
+__device__ int output_of(const FewRowsArgs& args, unsigned panel) {
+  int found = 0;
 #pragma unroll
   for (int i = 1; i < static_cast<int>(kMostTogether); ++i)
-    if (i < args.count && panel >= args.outputs[i].first_panel) output = args.outputs[i];
-  return output;
+    if (i < args.count && panel >= args.outputs[i].first_panel) found = i;
+  return found;
 }
 
 template <int kRows>
@@ -298,17 +298,19 @@ template <typename Weight, int kRows, typename Input>
 // Three blocks a multiprocessor, or the compiler would save registers where loads ought to be under
 // way.
 __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
-    few_rows_kernel(FewRowsArgs args, Input x) {
+    few_rows_kernel(const __grid_constant__ FewRowsArgs args, Input x) {
   auto* const shared = shared_memory<BlockSums<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const unsigned blocks = kRows == kFewRows ? divide_up(args.rows, kRows) : 1;  // of a panel
-  const std::int64_t panel_of_all = blockIdx.x / blocks;
-  const Output to = output_of(args, panel_of_all);
-  const std::int64_t panel_index = panel_of_all - to.first_panel;
+  const unsigned panel_of_all = blockIdx.x / blocks;
+  // Looked up again after the sums, which want all registers.
+  const int which = output_of(args, panel_of_all);
+  const unsigned panel_index = panel_of_all - args.outputs[which].first_panel;
   const int first = static_cast<int>(blockIdx.x % blocks) * kRows;
   x.data = x.data.from(first);
-  const std::byte* const panel = to.weight + panel_index * Weight::panel_bytes(args.in);
+  const std::byte* const panel =
+      args.outputs[which].weight + panel_index * Weight::panel_bytes(args.in);
   float sums[kRows][Weight::kOutputs] = {};
   const std::int64_t steps = Weight::steps(args.in);
 #pragma unroll(kRows == 1 ? 4 : 2)
@@ -316,9 +318,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, kRows == 1 ? 3 : 1)
     Weight::add(panel, args.in, step, lane, x, sums);
   store_lane_sums(sums, lane, shared->of_warp[warp]);
   __syncthreads();
+  const Output& to = args.outputs[which];
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPanel; i += kWarps * kWarp) {
     const int row = i / kPanel;
-    const std::int64_t n = panel_index * kPanel + i % kPanel;
+    const std::int64_t n = std::int64_t{panel_index} * kPanel + i % kPanel;
     if (n >= to.out || first + row >= args.rows) continue;
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) sum += shared->of_warp[w][row][i % kPanel];
@@ -339,7 +342,7 @@ void launch_rows(MatmulSpan products, const Input& x, cudaStream_t stream) {
                    .accumulate = shared.accumulate,
                    .count = static_cast<int>(products.size()),
                    .outputs = {}};
-  std::int64_t panels = 0;
+  unsigned panels = 0;
   for (std::size_t i = 0; i < products.size(); ++i) {
     const MatmulArgs& product = products[i];
     args.outputs[i] = {.first_panel = panels,
@@ -350,7 +353,7 @@ void launch_rows(MatmulSpan products, const Input& x, cudaStream_t stream) {
                        .out = product.out};
     panels += divide_up(product.out, kPanel);
   }
-  LaunchShape shape{.grid = dim3(static_cast<unsigned>(panels) * divide_up(shared.rows, kFewRows)),
+  LaunchShape shape{.grid = dim3(panels * divide_up(shared.rows, kFewRows)),
                     .threads = kWarps * kWarp,
                     .shared_bytes = 0,
                     .stream = stream};
