@@ -44,6 +44,7 @@ struct RowPointers {
 
 template <typename T>
 struct PlainInput {
+  static constexpr bool kPadded = true;  // there are zeros behind its columns
   RowPointers data;
   std::int64_t cols;
 
@@ -55,6 +56,7 @@ struct PlainInput {
 };
 
 struct QuantInput {
+  static constexpr bool kPadded = false;
   RowPointers data;
 
   __device__ const InputGroup& group(int row, std::int64_t g) const {
@@ -97,11 +99,9 @@ struct PlainWeight {
   }
 };
 
-// The words that a lane reads of a group: word `word` of rows 4 quarter … + 3. Not inside: of the
-// group before, to count as nothing.
+// The words that a lane reads of a group: word `word` of rows 4 quarter … + 3.
 struct LaneInGroup {
   int word, quarter;
-  bool inside = true;
 };
 
 __device__ float4 scales_of(const std::byte* group, int quarter) {
@@ -183,16 +183,16 @@ struct Q4Weight {
   template <int kRows, typename Input>
   static __device__ void add(const std::byte* panel, std::int64_t in, std::int64_t step, int lane,
                              const Input& x, float (&sums)[kRows][kOutputs]) {
-    // Beyond the last group its weights count again, as 0, with inputs that are 0 (an infinite one
-    // would make a NaN of it): leaving here would keep the compiler from loading ahead.
+    // Beyond the last group its weights count again, as 0: leaving here would keep the compiler
+    // from loading ahead. So do its inputs, unless one may be infinite, of which 0 would make NaN.
     const std::int64_t wanted = step * kGroupsPerStep + lane / 16;
     const bool inside = wanted < groups(in);
     const std::int64_t g = inside ? wanted : groups(in) - 1;
     const std::byte* const group = panel + g * kGroupBytes;
-    const LaneInGroup at{.word = lane % 16 / 4, .quarter = lane % 4, .inside = inside};
+    const LaneInGroup at{.word = lane % 16 / 4, .quarter = lane % 4};
     const uint4 words = __ldcs(reinterpret_cast<const uint4*>(group + kScaleBytes) + lane % 16);
     const float4 scales = inside ? scales_of(group, at.quarter) : float4{};
-    add_words(words, scales, wanted, at, x, sums);
+    add_words(words, scales, Input::kPadded ? wanted : g, at, x, sums);
   }
 
   template <int kRows, typename T>
@@ -231,7 +231,7 @@ struct Q4Weight {
     const float* const scale = &scales.x;
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      const InputGroup& group = x.group(row, at.inside ? g : g - 1);
+      const InputGroup& group = x.group(row, g);
       const int low = quant_word(group, 2 * at.word), high = quant_word(group, 2 * at.word + 1);
       const int correction = at.word == 0 ? group.minus_8_sum : 0;
 #pragma unroll

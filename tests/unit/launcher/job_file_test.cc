@@ -157,17 +157,20 @@ TEST(MpiCommand, HasARankOfItsOwnForEachHost) {
                    .network = "10.0.0.0/24",
                    .shell = "/usr/bin/stagecoach agent-shell /s",
                    .as_root = false};
-  EXPECT_EQ(shell_command(mpi_command(mpi)),
-            "mpirun --oversubscribe --bind-to none --leave-session-attached --mca plm_rsh_agent "
-            "'/usr/bin/stagecoach agent-shell /s' --mca plm_rsh_no_tree_spawn 1 --mca "
-            "plm_rsh_num_concurrent 128 --mca "
-            "oob_tcp_if_include 10.0.0.0/24 "
-            "--mca btl_tcp_if_include 10.0.0.0/24 -np 1 --host 10.0.0.2 /opt/stagecoach generate "
-            "--store=/data/model "
-            "--windows=0:2,2:5 --json=true --prompts=- --stop=a --stop=-b : -np 1 --host 10.0.0.1 "
-            "/usr/bin/stagecoach generate "
-            "--store=/srv/model --windows=0:2,2:5 --memory=4000000000 --json=true --prompts=- "
-            "--stop=a --stop=-b --report=x");
+  EXPECT_EQ(
+      shell_command(mpi_command(mpi)),
+      "mpirun --oversubscribe --bind-to none --leave-session-attached --mca plm_rsh_agent "
+      "'/usr/bin/stagecoach agent-shell /s' --mca plm_rsh_no_tree_spawn 1 --mca "
+      "plm_rsh_num_concurrent 128 --mca "
+      "oob_tcp_if_include 10.0.0.0/24 "
+      "--mca btl_tcp_if_include 10.0.0.0/24 -np 1 --host 10.0.0.2 /opt/stagecoach generate "
+      "--store=/data/model "
+      "--windows=0:2,2:5 --device=cpu --json=true --prompts=- --stop=a --stop=-b : -np 1 --host "
+      "10.0.0.1 "
+      "/usr/bin/stagecoach generate "
+      "--store=/srv/model --windows=0:2,2:5 --memory=4000000000 --device=cpu --json=true "
+      "--prompts=- "
+      "--stop=a --stop=-b --report=x");
   EXPECT_EQ(hostfile(mpi), "10.0.0.2 slots=1\n10.0.0.1 slots=1\n");
   EXPECT_EQ(rankfile(mpi), "rank 0=10.0.0.2 slot=*\nrank 1=10.0.0.1 slot=*\n");
 }
