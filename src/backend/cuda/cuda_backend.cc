@@ -198,7 +198,7 @@ class CudaBackend final : public Backend {
   std::atomic<bool> copies_ahead_{false};
   Stream ops_;
   Stream copies_;
-  BlockingWait done_;
+  Order done_;
   std::mutex origin_mutex_;  // the copying thread marks, too
   ClockOriginPtr origin_;
   ArgumentRing arguments_;

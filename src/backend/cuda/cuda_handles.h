@@ -90,22 +90,15 @@ class CudaEvent final : public Event {
   const OwnedEvent event_{cudaEventBlockingSync};
 };
 
-// Orders streams, as often as it is recorded. Nothing waits for one that never was.
+// Orders streams, or a thread behind one, as often as it is recorded. Nothing waits for one that
+// never was.
 class Order {
  public:
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
   void hold(cudaStream_t stream) const {
     check(cudaStreamWaitEvent(stream, event_, 0), "ordering streams");
   }
-
- private:
-  const OwnedEvent event_{cudaEventDisableTiming};
-};
-
-// For whoever waits for a stream asleep. Of several who do at once each waits for the last record.
-class BlockingWait {
- public:
-  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  // The calling thread, asleep. Of several who record at once each waits for the last record.
   void synchronize() const { check(cudaEventSynchronize(event_), "waiting for the device"); }
 
  private:

@@ -45,18 +45,6 @@ class PinnedMemory {
   void* data_ = nullptr;
 };
 
-class TimedEvent {
- public:
-  TimedEvent() { check(cudaEventCreateWithFlags(&event_, cudaEventDefault), "creating an event"); }
-  ~TimedEvent() { cudaEventDestroy(event_); }
-  TimedEvent(const TimedEvent&) = delete;
-  TimedEvent& operator=(const TimedEvent&) = delete;
-  operator cudaEvent_t() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 class GpuProbe {
  public:
   GpuProbe(const Device& device, const CudaProbeOptions& options)
@@ -232,7 +220,7 @@ class GpuProbe {
   const CudaProbeOptions& options_;
   const std::int64_t largest_;
   Stream stream_;
-  TimedEvent begin_, end_;
+  const OwnedEvent begin_{cudaEventDefault}, end_{cudaEventDefault};
   Scratch workspace_;  // cuBLAS's own: freed after it
   cublasHandle_t cublas_ = nullptr;
 };
