@@ -261,6 +261,14 @@ int AgentClient::end(const std::string& job) {
   return static_cast<int>(JsonObject(reply, name_).integer("ended"));
 }
 
+std::optional<int> AgentClient::ranks(const std::string& job) try {
+  const Json reply = ask({{"op", "ranks"}, {"job", job}});
+  return static_cast<int>(JsonObject(reply, name_).integer("ranks"));
+} catch (const Error& error) {
+  if (error.kind() != ErrorKind::kUsage) throw;
+  return std::nullopt;
+}
+
 JobFolder AgentClient::job_folder(const std::string& job) {
   return job_folder_from_json(ask({{"op", "job_folder"}, {"job", job}}), name_);
 }

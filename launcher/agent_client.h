@@ -80,6 +80,8 @@ class AgentClient {
   void hold(const std::string& job, const std::string& files);
   void ping(Seconds patience = kSilence);
   int end(const std::string& job);
+  // Of the job's processes there, its ranks; an agent of an older build does not count them.
+  std::optional<int> ranks(const std::string& job);
 
   // Made if need be.
   JobFolder job_folder(const std::string& job);

@@ -129,7 +129,7 @@ void AgentSession::answer(const Json& message) {
 
 void AgentSession::dispatch(const std::string& name, const JsonObject& request) {
   using Handler = void (AgentSession::*)(const JsonObject&);
-  static constexpr std::array<std::pair<std::string_view, Handler>, 20> kHandlers{{
+  static constexpr std::array<std::pair<std::string_view, Handler>, 21> kHandlers{{
       {"facts", &AgentSession::facts},
       {"store", &AgentSession::store},
       {"verify", &AgentSession::verify},
@@ -145,6 +145,7 @@ void AgentSession::dispatch(const std::string& name, const JsonObject& request) 
       {"start", &AgentSession::start},
       {"hold", &AgentSession::hold},
       {"end", &AgentSession::end},
+      {"ranks", &AgentSession::ranks},
       {"job_folder", &AgentSession::job_folder},
       {"job_files", &AgentSession::job_files},
       {"read_job", &AgentSession::read_job},
@@ -469,6 +470,12 @@ void AgentSession::end(const JsonObject& request) {
   const std::string job = request.string("job");
   check_job_name(job);
   ok({{"ended", end_processes_of(job)}});
+}
+
+void AgentSession::ranks(const JsonObject& request) {
+  const std::string job = request.string("job");
+  check_job_name(job);
+  ok({{"ranks", count_ranks_of(job)}});
 }
 
 void AgentSession::job_folder(const JsonObject& request) {

@@ -51,6 +51,7 @@ class AgentSession {
   void attend(Child& child);
   void hold(const JsonObject& request);
   void end(const JsonObject& request);
+  void ranks(const JsonObject& request);
   void job_folder(const JsonObject& request);
   void job_files(const JsonObject& request);
   void read_job(const JsonObject& request);

@@ -132,6 +132,7 @@ void JobRunner::settle(Outcome& outcome, Child& mpirun, const HostWatch& watch) 
   const std::optional<LastWord> said = last_word(watch);
   const bool lost = !outcome.lost_hosts.empty();
   const bool done = said && said->code == 0 && all_printed(mpirun, said->printed);
+  if (said && outcome.hung) options_.warn(outcome.reason + ": it was ended");
   if (done && lost) {
     options_.warn("all results were written before");
     outcome = {.code = 0, .lost_hosts = {}, .reason = {}, .explained = true};
@@ -161,6 +162,7 @@ void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
   outcome.rank_lost = true;
   const bool not_done = outcome.code == 0;
   if (not_done) outcome.code = kPeerLostCode;
+  if (outcome.hung) return;
   outcome.reason = signal            ? fmt::format("a rank was ended by signal {}", *signal)
                    : !missed.empty() ? missed
                    : not_done        ? std::string("mpirun ended before all results had come")
@@ -205,6 +207,10 @@ void JobRunner::supply_heirs(Outcome& outcome) {
 }
 
 Error JobRunner::stopped(const Outcome& outcome) const {
+  if (outcome.hung && outcome.lost_hosts.empty())
+    return {ErrorKind::kPeerLost, outcome.reason,
+            fmt::format("stagecoach doctor {} looks at the hosts; then run the same command again",
+                        job_.file)};
   if (outcome.lost_hosts.empty())
     return {
         ErrorKind::kPeerLost,

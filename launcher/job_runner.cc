@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/byte_size.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "launcher/launch_session.h"
 #include "launcher/leftovers.h"
@@ -22,6 +23,8 @@ namespace fs = std::filesystem;
 
 // mpirun may take so long to end its ranks, before it is killed.
 constexpr Seconds kEndPatience{2};
+// mpirun may be without ranks for so long: until it has started some, and at the job's end.
+constexpr std::chrono::seconds kStartPatience{120}, kLinger{10};
 // After Ctrl-C, of five seconds: until hosts are no longer told to end the job, and to forget its
 // files. What comes behind is the end of ssh.
 constexpr Seconds kToldToEnd{3}, kToldToForget{3.6};
@@ -165,7 +168,7 @@ MpiJob JobRunner::placed_job() {
     // What the lost host's plan has kept may not fit the next one, and is no reason to end.
     if (job_.replicas > 1 && job_.command == "score")
       extra.push_back("--checkpoint-launch=" + planned_.name);
-    if (rank == 0) extra.push_back("--done-file=" + files + "/" + done_name());
+    extra.push_back("--done-file=" + files + "/" + done_name());
     if (!job_.run_value("report").empty()) extra.push_back("--report=" + files + "/report");
   }
   return mpi;
@@ -282,12 +285,14 @@ JobRunner::Outcome JobRunner::run_ranks() {
   return outcome;
 }
 
-// What mpirun says now, after at most a moment.
-void JobRunner::relay_some(Child& mpirun) {
+// What mpirun says now, after at most a moment. Whether it said anything.
+bool JobRunner::relay_some(Child& mpirun) {
+  bool heard = false;
   std::array<char, 65536> buffer;
   const auto forward = [&](int file, const auto& take) {
     const ssize_t size = ::read(file, buffer.data(), buffer.size());
     if (size > 0) take(std::string_view(buffer.data(), static_cast<std::size_t>(size)));
+    heard = heard || size > 0;
     return size > 0 || (size < 0 && errno == EINTR);
   };
   std::array<pollfd, 2> files{pollfd{mpirun.out(), POLLIN, 0}, pollfd{mpirun.err(), POLLIN, 0}};
@@ -300,16 +305,40 @@ void JobRunner::relay_some(Child& mpirun) {
     mpirun.close_err();
   if (options_.interrupted())
     throw Error(ErrorKind::kInterrupted, "interrupted: the job was ended on all hosts");
+  return heard;
 }
 
-// Until mpirun ends, a host is lost or the user ends it, who gets kInterrupted.
+// Of an mpirun that says nothing. Open MPI 5.0.8's may wait for a lock of its own for ever, once a
+// rank has ended with an error.
+bool JobRunner::is_hung(const HostWatch& watch, Outcome& outcome) const {
+  const Seconds deserted = watch.without_ranks();
+  if (deserted < kLinger) return false;
+  // Those of a short job may have come and gone between two looks.
+  const bool ended = watch.had_ranks() || last_word(watch);
+  if (!ended && deserted < kStartPatience) return false;
+  outcome.hung = true;
+  outcome.code = kPeerLostCode;
+  outcome.reason =
+      ended ? fmt::format("mpirun has not ended {} s after its ranks", kLinger.count())
+            : fmt::format("mpirun has started no rank within {} s", kStartPatience.count());
+  return true;
+}
+
+// Until mpirun ends or hangs, a host is lost or the user ends it, who gets kInterrupted.
 JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) {
   Outcome outcome;
   std::optional<int> code;
+  Seconds silence{0};
   while (mpirun.out() >= 0 || mpirun.err() >= 0 || !(code = mpirun.poll())) {
-    relay_some(mpirun);
+    const auto begin = Clock::now();
+    const bool heard = relay_some(mpirun);
+    silence = heard ? Seconds(0) : silence + Seconds(Clock::now() - begin);
     take_lost(outcome, watch);
     if (!outcome.lost_hosts.empty()) return outcome;
+    // An mpirun whose words nobody takes, so that it still has some, is not silent.
+    if (silence < kLinger) continue;
+    if (is_hung(watch, outcome)) return outcome;
+    silence = Seconds(0);
   }
   outcome.code = *code;
   return outcome;

@@ -52,6 +52,7 @@ class JobRunner {
     std::string reason;                   // of the first
     bool rank_lost = false;               // a rank, of a host that answers
     bool explained = false;               // Open MPI knows no better
+    bool hung = false;                    // mpirun, which had no rank any more
 
     bool lost() const { return rank_lost || !lost_hosts.empty(); }
   };
@@ -65,7 +66,8 @@ class JobRunner {
   Outcome run_once();
   Outcome run_ranks();
   Outcome follow(Child& mpirun, const HostWatch& watch);
-  void relay_some(Child& mpirun);
+  bool relay_some(Child& mpirun);
+  bool is_hung(const HostWatch& watch, Outcome& outcome) const;
   void settle(Outcome& outcome, Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();

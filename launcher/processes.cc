@@ -75,10 +75,10 @@ bool drain(int file, std::string& text) {
   return size > 0;
 }
 
-// Those that are there now; one may start another while this looks.
-int end_some_of(const std::string& job) {
+// Calls visit(pid, its variables) for those that are there now; one may start another meanwhile.
+template <typename Visit>
+void for_each_process_of(const std::string& job, const Visit& visit) {
   const std::string wanted = fmt::format("{}={}", kJobVariable, job);
-  int ended = 0;
   std::error_code error;
   for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
        entry.increment(error)) {
@@ -87,14 +87,19 @@ int end_some_of(const std::string& job) {
                      [](unsigned char c) { return std::isdigit(c) != 0; }))
       continue;
     std::ifstream file(entry->path() / "environ", std::ios::binary);
-    std::string variable;
-    while (std::getline(file, variable, '\0')) {
-      if (variable != wanted) continue;
-      const auto pid = static_cast<pid_t>(std::stol(name));
-      if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
-      break;
-    }
+    std::vector<std::string> variables;
+    for (std::string variable; std::getline(file, variable, '\0');)
+      variables.push_back(std::move(variable));
+    if (std::find(variables.begin(), variables.end(), wanted) != variables.end())
+      visit(static_cast<pid_t>(std::stol(name)), variables);
   }
+}
+
+int end_some_of(const std::string& job) {
+  int ended = 0;
+  for_each_process_of(job, [&](pid_t pid, const std::vector<std::string>&) {
+    if (pid != ::getpid() && ::kill(pid, SIGKILL) == 0) ++ended;
+  });
   return ended;
 }
 
@@ -231,6 +236,16 @@ int end_processes_of(const std::string& job) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // until those have gone
   }
   return ended;
+}
+
+int count_ranks_of(const std::string& job) {
+  int ranks = 0;
+  for_each_process_of(job, [&](pid_t, const std::vector<std::string>& variables) {
+    ranks += std::any_of(variables.begin(), variables.end(), [](const std::string& variable) {
+      return variable.starts_with("OMPI_COMM_WORLD_RANK=");
+    });
+  });
+  return ranks;
 }
 
 void raise_descriptor_limit() {

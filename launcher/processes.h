@@ -65,6 +65,9 @@ inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";
 // Kills the processes of this user that have that value. The number of them.
 int end_processes_of(const std::string& job);
 
+// Those of them that Open MPI has started as ranks.
+int count_ranks_of(const std::string& job);
+
 // As many open files as the system lets this user have: a host takes several connections.
 void raise_descriptor_limit();
 

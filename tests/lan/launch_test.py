@@ -104,13 +104,13 @@ class Launches(LanTest):
         return subprocess.run(self.command("launch", job, *flags), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
 
     @contextlib.contextmanager
-    def launched(self, job, *flags, home=None):
+    def launched(self, job, *flags, home=None, environment=None):
         """A launch whose ranks all run: (process, {host: pid}, file of stderr)."""
         name = f"{os.getpid()}-{self.id()}"
         errors, results = self.folder / "stderr", self.folder / "stdout"
         with errors.open("wb") as stderr, results.open("wb") as stdout:
             process = subprocess.Popen(self.command("launch", job, *flags), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                                       env=ENVIRONMENT | {"STAGECOACH_TEST_JOB": name} | ({"HOME": str(home)} if home else {}),
+                                       env=(environment or ENVIRONMENT) | {"STAGECOACH_TEST_JOB": name} | ({"HOME": str(home)} if home else {}),
                                        start_new_session=True)
         try:
             table = job.read_bytes().split(b"[run]")[0]
@@ -439,17 +439,42 @@ class Launches(LanTest):
     def test_a_killed_rank_with_replicas(self):
         self.goes_on(lambda ranks: os.kill(ranks[1], signal.SIGKILL), "all hosts answer: starting again")
 
+    # ---- Jobs whose mpirun says something else ----
+
+    def mpirun(self, script):
+        """The environment of a launch that runs `script` in mpirun's place."""
+        fake = self.folder / "fake"
+        fake.mkdir(exist_ok=True)
+        (fake / "mpirun").write_text(f'#!/bin/sh\nPATH="{ENVIRONMENT["PATH"]}"\ncase "$1" in --version) exec mpirun "$@" ;; esac\n{script}\n')
+        (fake / "mpirun").chmod(0o755)
+        return ENVIRONMENT | {"PATH": f"{fake}:{ENVIRONMENT['PATH']}"}
+
+    def test_an_mpirun_that_hangs(self):
+        self.start_agents()
+        environment = self.mpirun('mpirun "$@"; sleep 1000')
+        settings = f'greedy = true\njson = true\nmax_new_tokens = 8\nwindows = "{WINDOWS}"\n'
+        launch = lambda job: subprocess.run(self.command("launch", job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                                            env=environment, timeout=PATIENCE)
+        # The job has ended all the same.
+        done = self.succeeds(launch(self.job(f'prompt = "In the beginning"\n{settings}')))
+        alone = self.alone("--prompt", "In the beginning", "--greedy", "--max-new-tokens", "8")
+        self.assertEqual(json_lines(done)[0]["ids"], alone[0]["ids"])
+        self.assertIn("mpirun has not ended 10 s after its ranks: it was ended", done.stderr)
+        self.fails(launch(self.job(f'prompt_ids = "1 99999"\n{settings}')), 2, "99999 is outside the vocabulary")
+        # A rank that says nothing any more.
+        job = self.job(self.ENDLESS, launch='command = "time"')
+        with self.launched(job, environment=environment) as (process, ranks, errors):
+            os.kill(ranks[1], signal.SIGKILL)
+            code, text = self.ends(process, errors)
+        self.assertEqual(code, 5, text)
+        self.assertIn("mpirun has not ended 10 s after its ranks", text)
 
     def test_a_host_that_is_lost_when_all_is_written(self):
         self.start_agents()
-        fake = self.folder / "fake"
-        fake.mkdir()
-        (fake / "mpirun").write_text(f'#!/bin/sh\nPATH="{ENVIRONMENT["PATH"]}"\ncase "$1" in --version) exec mpirun "$@" ;; esac\n'
-                                     f'mpirun "$@" && touch "{self.folder}/ended" && sleep 1000\n')
-        (fake / "mpirun").chmod(0o755)
+        environment = self.mpirun(f'mpirun "$@" && touch "{self.folder}/ended" && sleep 1000')
         job = self.job(f'prompt = "In the beginning"\nmax_new_tokens = 8\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n')
         process = subprocess.Popen(self.command("launch", job), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True, env=ENVIRONMENT | {"PATH": f"{fake}:{ENVIRONMENT['PATH']}"}, start_new_session=True)
+                                   text=True, env=environment, start_new_session=True)
         self.addCleanup(process.kill)
         deadline = time.monotonic() + PATIENCE
         while not (self.folder / "ended").exists():
@@ -465,14 +490,10 @@ class Launches(LanTest):
 
     def test_results_that_mpirun_has_not_handed_on(self):
         self.start_agents()
-        fake = self.folder / "fake"
-        fake.mkdir()
-        (fake / "mpirun").write_text(f'#!/bin/sh\nPATH="{ENVIRONMENT["PATH"]}"\ncase "$1" in --version) exec mpirun "$@" ;; esac\n'
-                                     'mpirun "$@" | head -c -20\n')
-        (fake / "mpirun").chmod(0o755)
+        environment = self.mpirun('mpirun "$@" | head -c -20')
         job = self.job(f'prompt = "In the beginning"\nmax_new_tokens = 8\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n')
         launched = subprocess.run(self.command("launch", job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                                  env=ENVIRONMENT | {"PATH": f"{fake}:{ENVIRONMENT['PATH']}"}, timeout=PATIENCE)
+                                  env=environment, timeout=PATIENCE)
         self.assertEqual(launched.returncode, 5, launched.stderr)
         self.assertIn("mpirun ended before all results had come", launched.stderr)
 

@@ -395,6 +395,18 @@ TEST_F(Agents, EndAJobWhoseLauncherHasGone) {
   EXPECT_EQ(other.wait(Seconds(20)), 128 + SIGKILL);
 }
 
+TEST_F(Agents, CountTheRanksOfAJob) {
+  const std::string job = fmt::format("test-{}@0", ::getpid());
+  const std::string variable = fmt::format("{}={}", kJobVariable, job);
+  const Words sleep{"sleep", "1000"};
+  const Child mpirun(sleep, {variable}, Child::Streams::kCapture);
+  const Child rank(sleep, {variable, "OMPI_COMM_WORLD_RANK=0"}, Child::Streams::kCapture);
+  const Child stranger(sleep, {variable + "x", "OMPI_COMM_WORLD_RANK=0"}, Child::Streams::kCapture);
+  AgentClient a = client_a();
+  EXPECT_EQ(a.ranks(job), 1);
+  EXPECT_EQ(a.ranks(job + "y"), 0);
+}
+
 TEST_F(Agents, StartNothingButADaemon) {
   AgentClient a = client_a();
   EXPECT_EQ(error_of([&] { a.run_daemon("job", "touch /tmp/x"); }).kind(), ErrorKind::kUsage);
