@@ -348,7 +348,16 @@ class Bench {
   bool agreed_ = true;
 };
 
+constexpr const char* kUsage =
+    "usage: kernels_bench [--threads N] [ISA [TEXT]]\n"
+    "Checks and times every kernel of an instruction set (the best here) whose line has TEXT in\n"
+    "it, on N cores (one), beside what these cores are measured to do.\n";
+
 int run_bench(const std::vector<std::string>& arguments) {
+  if (arguments.size() == 1 && arguments[0] == "--help") {
+    std::fputs(kUsage, stdout);
+    return 0;
+  }
   int threads = 1;
   std::size_t next = 0;
   if (!arguments.empty() && arguments[0] == "--threads") {
@@ -356,7 +365,7 @@ int run_bench(const std::vector<std::string>& arguments) {
     next = 2;
   }
   if (threads < 1 || threads > 1024 || arguments.size() > next + 2) {
-    std::fprintf(stderr, "usage: kernels_bench [--threads N] [ISA [TEXT]]\n");
+    std::fputs(kUsage, stderr);
     return 2;
   }
   const auto argument = [&](std::size_t i, const char* otherwise) {

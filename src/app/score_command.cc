@@ -99,7 +99,7 @@ class ScoreJob {
                        {"perplexity", predicted ? Json(perplexity) : Json(nullptr)},
                        {"seconds", seconds_}});
     } else if (predicted) {
-      print(fmt::format("{} tokens, perplexity {}, mean ln P {}\n", ids_.size(), perplexity,
+      print(fmt::format("{} tokens, perplexity {:.6g}, mean ln P {:.6g}\n", ids_.size(), perplexity,
                         sum / static_cast<double>(ids_.size() - 1)));
     } else {
       print("1 token: nothing to predict, no perplexity\n");

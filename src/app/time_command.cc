@@ -224,10 +224,10 @@ class TimeJob {
     if (!flags_.run.json) {
       print(fmt::format(
           "{}{}: {:.4g} ms a pass (quartiles {:.4g} to {:.4g}), {:.4g} tokens/s; embedding {:.3g} "
-          "ms, head {:.3g} ms; {} ranks, {} weights, {}\n",
+          "ms, head {:.3g} ms; {} rank{}, {} weights, {}\n",
           sweep_.single() ? "" : combination_.name + ": ", phase_name(phase.phase), phase.ms,
           phase.ms_q1, phase.ms_q3, phase.tokens_per_second, phase.embedding_ms, phase.head_ms,
-          view.plan.ranks, weights, view.isa));
+          view.plan.ranks, view.plan.ranks == 1 ? "" : "s", weights, view.isa));
       return;
     }
     Json json{{"summary", true},
