@@ -9,13 +9,11 @@ namespace stagecoach {
 namespace {
 
 constexpr Seconds kPatience{5};
-constexpr int kPingsToACount = 3;  // of ranks, for which an agent looks at every process
 
 }  // namespace
 
 HostWatch::HostWatch(const std::vector<WatchedHost>& hosts, const Key& key,
-                     const Interrupted& interrupted)
-    : ranks_(hosts.size()) {
+                     const Interrupted& interrupted) {
   // A host that is held wants to be pinged at once, however long others take.
   std::vector<std::promise<void>> held(hosts.size());
   for (std::size_t i = 0; i < hosts.size(); ++i)
@@ -55,9 +53,8 @@ void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& ke
   holds = true;
   held.set_value();
   try {
-    for (int pings = 1; !stop_; ++pings) {
+    while (!stop_) {
       client->ping(kPatience);
-      if (pings % kPingsToACount == 0) take_ranks(number, client->ranks(host.job));
       pause_a_second(stop_);
     }
   } catch (const std::exception& exception) {
@@ -65,29 +62,6 @@ void HostWatch::watch(std::size_t number, const WatchedHost& host, const Key& ke
     const std::lock_guard lock(mutex_);
     lost_.emplace_back(number, exception.what());
   }
-}
-
-void HostWatch::take_ranks(std::size_t host, std::optional<int> ranks) {
-  const std::lock_guard lock(mutex_);
-  ranks_[host] = ranks;
-  had_ranks_ = had_ranks_ || ranks.value_or(0) > 0;
-  const bool none = std::all_of(ranks_.begin(), ranks_.end(),
-                                [](const std::optional<int>& count) { return count == 0; });
-  if (!none) {
-    deserted_.reset();
-  } else if (!deserted_) {
-    deserted_ = Clock::now();
-  }
-}
-
-Seconds HostWatch::without_ranks() const {
-  const std::lock_guard lock(mutex_);
-  return deserted_ ? Seconds(Clock::now() - *deserted_) : Seconds(0);
-}
-
-bool HostWatch::had_ranks() const {
-  const std::lock_guard lock(mutex_);
-  return had_ranks_;
 }
 
 std::vector<std::size_t> HostWatch::lost() const {

@@ -1,16 +1,14 @@
-// Whether the hosts of a running job still answer, and have ranks of it: a connection to each one's
-// agent, which ends the job's processes there when it breaks.
+// Whether the hosts of a running job still answer: a connection to each one's agent, which ends the
+// job's processes there when it breaks.
 #pragma once
 
 #include <atomic>
 #include <future>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "base/clock.h"
 #include "launcher/agent_client.h"
 
 namespace stagecoach {
@@ -34,22 +32,14 @@ class HostWatch {
   std::vector<std::size_t> lost() const;
   std::string reason(std::size_t host) const;
 
-  // For how long no host has had a rank, as far as they say: nothing while one does not.
-  Seconds without_ranks() const;
-  bool had_ranks() const;
-
  private:
   void watch(std::size_t number, const WatchedHost& host, const Key& key,
              const Interrupted& interrupted, std::promise<void>& held);
-  void take_ranks(std::size_t host, std::optional<int> ranks);
 
   std::vector<std::thread> threads_;
   std::atomic<bool> stop_{false};
   mutable std::mutex mutex_;
   std::vector<std::pair<std::size_t, std::string>> lost_;
-  std::vector<std::optional<int>> ranks_;  // by host, as it has said last
-  bool had_ranks_ = false;
-  std::optional<Clock::time_point> deserted_;  // since when they all have said that they have none
 };
 
 }  // namespace stagecoach

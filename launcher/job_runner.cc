@@ -209,11 +209,16 @@ void JobRunner::place_tokens() {
   tokens_host_ = planned_.ranks[0];
 }
 
-std::vector<WatchedHost> JobRunner::watched() const {
-  std::vector<WatchedHost> watched;
+std::vector<WatchedHost> JobRunner::with_ranks() const {
+  std::vector<WatchedHost> hosts;
   for (const std::size_t host : planned_.ranks)
-    watched.push_back(
+    hosts.push_back(
         {hosts_.at(host).name(), hosts_.at(host).agent, run_tag(host), files_tag(host)});
+  return hosts;
+}
+
+std::vector<WatchedHost> JobRunner::watched() const {
+  std::vector<WatchedHost> watched = with_ranks();
   // mpirun itself ends with this process, too.
   watched.push_back({hosts_.source().name(), hosts_.source().agent, own_tag(), own_tag()});
   return watched;
@@ -269,10 +274,11 @@ JobRunner::Outcome JobRunner::run_ranks() {
                    kTokens);
   Child mpirun(mpi_command(mpi), {fmt::format("{}={}", kJobVariable, own_tag())},
                Child::Streams::kCapture, input.descriptor());
+  const RankCount ranks(with_ranks(), hosts_.key());
   messages_.begin();
   Outcome outcome;
   try {
-    outcome = follow(mpirun, watch);
+    outcome = follow(mpirun, watch, ranks);
     settle(outcome, mpirun, watch);
   } catch (...) {  // Ctrl-C, or nobody takes the output any more
     messages_.end(true);
@@ -310,11 +316,11 @@ bool JobRunner::relay_some(Child& mpirun) {
 
 // Of an mpirun that says nothing. Open MPI 5.0.8's may wait for a lock of its own for ever, once a
 // rank has ended with an error.
-bool JobRunner::is_hung(const HostWatch& watch, Outcome& outcome) const {
-  const Seconds deserted = watch.without_ranks();
+bool JobRunner::is_hung(const HostWatch& watch, const RankCount& ranks, Outcome& outcome) const {
+  const Seconds deserted = ranks.without_ranks();
   if (deserted < kLinger) return false;
   // Those of a short job may have come and gone between two looks.
-  const bool ended = watch.had_ranks() || last_word(watch);
+  const bool ended = ranks.had_ranks() || messages_.saw_error() || last_word(watch);
   if (!ended && deserted < kStartPatience) return false;
   outcome.hung = true;
   outcome.code = kPeerLostCode;
@@ -325,20 +331,25 @@ bool JobRunner::is_hung(const HostWatch& watch, Outcome& outcome) const {
 }
 
 // Until mpirun ends or hangs, a host is lost or the user ends it, who gets kInterrupted.
-JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch) {
+JobRunner::Outcome JobRunner::follow(Child& mpirun, const HostWatch& watch,
+                                     const RankCount& ranks) {
   Outcome outcome;
   std::optional<int> code;
-  Seconds silence{0};
+  // An mpirun whose words nobody takes, so that it still has some, is not silent.
+  Seconds silence{0}, to_ask{kLinger};
   while (mpirun.out() >= 0 || mpirun.err() >= 0 || !(code = mpirun.poll())) {
     const auto begin = Clock::now();
-    const bool heard = relay_some(mpirun);
-    silence = heard ? Seconds(0) : silence + Seconds(Clock::now() - begin);
+    if (relay_some(mpirun)) {
+      silence = Seconds(0);
+      to_ask = kLinger;
+    } else {
+      silence += Clock::now() - begin;
+    }
     take_lost(outcome, watch);
     if (!outcome.lost_hosts.empty()) return outcome;
-    // An mpirun whose words nobody takes, so that it still has some, is not silent.
-    if (silence < kLinger) continue;
-    if (is_hung(watch, outcome)) return outcome;
-    silence = Seconds(0);
+    if (silence < to_ask) continue;
+    if (is_hung(watch, ranks, outcome)) return outcome;
+    to_ask = silence + Seconds(1);
   }
   outcome.code = *code;
   return outcome;
@@ -376,7 +387,7 @@ int JobRunner::run() {
     if (!outcome.lost()) {
       if (messages_.saw_error()) return outcome.code;  // the ranks have said why
       throw resource_error(
-          fmt::format("mpirun ended with code {}, and no rank has said why", outcome.code),
+          fmt::format("the job ended with code {}, and no rank has said why", outcome.code),
           "what Open MPI says is above; stagecoach doctor JOB.toml looks at the hosts");
     }
     if (job_.replicas < 2 || restarts >= job_.restarts) {

@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/mpi_command.h"
 #include "launcher/pass_room.h"
+#include "launcher/rank_count.h"
 #include "launcher/relay.h"
 #include "plan/stage_plan.h"
 
@@ -42,7 +43,7 @@ class JobRunner {
   // Rank by rank turned to host by host.
   std::vector<SlabNames> by_host(const std::vector<SlabNames>& by_rank) const;
 
-  // The ranks' exit code. Throws kPeerLost when it cannot go on, kInterrupted.
+  // The job's exit code. Throws kPeerLost when it cannot go on, kInterrupted.
   int run();
 
  private:
@@ -57,7 +58,7 @@ class JobRunner {
     bool lost() const { return rank_lost || !lost_hosts.empty(); }
   };
 
-  // Of rank 0: how the job ended, and what it has printed until then.
+  // Of a rank: how the job ended, and what it has printed until then.
   struct LastWord {
     int code = 0;
     std::int64_t printed = 0;  // bytes
@@ -65,13 +66,15 @@ class JobRunner {
 
   Outcome run_once();
   Outcome run_ranks();
-  Outcome follow(Child& mpirun, const HostWatch& watch);
+  Outcome follow(Child& mpirun, const HostWatch& watch, const RankCount& ranks);
   bool relay_some(Child& mpirun);
-  bool is_hung(const HostWatch& watch, Outcome& outcome) const;
+  bool is_hung(const HostWatch& watch, const RankCount& ranks, Outcome& outcome) const;
   void settle(Outcome& outcome, Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
+  std::optional<LastWord> word_of(std::size_t rank, AgentClient& client) const;
   std::optional<LastWord> last_word(const HostWatch& watch) const;
+  std::optional<LastWord> any_last_word() const;
   bool all_printed(Child& mpirun, std::int64_t bytes);
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
@@ -84,6 +87,7 @@ class JobRunner {
 
   MpiJob placed_job();
   void place_tokens();
+  std::vector<WatchedHost> with_ranks() const;
   std::vector<WatchedHost> watched() const;
   void write_files(const MpiJob& mpi);
 

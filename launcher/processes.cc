@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -76,9 +77,12 @@ bool drain(int file, std::string& text) {
 }
 
 // Calls visit(pid, its variables) for those that are there now; one may start another meanwhile.
+// False when there were too many files open to look at all of them.
 template <typename Visit>
-void for_each_process_of(const std::string& job, const Visit& visit) {
+bool for_each_process_of(const std::string& job, const Visit& visit) {
   const std::string wanted = fmt::format("{}={}", kJobVariable, job);
+  const auto too_many = [](int error) { return error == EMFILE || error == ENFILE; };
+  bool complete = true;
   std::error_code error;
   for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
        entry.increment(error)) {
@@ -86,13 +90,16 @@ void for_each_process_of(const std::string& job, const Visit& visit) {
     if (!std::all_of(name.begin(), name.end(),
                      [](unsigned char c) { return std::isdigit(c) != 0; }))
       continue;
+    errno = 0;
     std::ifstream file(entry->path() / "environ", std::ios::binary);
+    if (!file && too_many(errno)) complete = false;
     std::vector<std::string> variables;
     for (std::string variable; std::getline(file, variable, '\0');)
       variables.push_back(std::move(variable));
     if (std::find(variables.begin(), variables.end(), wanted) != variables.end())
       visit(static_cast<pid_t>(std::stol(name)), variables);
   }
+  return complete && !too_many(error.value());
 }
 
 int end_some_of(const std::string& job) {
@@ -240,11 +247,13 @@ int end_processes_of(const std::string& job) {
 
 int count_ranks_of(const std::string& job) {
   int ranks = 0;
-  for_each_process_of(job, [&](pid_t, const std::vector<std::string>& variables) {
-    ranks += std::any_of(variables.begin(), variables.end(), [](const std::string& variable) {
-      return variable.starts_with("OMPI_COMM_WORLD_RANK=");
-    });
-  });
+  const bool complete =
+      for_each_process_of(job, [&](pid_t, const std::vector<std::string>& variables) {
+        ranks += std::any_of(variables.begin(), variables.end(), [](const std::string& variable) {
+          return variable.starts_with("OMPI_COMM_WORLD_RANK=");
+        });
+      });
+  if (!complete) throw resource_error("too many open files to look for the job's ranks");
   return ranks;
 }
 

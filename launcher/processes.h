@@ -65,7 +65,7 @@ inline constexpr const char* kJobVariable = "STAGECOACH_LAUNCH";
 // Kills the processes of this user that have that value. The number of them.
 int end_processes_of(const std::string& job);
 
-// Those of them that Open MPI has started as ranks.
+// Those of them that Open MPI has started as ranks. Throws resource_error when it cannot look.
 int count_ranks_of(const std::string& job);
 
 // As many open files as the system lets this user have: a host takes several connections.

@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "app/last_word.h"
 #include "app/output.h"
 #include "base/log.h"
 #include "transport/loopback/loopback_transport.h"
@@ -58,6 +59,7 @@ void end_for_all(Transport& transport, const Error& error, const std::string& jo
   // elsewhere.
   if (error.kind() != ErrorKind::kInterrupted)
     print_error(error, (job.empty() ? "" : job + ": ") + name_of(transport, transport.rank()));
+  try_to_leave_last_word(error.exit_code());
   transport.abort(error.exit_code());
   std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through
                                   // the interface

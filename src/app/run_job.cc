@@ -6,10 +6,10 @@
 #include <utility>
 
 #include "app/job_run.h"
+#include "app/last_word.h"
 #include "app/output.h"
 #include "app/rank_process.h"
 #include "app/signals.h"
-#include "base/file.h"
 #include "base/host.h"
 #include "base/log.h"
 #include "pipeline/agreement.h"
@@ -36,9 +36,8 @@ class JobSession {
   // Throws AgreedError when all ranks know of the error and rank 0 has reported it: they may go on
   // with the next job. In a process of its own any error is such.
   void run(const JobStep& step);
-  // `last_word` is a file that rank 0 makes, with the number of bytes that it has printed; may be
-  // empty.
-  void end(const std::string& last_word);
+  // With the job's exit code, of which rank 0 leaves word.
+  void end(int code);
 
  private:
   void run_together(JobRun& job);
@@ -125,9 +124,8 @@ void JobSession::run(const JobStep& step) {
   }
 }
 
-void JobSession::end(const std::string& last_word) {
-  if (control_->rank() == 0 && !last_word.empty())
-    write_file_atomically(last_word, fmt::format("{}\n", printed_bytes()));
+void JobSession::end(int code) {
+  if (control_->rank() == 0) leave_last_word(code);
   watch_.reset();
   finalize(*transport_);
 }
@@ -161,15 +159,11 @@ int run_jobs(const std::vector<JobStep>& steps) {
         break;
     }
   }
-  // Whoever launched the job hears from a file how it ended, where mpirun may say something else;
-  // not of a lost peer or Ctrl-C, after which a job may go on.
-  std::string last_word = steps.front().settings.done_file;
-  const bool own = code < static_cast<int>(ErrorKind::kPeerLost);
-  if (!last_word.empty() && code != 0) last_word = own ? fmt::format("{}.{}", last_word, code) : "";
-  session.end(last_word);
-  // The file says it all, and over ranks that end in error mpirun would make a fuss, in which that
-  // of Open MPI 5 may hang.
-  return last_word.empty() ? code : 0;
+  session.end(code);
+  // Rank 0's word says it all, and over ranks that end in error mpirun would make a fuss, in which
+  // that of Open MPI 5 may hang.
+  const bool said = has_last_word_file() && code < static_cast<int>(ErrorKind::kPeerLost);
+  return said ? 0 : code;
 }
 
 int run_job(const RunSettings& settings, const JobKind& kind) {

@@ -64,7 +64,8 @@ struct JobStep {
 // Runs them all, every rank in this order. A job that cannot run (its settings do not fit the
 // model, its store is not there) is reported by its name, and the next one begins; a rank that
 // fails while others depend on it ends all of them. Returns the exit code of the first failure, or
-// 0. Verbosity and the patience with silent ranks are those of the first job.
+// 0, also where a last word (last_word.h) has it. Verbosity and the patience with silent ranks are
+// those of the first job.
 int run_jobs(const std::vector<JobStep>& steps);
 // Of a single job without a name.
 int run_job(const RunSettings& settings, const JobKind& kind);

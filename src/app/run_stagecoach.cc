@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "app/command.h"
+#include "app/last_word.h"
 #include "app/output.h"
 #include "app/run_job.h"
 #include "app/settings.h"
@@ -22,6 +23,7 @@ bool speaks() {
 int report(const std::exception& exception) {
   const Error error = as_error(exception);
   const bool told = dynamic_cast<const AgreedError*>(&exception) != nullptr;
+  try_to_leave_last_word(error.exit_code());
   if (!told) print_error_of_launched_rank(error);
   return error.exit_code();
 }
@@ -63,6 +65,7 @@ int parse_and_run(CLI::App& app, const std::vector<Command>& commands, int argc,
 
 int run_stagecoach(int argc, char** argv) {
   try {
+    find_last_word_file(argc, argv);
     install_signal_handlers();
     CLI::App app("Stagecoach runs transformers that fit on none of your PCs, on several of them.",
                  "stagecoach");

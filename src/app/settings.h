@@ -37,7 +37,6 @@ struct RunSettings {
   std::string kv = "f16";
   std::string activations = "auto";
   std::string report;        // directory
-  std::string done_file;     // that rank 0 makes when all is done; all ranks have it
   double peer_timeout = 6;   // seconds of silence
   double disk_timeout = 60;  // seconds without a byte
   bool json = false, quiet = false, verbose = false;

@@ -461,6 +461,12 @@ class Launches(LanTest):
         self.assertEqual(json_lines(done)[0]["ids"], alone[0]["ids"])
         self.assertIn("mpirun has not ended 10 s after its ranks: it was ended", done.stderr)
         self.fails(launch(self.job(f'prompt_ids = "1 99999"\n{settings}')), 2, "99999 is outside the vocabulary")
+        # So has one that has not begun.
+        self.stop_agent(3)
+        self.start_agent(3, environment={"STAGECOACH_THREADS": "none"})
+        self.fails(launch(self.job(f'prompt = "x"\n{settings}')), 2, "STAGECOACH_THREADS", "sc-host3")
+        self.stop_agent(3)
+        self.start_agent(3)
         # A rank that says nothing any more.
         job = self.job(self.ENDLESS, launch='command = "time"')
         with self.launched(job, environment=environment) as (process, ranks, errors):
