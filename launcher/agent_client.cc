@@ -262,7 +262,7 @@ int AgentClient::end(const std::string& job) {
 }
 
 std::optional<int> AgentClient::ranks(const std::string& job) try {
-  const Json reply = ask({{"op", "ranks"}, {"job", job}});
+  const Json reply = ask({{"op", "ranks"}, {"job", job}}, kPatience);
   return static_cast<int>(JsonObject(reply, name_).integer("ranks"));
 } catch (const Error& error) {
   if (error.kind() != ErrorKind::kUsage) throw;

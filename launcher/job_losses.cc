@@ -85,24 +85,13 @@ std::string JobRunner::done_name() const {
   return fmt::format("done-{}", runs_);
 }
 
-std::optional<JobRunner::LastWord> JobRunner::word_of(std::size_t rank, AgentClient& client) const {
-  const std::string tag = files_tag(planned_.ranks[rank]), done = done_name();
-  for (const StoreFile& file : client.job_files(tag))
-    for (int code = 0; code < kPeerLostCode; ++code)
-      if (file.name == (code == 0 ? done : fmt::format("{}.{}", done, code))) {
-        const std::vector<std::byte> bytes = client.read_job_file(tag, file.name);
-        const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-        return LastWord{.code = code, .printed = std::atoll(text.c_str())};
-      }
-  return std::nullopt;
-}
-
 // How rank 0 says that the job ended: all results written, or with an error of its own; mpirun's
 // word alone is not enough (relay.cc), and it may name a rank that fell over while others ended.
 // Asked again where its host stumbles, until the watch has lost it, too.
 std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) const {
   const std::size_t first = planned_.ranks[0];
   const Host& host = hosts_.at(first);
+  const std::string tag = files_tag(first), done = done_name();
   const auto deadline = Clock::now() + kJudgement;
   const auto is_lost = [&] {
     const std::vector<std::size_t> lost = watch.lost();
@@ -112,7 +101,14 @@ std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) 
   while (!enough()) try {
       AgentClient client(host.agent, hosts_.key(), host.name(),
                          [&] { return options_.interrupted() || enough(); });
-      return word_of(0, client);
+      for (const StoreFile& file : client.job_files(tag))
+        for (int code = 0; code < kPeerLostCode; ++code)
+          if (file.name == (code == 0 ? done : fmt::format("{}.{}", done, code))) {
+            const std::vector<std::byte> bytes = client.read_job_file(tag, file.name);
+            const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+            return LastWord{.code = code, .printed = std::atoll(text.c_str())};
+          }
+      return std::nullopt;
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kInterrupted && options_.interrupted()) throw;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -128,12 +124,14 @@ bool JobRunner::all_printed(Child& mpirun, std::int64_t bytes) {
   return output_.has_all(bytes);
 }
 
-// Where mpirun says nothing: of the first rank that has said why it ended the job.
-std::optional<JobRunner::LastWord> JobRunner::any_last_word() const {
-  for (std::size_t rank = 0; rank < planned_.ranks.size(); ++rank) try {
-      const Host& host = hosts_.at(planned_.ranks[rank]);
+// The code of a rank that has ended the job for an error of its own.
+std::optional<int> JobRunner::abort_code() const {
+  for (const std::size_t place : planned_.ranks) try {
+      const Host& host = hosts_.at(place);
       AgentClient client(host.agent, hosts_.key(), host.name(), options_.interrupted);
-      if (const auto said = word_of(rank, client)) return said;
+      for (const StoreFile& file : client.job_files(files_tag(place)))
+        for (int code = 1; code < kPeerLostCode; ++code)
+          if (file.name == fmt::format("{}.abort.{}", done_name(), code)) return code;
     } catch (const std::exception&) {  // the watch will say
     }
   return std::nullopt;
@@ -142,8 +140,7 @@ std::optional<JobRunner::LastWord> JobRunner::any_last_word() const {
 // After mpirun's end or a loss: what rank 0 says counts for more. A host that is lost when its
 // results are written has done its part.
 void JobRunner::settle(Outcome& outcome, Child& mpirun, const HostWatch& watch) {
-  std::optional<LastWord> said = last_word(watch);
-  if (!said && outcome.hung) said = any_last_word();
+  const std::optional<LastWord> said = last_word(watch);
   const bool lost = !outcome.lost_hosts.empty();
   const bool done = said && said->code == 0 && all_printed(mpirun, said->printed);
   if (said && outcome.hung) options_.warn(outcome.reason + ": it was ended");
@@ -173,6 +170,13 @@ void JobRunner::judge(Outcome& outcome, const HostWatch& watch) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   take_lost(outcome, watch);
   if (!outcome.lost_hosts.empty()) return;
+  // Others may have missed a rank that ended the job for an error, and mpirun may say what they
+  // did.
+  const bool ended = !signal && missed.empty();
+  if (const std::optional<int> own = ended ? abort_code() : std::nullopt) {
+    outcome.code = *own;
+    return;
+  }
   outcome.rank_lost = true;
   const bool not_done = outcome.code == 0;
   if (not_done) outcome.code = kPeerLostCode;

@@ -58,7 +58,7 @@ class JobRunner {
     bool lost() const { return rank_lost || !lost_hosts.empty(); }
   };
 
-  // Of a rank: how the job ended, and what it has printed until then.
+  // Of rank 0: how the job ended, and what it has printed until then.
   struct LastWord {
     int code = 0;
     std::int64_t printed = 0;  // bytes
@@ -72,9 +72,8 @@ class JobRunner {
   void settle(Outcome& outcome, Child& mpirun, const HostWatch& watch);
   void judge(Outcome& outcome, const HostWatch& watch);
   bool all_answer();
-  std::optional<LastWord> word_of(std::size_t rank, AgentClient& client) const;
   std::optional<LastWord> last_word(const HostWatch& watch) const;
-  std::optional<LastWord> any_last_word() const;
+  std::optional<int> abort_code() const;
   bool all_printed(Child& mpirun, std::int64_t bytes);
   void take_lost(Outcome& outcome, const HostWatch& watch);
   void take_unreached(Outcome& outcome);
@@ -100,7 +99,7 @@ class JobRunner {
   std::string run_tag(std::size_t host) const;
   // mpirun's own, and those of ranks that it starts itself.
   std::string own_tag() const;
-  std::string done_name() const;  // of a file of rank 0's
+  std::string done_name() const;  // of files of the run's ranks
   bool keeps_tokens() const { return job_.replicas > 1 && job_.command == "generate"; }
   bool keeps_pass() const;
   void look_for_room(std::size_t host, std::optional<std::int64_t> free_bytes);

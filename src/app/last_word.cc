@@ -1,7 +1,12 @@
 #include "app/last_word.h"
 
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "app/output.h"
 #include "base/error.h"
@@ -36,10 +41,19 @@ void leave_last_word(int code) {
   write_file_atomically(name, fmt::format("{}\n", printed_bytes()));
 }
 
-void try_to_leave_last_word(int code) try {
-  leave_last_word(code);
-} catch (const std::exception& exception) {
-  spdlog::debug("no last word: {}", exception.what());
+void leave_abort_word(int code) try {
+  const bool known = is_the_jobs_own(code) && code != static_cast<int>(ErrorKind::kInternal);
+  if (file.empty() || !known) return;
+  // By another thread: the disk may be what fails, and nobody may wait for it.
+  const auto written = std::make_shared<std::promise<void>>();
+  std::future<void> done = written->get_future();
+  std::thread([written, name = fmt::format("{}.abort.{}", file, code)] {
+    std::ofstream(name).put('\n');
+    written->set_value();
+  }).detach();
+  done.wait_for(std::chrono::seconds(1));
+} catch (const std::exception& exception) {  // no thread: the error matters more
+  spdlog::debug("no word of the abort: {}", exception.what());
 }
 
 }  // namespace stagecoach

@@ -59,7 +59,7 @@ void end_for_all(Transport& transport, const Error& error, const std::string& jo
   // elsewhere.
   if (error.kind() != ErrorKind::kInterrupted)
     print_error(error, (job.empty() ? "" : job + ": ") + name_of(transport, transport.rank()));
-  try_to_leave_last_word(error.exit_code());
+  leave_abort_word(error.exit_code());
   transport.abort(error.exit_code());
   std::_Exit(error.exit_code());  // not reached; g++ does not see that abort is noreturn through
                                   // the interface

@@ -125,7 +125,12 @@ void JobSession::run(const JobStep& step) {
 }
 
 void JobSession::end(int code) {
-  if (control_->rank() == 0) leave_last_word(code);
+  try {
+    if (control_->rank() == 0) leave_last_word(code);
+  } catch (const Error& error) {
+    if (transport_->size() == 1) throw;
+    end_for_all(*transport_, error, "");
+  }
   watch_.reset();
   finalize(*transport_);
 }

@@ -23,7 +23,7 @@ bool speaks() {
 int report(const std::exception& exception) {
   const Error error = as_error(exception);
   const bool told = dynamic_cast<const AgreedError*>(&exception) != nullptr;
-  try_to_leave_last_word(error.exit_code());
+  leave_abort_word(error.exit_code());
   if (!told) print_error_of_launched_rank(error);
   return error.exit_code();
 }
