@@ -29,6 +29,14 @@ std::optional<int> signal_of(int code) {
   return code - 128;
 }
 
+// That ends the name of one of these files, behind `name` and a dot.
+std::optional<int> code_behind(const std::string& name, const std::vector<StoreFile>& files) {
+  for (const StoreFile& file : files)
+    for (int code = 1; code < kPeerLostCode; ++code)
+      if (file.name == fmt::format("{}.{}", name, code)) return code;
+  return std::nullopt;
+}
+
 // Of Stagecoach, not of mpirun.
 bool is_own_code(int code) {
   return (code > 0 && code <= kPeerLostCode) || code == static_cast<int>(ErrorKind::kInterrupted);
@@ -101,14 +109,15 @@ std::optional<JobRunner::LastWord> JobRunner::last_word(const HostWatch& watch) 
   while (!enough()) try {
       AgentClient client(host.agent, hosts_.key(), host.name(),
                          [&] { return options_.interrupted() || enough(); });
-      for (const StoreFile& file : client.job_files(tag))
-        for (int code = 0; code < kPeerLostCode; ++code)
-          if (file.name == (code == 0 ? done : fmt::format("{}.{}", done, code))) {
-            const std::vector<std::byte> bytes = client.read_job_file(tag, file.name);
-            const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-            return LastWord{.code = code, .printed = std::atoll(text.c_str())};
-          }
-      return std::nullopt;
+      const std::vector<StoreFile> files = client.job_files(tag);
+      if (const std::optional<int> code = code_behind(done, files))
+        return LastWord{.code = *code, .printed = 0};
+      const bool is_done = std::any_of(files.begin(), files.end(),
+                                       [&](const StoreFile& file) { return file.name == done; });
+      if (!is_done) return std::nullopt;
+      const std::vector<std::byte> bytes = client.read_job_file(tag, done);
+      const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      return LastWord{.code = 0, .printed = std::atoll(text.c_str())};
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kInterrupted && options_.interrupted()) throw;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -129,9 +138,8 @@ std::optional<int> JobRunner::abort_code() const {
   for (const std::size_t place : planned_.ranks) try {
       const Host& host = hosts_.at(place);
       AgentClient client(host.agent, hosts_.key(), host.name(), options_.interrupted);
-      for (const StoreFile& file : client.job_files(files_tag(place)))
-        for (int code = 1; code < kPeerLostCode; ++code)
-          if (file.name == fmt::format("{}.abort.{}", done_name(), code)) return code;
+      const std::vector<StoreFile> files = client.job_files(files_tag(place));
+      if (const auto code = code_behind(done_name() + ".abort", files)) return code;
     } catch (const std::exception&) {  // the watch will say
     }
   return std::nullopt;

@@ -18,10 +18,6 @@ namespace {
 
 std::string file;
 
-bool is_the_jobs_own(int code) {
-  return code < static_cast<int>(ErrorKind::kPeerLost);
-}
-
 }  // namespace
 
 void find_last_word_file(int argc, const char* const* argv) {
@@ -31,19 +27,18 @@ void find_last_word_file(int argc, const char* const* argv) {
       file = word.substr(kFlag.size());
 }
 
-bool has_last_word_file() {
-  return !file.empty();
+bool is_worth_a_last_word(int code) {
+  return !file.empty() && code < static_cast<int>(ErrorKind::kPeerLost);
 }
 
 void leave_last_word(int code) {
-  if (file.empty() || !is_the_jobs_own(code)) return;
+  if (!is_worth_a_last_word(code)) return;
   const std::string name = code == 0 ? file : fmt::format("{}.{}", file, code);
   write_file_atomically(name, fmt::format("{}\n", printed_bytes()));
 }
 
 void leave_abort_word(int code) try {
-  const bool known = is_the_jobs_own(code) && code != static_cast<int>(ErrorKind::kInternal);
-  if (file.empty() || !known) return;
+  if (!is_worth_a_last_word(code) || code == static_cast<int>(ErrorKind::kInternal)) return;
   // By another thread: the disk may be what fails, and nobody may wait for it.
   const auto written = std::make_shared<std::promise<void>>();
   std::future<void> done = written->get_future();

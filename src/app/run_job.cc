@@ -167,8 +167,7 @@ int run_jobs(const std::vector<JobStep>& steps) {
   session.end(code);
   // Rank 0's word says it all, and over ranks that end in error mpirun would make a fuss, in which
   // that of Open MPI 5 may hang.
-  const bool said = has_last_word_file() && code < static_cast<int>(ErrorKind::kPeerLost);
-  return said ? 0 : code;
+  return is_worth_a_last_word(code) ? 0 : code;
 }
 
 int run_job(const RunSettings& settings, const JobKind& kind) {

@@ -100,17 +100,18 @@ class Launches(LanTest):
     def command(self, *arguments):
         return [LAN, "exec", "1", BINARY, *map(str, arguments), *(["--state", self.folder / "state"] if arguments[0] == "launch" else [])]
 
-    def launch(self, job, *flags):
-        return subprocess.run(self.command("launch", job, *flags), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    def launch(self, job, *flags, environment=ENVIRONMENT, timeout=120):
+        return subprocess.run(self.command("launch", job, *flags), stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
+                              timeout=timeout, check=False)
 
     @contextlib.contextmanager
-    def launched(self, job, *flags, home=None, environment=None):
+    def launched(self, job, *flags, home=None, environment=ENVIRONMENT):
         """A launch whose ranks all run: (process, {host: pid}, file of stderr)."""
         name = f"{os.getpid()}-{self.id()}"
         errors, results = self.folder / "stderr", self.folder / "stdout"
         with errors.open("wb") as stderr, results.open("wb") as stdout:
             process = subprocess.Popen(self.command("launch", job, *flags), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                                       env=(environment or ENVIRONMENT) | {"STAGECOACH_TEST_JOB": name} | ({"HOME": str(home)} if home else {}),
+                                       env=environment | {"STAGECOACH_TEST_JOB": name} | ({"HOME": str(home)} if home else {}),
                                        start_new_session=True)
         try:
             table = job.read_bytes().split(b"[run]")[0]
@@ -453,18 +454,17 @@ class Launches(LanTest):
         self.start_agents()
         environment = self.mpirun('mpirun "$@"; sleep 1000')
         settings = f'greedy = true\njson = true\nmax_new_tokens = 8\nwindows = "{WINDOWS}"\n'
-        launch = lambda job: subprocess.run(self.command("launch", job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                                            env=environment, timeout=PATIENCE)
+        hanging = {"environment": environment, "timeout": PATIENCE}
         # The job has ended all the same.
-        done = self.succeeds(launch(self.job(f'prompt = "In the beginning"\n{settings}')))
+        done = self.succeeds(self.launch(self.job(f'prompt = "In the beginning"\n{settings}'), **hanging))
         alone = self.alone("--prompt", "In the beginning", "--greedy", "--max-new-tokens", "8")
         self.assertEqual(json_lines(done)[0]["ids"], alone[0]["ids"])
         self.assertIn("mpirun has not ended 10 s after its ranks: it was ended", done.stderr)
-        self.fails(launch(self.job(f'prompt_ids = "1 99999"\n{settings}')), 2, "99999 is outside the vocabulary")
+        self.fails(self.launch(self.job(f'prompt_ids = "1 99999"\n{settings}'), **hanging), 2, "99999 is outside the vocabulary")
         # So has one that has not begun.
         self.stop_agent(3)
         self.start_agent(3, environment={"STAGECOACH_THREADS": "none"})
-        self.fails(launch(self.job(f'prompt = "x"\n{settings}')), 2, "STAGECOACH_THREADS", "sc-host3")
+        self.fails(self.launch(self.job(f'prompt = "x"\n{settings}'), **hanging), 2, "STAGECOACH_THREADS", "sc-host3")
         self.stop_agent(3)
         self.start_agent(3)
         # A rank that says nothing any more.
@@ -498,8 +498,7 @@ class Launches(LanTest):
         self.start_agents()
         environment = self.mpirun('mpirun "$@" | head -c -20')
         job = self.job(f'prompt = "In the beginning"\nmax_new_tokens = 8\ngreedy = true\njson = true\nwindows = "{WINDOWS}"\n')
-        launched = subprocess.run(self.command("launch", job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                                  env=environment, timeout=PATIENCE)
+        launched = self.launch(job, environment=environment, timeout=PATIENCE)
         self.assertEqual(launched.returncode, 5, launched.stderr)
         self.assertIn("mpirun ended before all results had come", launched.stderr)
 
